@@ -1,0 +1,1 @@
+"""Stage one: dense optical flow and frames from videos into shards."""

@@ -1,0 +1,1 @@
+"""Stage two: the spatial and temporal ConvNets, trained from shards."""
