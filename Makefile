@@ -1,14 +1,116 @@
 # Two-stream action recognition. Every target sets up what it needs; `make help` lists them.
-# User values reach the recipes as data: they are exported to the environment unexpanded and quoted there, never
-# pasted into a command.
+#
+# User values are data: each is taken unexpanded ($(value ...)), exported to the environment, and read there in
+# quotes. DATASET='$(shell ...)' or DATASET='x; rm -r y' is a bad dataset name, never a command.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.DEFAULT_GOAL := help
 .ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
 
-USER_VALUES := DATASET DATA SPLIT STREAM METHOD JOBS RECIPE RUN FUSION TABLE VIDEOS LISTS CUDA_ARCH ARGS
+PYTHON ?= python3
+override PYTHON := $(value PYTHON)
+VALUES := DATASET DATA SET SPLIT STREAM METHOD JOBS RECIPE RUN FUSION TABLE VIDEOS LISTS CUDA_ARCH ARGS PYTHON
 define as_data
-$(1) := $$(value $(1))
+override $(1) := $$(value $(1))
 export $(1)
 endef
+$(foreach name,$(VALUES),$(eval $(call as_data,$(name))))
+
+# Shell functions for the recipes. `option --split SPLIT` adds "--split VALUE" to the array `options` when SPLIT is
+# not empty; ARGS is split into words as a shell would quote them, but nothing in it is expanded or run.
+define functions
+python() { .venv/bin/python "$$@"; }
+options=()
+option() { if [[ -n "$${!2}" ]]; then options+=("$$1=$${!2}"); fi; }
+arguments() { mapfile -d '' -t words < <(printf '%s' "$$ARGS" | xargs -r printf '%s\0'); options+=("$${words[@]}"); }
+dataset() {
+    DATASET="$${DATASET:-demo}"; options+=("--dataset=$$DATASET"); option --data DATA
+    if [[ "$$DATASET" == demo ]]; then python -m pipeline demo $${DATA:+"--data=$$DATA"}; fi
+}
+endef
+
+.PHONY: help setup demo import flow status verify train evaluate report reproduce submit test lint benchmark opencv-cuda clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	echo
+	echo "Values: DATASET=demo DATA=data SPLIT= STREAM= METHOD= JOBS= RECIPE= RUN= FUSION= TABLE= ARGS='more options'"
+
+setup: .venv/ready  ## make the virtual environment .venv and install pinned requirements
+
+.venv/ready: setup.cfg pyproject.toml constraints.txt
+	@"$$PYTHON" -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
+	[[ -x .venv/bin/python ]] || "$$PYTHON" -m venv .venv
+	.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## render the demo dataset and run the whole pipeline on it: flow, training, scores, fusion, report
+	@$(functions)
+	DATASET=demo; dataset; arguments
+	python -m extract_flow "$${options[@]}"
+	python -m pipeline status "$${options[@]}"
+
+import: setup  ## make a dataset known: DATASET=ucf101 VIDEOS=folder LISTS=folder
+	@$(functions)
+	option --videos VIDEOS; option --lists LISTS; option --data DATA; arguments
+	python -m pipeline import "$${options[@]}" -- "$${DATASET:?name the dataset: make import DATASET=ucf101 VIDEOS=... LISTS=...}"
+
+flow: setup  ## frames and optical flow of every video of DATASET into shards: METHOD=tvl1 JOBS=n
+	@$(functions)
+	dataset; option --method METHOD; option --jobs JOBS; option --set SET; arguments
+	python -m extract_flow "$${options[@]}"
+
+status: setup  ## what is done, missing and failed
+	@$(functions)
+	dataset; option --set SET; arguments
+	python -m pipeline status "$${options[@]}"
+
+verify: setup  ## re-read every shard of DATASET and name each bad one
+	@$(functions)
+	dataset; option --set SET; arguments
+	python -m pipeline verify "$${options[@]}"
+
+train: setup  ## train one stream on one split: STREAM=spatial|temporal SPLIT=1 RECIPE=name
+	@$(functions)
+	dataset; option --split SPLIT; option --stream STREAM; option --recipe RECIPE; option --run RUN; arguments
+	python -m train "$${options[@]}"
+
+evaluate: setup  ## score and fuse: FUSION=svm|average|weighted|none SPLIT=1
+	@$(functions)
+	dataset; option --split SPLIT; option --fusion FUSION; arguments
+	python -m evaluate "$${options[@]}"
+
+report: setup  ## evaluate, and write the report as one HTML file
+	@$(functions)
+	dataset; option --split SPLIT; option --fusion FUSION; arguments
+	python -m evaluate --report "$${options[@]}"
+
+reproduce: setup  ## the paper's experiments: TABLE=1a|1b|2|3|4 DATASET=name
+	@$(functions)
+	dataset; option --table TABLE; arguments
+	python -m evaluate reproduce "$${options[@]}"
+
+submit: setup  ## send the whole chain for DATASET to SLURM
+	@$(functions)
+	dataset; option --split SPLIT; arguments
+	python -m slurm submit "$${options[@]}"
+
+test: lint  ## all checks and tests
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup $${PYTEST_ARGS:-}
+
+lint: setup  ## ruff, mypy and shellcheck
+	@.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	git ls-files '*.sh' '*.sbatch' '*.env' .ci/run | xargs .venv/bin/shellcheck
+
+benchmark: setup  ## print the tables of docs/performance.md for this machine
+	@for table in codec reader extraction flow_cpu flow_accuracy loader scoring; do .venv/bin/python "benchmarks/$$table.py"; done
+
+opencv-cuda: setup  ## build OpenCV with CUDA into dist/: CUDA_ARCH=9.0 (about 50 minutes on two cores)
+	@PATH="$$PWD/.venv/bin:$$PATH" opencv_cuda/build.sh
+
+clean:  ## remove the virtual environment and caches (never data/)
+	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
