@@ -1,0 +1,299 @@
+"""Datasets: their videos, classes, groups and splits, as recorded by `python -m pipeline import`.
+
+A video's identity is `class/stem`. The record is one JSON file per dataset; nothing in it is trusted when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
+
+FORMAT = "two-stream dataset"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is published about a dataset, and so must hold for lists that claim to be its own."""
+
+    title: str
+    classes: int
+    videos: int
+    splits: Mapping[int, tuple[int, int]]
+    """split number -> videos to train on, videos to test on"""
+
+
+FACTS: Mapping[str, Facts] = {
+    # Soomro, Zamir, Shah: UCF101, CRCV-TR-12-01, and its official lists for action recognition.
+    "ucf101": Facts("UCF-101", 101, 13_320, {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)}),
+    # Kuehne et al.: HMDB, ICCV 2011: 70 clips to train on and 30 to test on per class; the others are unused.
+    "hmdb51": Facts("HMDB-51", 51, 6_766, {number: (51 * 70, 51 * 30) for number in (1, 2, 3)}),
+}
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video: where it is, its class, and what its header says (None where not known)."""
+
+    id: str
+    path: Path
+    label: str
+    group: str
+    frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The ids of the videos to train and to test on."""
+
+    number: int
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset whose parts fit together; `videos` are in the order of their ids.
+
+    Attributes:
+        name: what other commands call it.
+        classes: class names, in the order of the dataset's labels.
+        videos: by id, those that are there; some may be in no split.
+        splits: by number from 1; empty for a dataset without any.
+        missing: ids that the lists name and that were not there at import; they are in no split.
+        kind: what it was imported as: ucf101, hmdb51, folder or demo.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    videos: Mapping[str, Video]
+    splits: Mapping[int, Split]
+    missing: tuple[str, ...] = ()
+    kind: str = "folder"
+    labels: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_dataset(self)
+        object.__setattr__(self, "labels", {name: index for index, name in enumerate(self.classes)})
+
+    def label(self, video_id: str) -> int:
+        """The index of a video's class in `classes`; InputError if the dataset has no such video."""
+        if video_id not in self.videos:
+            raise InputError(f"dataset {self.name} has no video {video_id!r}")
+        return self.labels[self.videos[video_id].label]
+
+    def split(self, number: int) -> Split:
+        """One split; InputError that names those there are."""
+        if number not in self.splits:
+            there = ", ".join(map(str, self.splits)) or "none"
+            raise InputError(f"dataset {self.name} has no split {number} (it has: {there})")
+        return self.splits[number]
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Raise InputError unless classes, videos and splits fit together and no video is on both sides of a split."""
+    where = f"dataset {dataset.name}"
+    if twice := [name for name, count in Counter(dataset.classes).items() if count > 1]:
+        raise InputError(f"{where}: classes named twice: {some(twice)}")
+    known = set(dataset.classes)
+    for video_id, video in dataset.videos.items():
+        check_video_id(video_id)
+        if video.id != video_id or video_id.split("/")[0] != video.label:
+            raise InputError(f"{where}: {video_id!r} does not begin with its class {video.label!r}")
+        if video.label not in known:
+            raise InputError(
+                f"{where}: {video_id!r} is of class {video.label!r}, which the classes do not name"
+            )
+    for number, split in dataset.splits.items():
+        for side, ids in (("train", split.train), ("test", split.test)):
+            if twice := [video_id for video_id, count in Counter(ids).items() if count > 1]:
+                raise InputError(f"{where}: split {number} names videos twice to {side} on: {some(twice)}")
+            if unknown := [video_id for video_id in ids if video_id not in dataset.videos]:
+                raise InputError(
+                    f"{where}: split {number} names unknown videos to {side} on: {some(unknown)}"
+                )
+        if both := sorted(set(split.train) & set(split.test)):
+            raise InputError(f"{where}: split {number} has {len(both)} videos on both sides: {some(both)}")
+
+
+def shared_groups(dataset: Dataset, number: int) -> list[str]:
+    """Groups (people, sources) with videos on both sides of a split: none in a split that holds groups out."""
+    split = dataset.split(number)
+    sides = ({dataset.videos[video_id].group for video_id in ids} for ids in (split.train, split.test))
+    return sorted(set.intersection(*sides))
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """A few of many names for a message, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def known_datasets(data: str | os.PathLike[str] | None = None) -> list[str]:
+    """Names of the datasets that have a record below the data root."""
+    root = data_root(data)
+    if not root.is_dir():
+        return []
+    return sorted(
+        folder.name
+        for folder in root.iterdir()
+        if NAME.fullmatch(folder.name) and DatasetPaths(root, folder.name).record.is_file()
+    )
+
+
+def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = None) -> Path:
+    """Record a dataset, atomically, so that other commands know it; its record's path.
+
+    Args:
+        dataset: every video's path lies below `root`.
+        root: the folder of the videos. Recorded relative to the record if it lies beside it, so that such a dataset can be moved.
+        data: the data root, see `pipeline.paths`.
+
+    Raises:
+        InputError: the record cannot be written.
+    """
+    paths = DatasetPaths(data_root(data), dataset.name)
+    root = root.absolute()
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "root": str(root.relative_to(paths.root) if root.is_relative_to(paths.root) else root),
+        "classes": list(dataset.classes),
+        "videos": {
+            video.id: {
+                "path": video.path.relative_to(root).as_posix(),
+                "group": video.group,
+                "frames": video.frames,
+                "width": video.width,
+                "height": video.height,
+            }
+            for video in sorted(dataset.videos.values(), key=lambda video: video.id)
+        },
+        "splits": {
+            str(number): {"train": list(split.train), "test": list(split.test)}
+            for number, split in sorted(dataset.splits.items())
+        },
+        "missing": list(dataset.missing),
+    }
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=paths.root, prefix=".dataset.", suffix=".tmp", delete=False
+        ) as file:
+            try:
+                json.dump(record, file, ensure_ascii=False, separators=(",", ":"))
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(paths.record)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InputError(f"{paths.record}: the dataset's record cannot be written: {error}") from error
+    return paths.record
+
+
+def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Dataset:
+    """The dataset of that name.
+
+    Raises:
+        InputError: it is not known (the message says which command makes it known), or its record is damaged.
+    """
+    paths = DatasetPaths(data_root(data), name)
+    try:
+        text = paths.record.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        command = {"demo": "demo", **{kind: f"import {kind} --videos DIR --lists DIR" for kind in FACTS}}
+        known = ", ".join(known_datasets(data)) or "none"
+        raise InputError(
+            f"dataset {name!r} is not known in {paths.data} (known: {known}); make it known with: "
+            f"python -m pipeline {command.get(name, f'import folder --videos DIR --name {name}')}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{paths.record}: the dataset's record cannot be read: {error}") from error
+    try:
+        return parse_record(json.loads(text), name, paths.root)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{paths.record}: damaged record ({type(error).__name__}: {error}); import the dataset again"
+        ) from error
+
+
+def parse_record(record: Any, name: str, folder: Path) -> Dataset:
+    """A record as read from JSON -> Dataset; `folder` is where the record lies.
+
+    Raises:
+        InputError: parts that do not fit together, a newer version, or a path that leaves the dataset's root.
+        ValueError, KeyError, TypeError, AttributeError: not such a record.
+    """
+    if record["format"] != FORMAT:
+        raise ValueError(f"format: expected {FORMAT!r}, found {record['format']!r}")
+    if record["version"] != VERSION:
+        raise InputError(
+            f"{folder}: version {record['version']} of the dataset's record, expected {VERSION}: import it again"
+        )
+    if record["name"] != name:
+        raise ValueError(f"name: expected {name!r}, found {record['name']!r}")
+    root = os.path.normpath(folder / as_text(record["root"]))
+    return Dataset(
+        name=name,
+        kind=as_text(record["kind"]),
+        classes=tuple(as_text(label) for label in record["classes"]),
+        videos={
+            video_id: Video(
+                id=video_id,
+                path=Path(root, check_inside(as_text(entry["path"]), str(folder))),
+                label=video_id.split("/")[0],
+                group=as_text(entry["group"]),
+                frames=as_count(entry["frames"]),
+                width=as_count(entry["width"]),
+                height=as_count(entry["height"]),
+            )
+            for video_id, entry in record["videos"].items()
+        },
+        splits={
+            int(number): Split(
+                int(number), tuple(map(as_text, ids["train"])), tuple(map(as_text, ids["test"]))
+            )
+            for number, ids in record["splits"].items()
+        },
+        missing=tuple(map(as_text, record["missing"])),
+    )
+
+
+def check_inside(path: str, source: str) -> str:
+    """A relative path from a list or record, unchanged unless it would leave the dataset's root.
+
+    Raises:
+        InputError: the path is absolute, empty, or has `..` in it; `source` says where it was read.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
+        raise InputError(f"{source}: the path {path!r} leaves the folder of the videos, which is refused")
+    return path
+
+
+def as_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {value!r}")
+    return value
+
+
+def as_count(value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise TypeError(f"expected a count or null, found {value!r}")
