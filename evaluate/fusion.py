@@ -1,0 +1,118 @@
+"""Fusing the scores of several streams (paper, section 2): averaging, weighting, and a linear SVM.
+
+Every function takes the streams' scores in one order of videos; `score_file.aligned` makes sure of that. Order of the
+SVM's features: streams in the order given, each stream's softmax vector scaled to unit length on its own, then laid
+side by side.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.svm import LinearSVC
+
+Scores = npt.NDArray[np.floating]
+
+COSTS = tuple(2.0**exponent for exponent in range(-5, 11, 2))
+ITERATIONS = 20_000
+
+
+class SvmFusion(NamedTuple):
+    """A fitted fusion: what was chosen, how it did in cross-validation, and the classifier."""
+
+    cost: float
+    folds: int
+    accuracies: dict[float, float]
+    classifier: LinearSVC
+    classes: int
+
+
+def average(streams: Sequence[Scores]) -> Scores:
+    """Mean of the streams' scores, float[n,C] (the paper averages softmax scores)."""
+    return weighted(streams, [1.0] * len(streams))
+
+
+def weighted(streams: Sequence[Scores], weights: Sequence[float]) -> Scores:
+    """Weighted mean of the streams' scores, float[n,C]; the field's usual weights are 1 (spatial) to 1.5 (temporal).
+
+    Raises:
+        ValueError: not one weight for each stream, a negative weight, or only zeros.
+    """
+    if len(weights) != len(streams) or min(weights) < 0 or sum(weights) == 0:
+        raise ValueError(
+            f"{len(streams)} streams need as many weights, none negative, not all zero; found {list(weights)}"
+        )
+    total = sum(
+        weight * np.asarray(scores, np.float64) for weight, scores in zip(weights, streams, strict=True)
+    )
+    return np.asarray(total) / sum(weights)
+
+
+def svm_features(streams: Sequence[Scores]) -> npt.NDArray[np.float64]:
+    """Stacked L2-normalised softmax scores, float64[n, streams*C]: each stream's row has unit length."""
+    rows = [np.asarray(scores, np.float64) for scores in streams]
+    return np.concatenate([row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows], axis=1)
+
+
+def fit_svm(
+    streams: Sequence[Scores],
+    labels: npt.NDArray[np.integer],
+    groups: Sequence[str],
+    costs: Sequence[float] = COSTS,
+    folds: int = 5,
+) -> SvmFusion:
+    """Fit a multi-class linear SVM on scores of the training list.
+
+    The cost C is the one with the best cross-validated accuracy (of equals, the smallest), over folds that never
+    divide a group of videos cut from one source. With too few groups for two folds C is 1.
+
+    Args:
+        streams: softmax scores of the training videos, one float[n,C] for each stream.
+        labels: int[n].
+        groups: the source each video was cut from; only compared for equality.
+        costs: the values of C to try.
+        folds: folds of the cross-validation, fewer where a class has fewer groups.
+
+    Raises:
+        ValueError: fewer than two classes among the labels.
+    """
+    features, labels = svm_features(streams), np.asarray(labels)
+    present = np.unique(labels)
+    if len(present) < 2:
+        raise ValueError(f"an SVM needs at least two classes among the training videos, found {len(present)}")
+    names = np.asarray(groups)
+    folds = min(folds, *(len(set(names[labels == label])) for label in present))
+    accuracies: dict[float, float] = {}
+    if folds >= 2:
+        plan = list(StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(features, labels, names))
+        for cost in costs:
+            right = sum(
+                int((_fitted(features[fit], labels[fit], cost).predict(features[held]) == labels[held]).sum())
+                for fit, held in plan
+            )
+            accuracies[float(cost)] = right / sum(len(held) for _, held in plan)
+    cost = min(accuracies, key=lambda value: (-accuracies[value], value)) if accuracies else 1.0
+    return SvmFusion(cost, max(folds, 0), accuracies, _fitted(features, labels, cost), streams[0].shape[1])
+
+
+def svm_scores(fusion: SvmFusion, streams: Sequence[Scores]) -> npt.NDArray[np.float64]:
+    """Decision values float64[n,C] of a fitted fusion; a class that had no training video comes last everywhere."""
+    decision = fusion.classifier.decision_function(svm_features(streams))
+    if decision.ndim == 1:  # scikit-learn gives one column for two classes
+        decision = np.stack([-decision, decision], axis=1)
+    scores = np.full((len(decision), fusion.classes), decision.min() - 1.0)
+    scores[:, fusion.classifier.classes_] = decision
+    return scores
+
+
+def _fitted(features: npt.NDArray[np.float64], labels: npt.NDArray[np.integer], cost: float) -> LinearSVC:
+    classifier = LinearSVC(C=cost, max_iter=ITERATIONS, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at a large C the answer no longer moves
+        return classifier.fit(features, labels)

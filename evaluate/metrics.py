@@ -1,0 +1,162 @@
+"""How good a set of scores is: accuracy over videos, mean class recall, confusion, disagreement, intervals.
+
+Accuracy is the share of videos classified correctly; mean class recall is the mean over classes of the share of that
+class's videos classified correctly. They differ when classes have different numbers of videos, and the literature
+mixes them up, so both are always reported under their own names. All scores are float[n,C], higher is better; labels
+are int[n] in 0..C-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Scores = npt.NDArray[np.floating]
+Labels = npt.NDArray[np.integer]
+
+
+class Metrics(NamedTuple):
+    """What one set of scores reaches; rates are fractions in 0..1, intervals are (low, high)."""
+
+    videos: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    top5: float
+    mean_class_recall: float
+    mean_class_recall_interval: tuple[float, float]
+    mean_class_top5: float
+    class_recall: npt.NDArray[np.float64]
+    confusion: npt.NDArray[np.int64]
+
+
+class ConfusedPair(NamedTuple):
+    """Videos of class `true` that were taken for class `predicted`."""
+
+    true: int
+    predicted: int
+    videos: int
+    share: float
+
+
+def rank_of_label(scores: Scores, labels: Labels) -> npt.NDArray[np.int64]:
+    """How many classes come before the true one, int[n]; of equal scores the lower class index comes first."""
+    scores, labels = _checked(scores, labels)
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = np.arange(scores.shape[1])[None] < labels[:, None]
+    return ((scores > own) | ((scores == own) & before)).sum(axis=1)
+
+
+def predictions(scores: Scores) -> npt.NDArray[np.int64]:
+    """The best class of each video, int[n]; of equal scores the lower class index wins."""
+    return np.asarray(scores).argmax(axis=1)
+
+
+def class_recall(hit: npt.NDArray[np.bool_], labels: Labels, classes: int) -> npt.NDArray[np.float64]:
+    """Share of each class's videos that are hits, float[classes]; NaN for a class without videos."""
+    total = np.bincount(labels, minlength=classes)
+    hits = np.bincount(labels, weights=hit, minlength=classes)
+    return np.divide(hits, total, out=np.full(classes, np.nan), where=total > 0)
+
+
+def confusion(scores: Scores, labels: Labels) -> npt.NDArray[np.int64]:
+    """Videos counted by (true class, predicted class), int[C,C]."""
+    scores, labels = _checked(scores, labels)
+    classes = scores.shape[1]
+    return np.bincount(labels * classes + predictions(scores), minlength=classes**2).reshape(classes, classes)
+
+
+def measure(scores: Scores, labels: Labels, resamples: int = 1000, seed: int = 0) -> Metrics:
+    """All metrics of one set of scores, with 95% bootstrap intervals over videos.
+
+    Classes without any video in `labels` take no part in the mean class recall.
+
+    Raises:
+        ValueError: no videos, labels outside the classes, or scores that are not finite.
+    """
+    scores, labels = _checked(scores, labels)
+    rank = rank_of_label(scores, labels)
+    first, five = rank == 0, rank < 5
+    classes = scores.shape[1]
+    recall = class_recall(first, labels, classes)
+    accuracies, recalls = _bootstrap(first, labels, classes, resamples, seed)
+    return Metrics(
+        videos=len(labels),
+        accuracy=float(first.mean()),
+        accuracy_interval=_interval(accuracies),
+        top5=float(five.mean()),
+        mean_class_recall=float(np.nanmean(recall)),
+        mean_class_recall_interval=_interval(recalls),
+        mean_class_top5=float(np.nanmean(class_recall(five, labels, classes))),
+        class_recall=recall,
+        confusion=confusion(scores, labels),
+    )
+
+
+def most_confused(matrix: npt.NDArray[np.int64], count: int = 10) -> list[ConfusedPair]:
+    """The pairs of classes (true, predicted) with most wrong videos, most first, at most `count`."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    totals = matrix.sum(axis=1)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = [divmod(int(flat), len(matrix)) for flat in order]
+    return [
+        ConfusedPair(
+            true, predicted, int(wrong[true, predicted]), float(wrong[true, predicted] / totals[true])
+        )
+        for true, predicted in pairs
+        if wrong[true, predicted]
+    ]
+
+
+def disagreement(first: Scores, second: Scores, labels: Labels) -> dict[str, int]:
+    """Videos by who was right: {"both", "first", "second", "neither"}; the counts add up to all videos."""
+    right_first = rank_of_label(first, labels) == 0
+    right_second = rank_of_label(second, labels) == 0
+    return {
+        "both": int((right_first & right_second).sum()),
+        "first": int((right_first & ~right_second).sum()),
+        "second": int((~right_first & right_second).sum()),
+        "neither": int((~right_first & ~right_second).sum()),
+    }
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over splits and its sample standard deviation (0 for a single split)."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return float(np.mean(values)), spread
+
+
+def _checked(scores: Scores, labels: Labels) -> tuple[Scores, Labels]:
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 2 or labels.shape != (len(scores),) or not len(labels):
+        raise ValueError(
+            f"scores[n,C] and labels[n] expected, found {list(scores.shape)}, {list(labels.shape)}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold values that are not finite")
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, but scores have {scores.shape[1]} classes"
+        )
+    return scores, labels
+
+
+def _bootstrap(
+    hit: npt.NDArray[np.bool_], labels: Labels, classes: int, resamples: int, seed: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Accuracy and mean class recall of `resamples` draws of the videos with replacement."""
+    random = np.random.default_rng(seed)
+    accuracies, recalls = np.empty(resamples), np.empty(resamples)
+    for index in range(resamples):
+        draw = random.integers(0, len(labels), len(labels))
+        accuracies[index] = hit[draw].mean()
+        recalls[index] = np.nanmean(class_recall(hit[draw], labels[draw], classes))
+    return accuracies, recalls
+
+
+def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
+    return float(low), float(high)
