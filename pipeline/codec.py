@@ -1,0 +1,430 @@
+"""Flow to levels to image bytes, and back.
+
+A level is a byte; what it means is told by a table of 256 values: value = table[level] * scale + offset, in pixels. One
+decoder thus serves every quantiser. The two components of a field lie one over the other in a single gray image, which
+is coded as JPEG (or PNG, where nothing may be lost). docs/explanation/codec.md tells why; the numbers are measured by
+benchmarks/codec.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InputError
+
+Levels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+DEFAULT_BOUND = 20.0
+# Means are sums of whole multiples of MEAN_UNIT, so that they do not depend on the order of summation, nor on the device.
+MEAN_UNIT = 2.0**-20
+MEAN_LIMIT = 2.0**17
+JPEG_LARGEST_SIDE = 65500
+BLOCK = 8
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Flow as levels, with what is needed to read it.
+
+    Attributes:
+        levels: uint8[n,2,H,W].
+        scale, offset: float32[n,2]; flow = table[levels] * scale + offset, in pixels.
+        mean: float32[n,2], the mean of each component before quantisation, in pixels. Exactly: every value is limited
+            to +-MEAN_LIMIT and rounded (half to even) to whole multiples of MEAN_UNIT, these are summed in int64, and
+            the sum is multiplied by MEAN_UNIT and divided by H*W in float64.
+        clipped: float32[n], the fraction of pixels of which a component lay outside the quantiser's range.
+    """
+
+    levels: Levels
+    scale: Floats
+    offset: Floats
+    mean: Floats
+    clipped: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Quantiser:
+    """A table of values and the rule that maps flow to its levels.
+
+    The level of a value v is the number of `edges` that are <= (v - offset) / scale, in float32. Edges lie half-way
+    between neighbouring values (below zero moved up by one float, so that -v gets the mirrored level of v even on an
+    edge). Where table[0] == table[1], level 0 is never given and stands for level 1 when a JPEG returns it.
+
+    Attributes:
+        name: says everything that fixes the table, for example "asinh s=5 bound=20"; shards record and compare it.
+        table: float32[256], not decreasing.
+        per_field: scale and offset follow each field's range instead of being 1 and 0: with a component's smallest and
+            largest value, offset = (largest + smallest) / 2 and scale = (largest - smallest) / 2, or 1 where that is 0.
+        edges: float32[255], computed from the table; a kernel that counts them gives the same levels on any device.
+    """
+
+    name: str
+    table: Floats
+    per_field: bool = False
+    edges: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        table = np.array(self.table, dtype=np.float32)
+        if table.shape != (256,) or not np.isfinite(table).all() or (np.diff(table[1:]) <= 0).any():
+            raise ValueError(f"quantiser {self.name!r}: the table must be 256 finite, increasing values")
+        table.flags.writeable = False
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "edges", level_edges(table))
+
+    def quantise(self, flow: Floats) -> Quantised:
+        """Levels of flow float32[n,2,H,W] in pixels.
+
+        Raises:
+            ValueError: wrong shape or type, or values that are not finite.
+        """
+        flow = np.asarray(flow)
+        if flow.dtype != np.float32 or flow.ndim != 4 or flow.shape[1] != 2 or 0 in flow.shape[2:]:
+            raise ValueError(f"flow: expected float32[n,2,H,W], found {flow.dtype}{list(flow.shape)}")
+        count, _, height, width = flow.shape
+        pixels = np.ascontiguousarray(flow).reshape(count, 2, height * width)
+        scale, offset = self._range(pixels)
+        levels = np.empty((count, 2, height * width), np.uint8)
+        sums = np.empty((count, 2), np.int64)
+        clipped = np.empty(count, np.float32)
+        quantise_field = _kernel("quantise_field") or _quantise_field_numpy
+        bins, bins_per_unit = self._bins
+        for i in range(count):
+            outside = quantise_field(
+                pixels[i, 0], pixels[i, 1], offset[i], scale[i], self._padded_edges, bins, self.table[0],
+                self.table[255], bins_per_unit, np.float32(1 / MEAN_UNIT), np.float32(MEAN_LIMIT),
+                levels[i, 0], levels[i, 1], sums[i],
+            )  # fmt: skip
+            if outside < 0:
+                raise ValueError(f"flow field {i} holds values that are not finite")
+            clipped[i] = outside / (height * width)
+        mean = (sums * (MEAN_UNIT / (height * width))).astype(np.float32)
+        return Quantised(levels.reshape(flow.shape), scale, offset, mean, clipped)
+
+    def _range(self, pixels: Floats) -> tuple[Floats, Floats]:
+        count = len(pixels)
+        if not self.per_field:
+            return np.ones((count, 2), np.float32), np.zeros((count, 2), np.float32)
+        low, high = pixels.min(axis=2), pixels.max(axis=2)
+        scale = (high - low) * np.float32(0.5)
+        scale[scale == 0] = 1
+        return scale, (high + low) * np.float32(0.5)
+
+    @functools.cached_property
+    def _padded_edges(self) -> Floats:
+        return np.append(self.edges, np.float32(np.inf))
+
+    @functools.cached_property
+    def _bins(self) -> tuple[npt.NDArray[np.uint8], np.float32]:
+        """For each bin of equal width the number of edges in lower bins, with at most one edge to a bin."""
+        low, high = self.table[0], self.table[255]
+        inside = np.clip(self.edges, low, high)
+        for count in (4096, 16384, 65536):
+            per_unit = np.float32(count / (high - low))
+            bin_of_edge = ((inside - low) * per_unit).astype(np.int64)
+            if (np.diff(bin_of_edge) > 0).all():
+                bin_count = int((high - low) * per_unit) + 1
+                return np.searchsorted(bin_of_edge, np.arange(bin_count)).astype(np.uint8), per_unit
+        raise ValueError(f"quantiser {self.name!r}: neighbouring values of the table lie too close together")
+
+
+def level_edges(table: Floats) -> Floats:
+    """The 255 boundaries between 256 levels, float32[255] (see `Quantiser`)."""
+    values = table.astype(np.float64)
+    edges = ((values[1:] + values[:-1]) / 2).astype(np.float32)
+    mirrored = table[0] == table[1]
+    if mirrored:
+        edges[0] = -np.inf
+    below = edges < 0
+    edges[below] = np.nextafter(edges[below], np.float32(np.inf))
+    return edges
+
+
+def _quantise_field_numpy(
+    x: Floats, y: Floats, offset: Floats, scale: Floats, edges: Floats, bins: object, lowest: np.float32,
+    highest: np.float32, bins_per_unit: object, unit: np.float32, limit: np.float32, x_levels: Levels, y_levels: Levels,
+    sums: npt.NDArray[np.int64],
+) -> int:  # fmt: skip
+    """`codec_kernels.quantise_field` where numba is not installed."""
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return -1
+    outside = np.zeros(x.size, bool)
+    for component, (pixels, levels) in enumerate(((x, x_levels), (y, y_levels))):
+        sums[component] = np.rint(np.clip(pixels, -limit, limit) * unit).astype(np.int64).sum()
+        values = (pixels - offset[component]) / scale[component]
+        outside |= (values < lowest) | (values > highest)
+        levels[:] = np.searchsorted(edges, np.clip(values, lowest, highest), side="right")
+    return int(outside.sum())
+
+
+def _kernel(name: str) -> Callable[..., Any] | None:
+    try:
+        from pipeline import codec_kernels
+    except ImportError:
+        return None
+    return getattr(codec_kernels, name)
+
+
+def dequantise(
+    levels: Levels, table: Floats, scale: Floats, offset: Floats, out: Floats | None = None
+) -> Floats:
+    """Flow in pixels: table[levels] * scale + offset.
+
+    Args:
+        levels: uint8[n,2,H,W].
+        table: float32[256].
+        scale, offset: float32[n,2].
+        out: float32[n,2,H,W] to write into, if there is one to reuse.
+
+    Returns:
+        float32[n,2,H,W].
+    """
+    levels = np.ascontiguousarray(levels)
+    out = np.empty(levels.shape, np.float32) if out is None else out
+    for i in range(len(levels)):
+        for component in range(2):
+            value_table(table, scale[i, component], offset[i, component]).read(
+                levels[i, component], out[i, component]
+            )
+    return out
+
+
+class ValueTable:
+    """The 256 values of one component, and the same for pairs of neighbouring levels, which halves the look-ups."""
+
+    def __init__(self, values: Floats) -> None:
+        self.values = values
+
+    @functools.cached_property
+    def pairs(self) -> npt.NDArray[np.uint64]:
+        pairs = np.empty((256, 256, 2), np.float32)
+        pairs[:, :, 0] = (
+            self.values
+        )  # the first of two levels is the low byte on every machine that h5py wheels exist for
+        pairs[:, :, 1] = self.values[:, None]
+        return pairs.view(np.uint64).reshape(65536)
+
+    def read(self, levels: Levels, out: Floats) -> None:
+        """out[...] = values[levels]; both contiguous and of one shape."""
+        flat, target = levels.reshape(-1), out.reshape(-1)
+        pair_kernel, kernel = _kernel("look_up_pairs"), _kernel("look_up")
+        if pair_kernel is None or kernel is None:
+            np.take(self.values, flat, out=target)
+        elif flat.size % 2 == 0:
+            pair_kernel(flat.view(np.uint16), self.pairs, target.view(np.uint64))
+        else:
+            kernel(flat, self.values, target)
+
+
+def value_table(table: Floats, scale: float, offset: float) -> ValueTable:
+    """The values of one component; the usual ones, scale 1 and offset 0, are kept."""
+    return _value_table(np.ascontiguousarray(table, np.float32).tobytes(), float(scale), float(offset))
+
+
+@functools.lru_cache(maxsize=8)
+def _value_table(table: bytes, scale: float, offset: float) -> ValueTable:
+    return ValueTable(np.frombuffer(table, np.float32) * np.float32(scale) + np.float32(offset))
+
+
+# --- image coding ---------------------------------------------------------------------------------------------------------
+
+
+def stack(levels: Levels, block: int = BLOCK) -> Levels:
+    """x over y as one image; x is continued to whole blocks, so that no block of the coder holds both."""
+    rows = -levels.shape[1] % block
+    return np.concatenate([levels[0], np.repeat(levels[0][-1:], rows, axis=0), levels[1]])
+
+
+def image_size(stream: bytes | memoryview) -> tuple[int, int]:
+    """(height, width) from the header of a JPEG or PNG, without decoding it; ValueError if it is neither."""
+    head = bytes(stream[:4096])
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 24:
+        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    if head[:2] != b"\xff\xd8":
+        raise ValueError("neither a JPEG nor a PNG image")
+    at = 2
+    while at + 9 <= len(head) and head[at] == 0xFF:
+        marker = head[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(head[at + 5 : at + 7], "big"), int.from_bytes(head[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    raise ValueError("a JPEG without a frame header")
+
+
+def decode_image(stream: bytes | memoryview, height: int, width: int) -> Levels:
+    """The gray image of x over y as coded: uint8[H',W], x in the first `height` rows and y in the last.
+
+    Raises:
+        ValueError: the stream is no image, or not one of such a field.
+    """
+    import cv2
+
+    rows, columns = image_size(stream)
+    if columns != width or rows not in (2 * height, height + height + (-height % BLOCK)):
+        raise ValueError(f"an image of {columns}x{rows}, which holds no flow of {width}x{height}")
+    image = cv2.imdecode(
+        np.frombuffer(stream, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    )
+    if image is None or image.shape != (rows, columns):
+        raise ValueError("an image that cannot be decoded")
+    return image
+
+
+def decode_levels(
+    stream: bytes | memoryview, height: int, width: int, lowest: int = 1, out: Levels | None = None
+) -> Levels:
+    """Levels uint8[2,H,W] of one stream; levels under `lowest` (JPEG may undershoot) are read as `lowest`.
+
+    Raises:
+        ValueError: the stream is no image, or not one of such a field.
+    """
+    image = decode_image(stream, height, width)
+    out = np.empty((2, height, width), np.uint8) if out is None else out
+    np.maximum(image[:height], lowest, out=out[0])
+    np.maximum(image[-height:], lowest, out=out[1])
+    return out
+
+
+def lowest_level(table: Floats) -> int:
+    """1 where the table is zero-centred (level 0 stands for 1), 0 where all 256 levels are in use."""
+    return int(table[0] == table[1])
+
+
+def encode_jpeg(image: Levels, quality: int, flat: bool) -> bytes:
+    """A gray baseline JPEG with optimised Huffman codes.
+
+    `flat` quantises every frequency by the step that `quality` gives the lowest one in the standard table (75: 8,
+    88: 4); otherwise the standard luminance table of that quality is used.
+    """
+    from PIL import Image
+
+    tables: dict[str, Any] = {"qtables": [[flat_step(quality)] * 64]} if flat else {"quality": quality}
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "jpeg", optimize=True, **tables)
+    return stream.getvalue()
+
+
+def flat_step(quality: int) -> int:
+    """libjpeg's scaling of 16, the first entry of the standard luminance table, for a quality of 1 to 100."""
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return min(max((16 * percent + 50) // 100, 1), 255)
+
+
+def encode_png(image: Levels) -> bytes:
+    """A gray PNG; every filter and level 6, as a good bargain of time and bytes."""
+    import cv2
+
+    done, stream = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    if not done:
+        raise ValueError("PNG encoding failed")
+    return stream.tobytes()
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """A quantiser and how its levels are coded as an image.
+
+    Attributes:
+        preset: the name it was built by.
+        quantiser: flow <-> levels.
+        image: "jpeg flat" (one step for all frequencies), "jpeg standard" (the standard table) or "png".
+        quality: 1..100, or None for PNG.
+    """
+
+    preset: str
+    quantiser: Quantiser
+    image: str
+    quality: int | None
+
+    def encode(self, levels: Levels) -> bytes:
+        """Levels uint8[2,H,W] as one image stream; ValueError for another shape or a side too long for JPEG."""
+        if levels.dtype != np.uint8 or levels.ndim != 3 or levels.shape[0] != 2 or 0 in levels.shape:
+            raise ValueError(f"levels: expected uint8[2,H,W], found {levels.dtype}{list(levels.shape)}")
+        if self.quality is None:
+            return encode_png(stack(levels, block=1))
+        image = stack(levels)
+        if max(image.shape) > JPEG_LARGEST_SIDE:
+            raise ValueError(
+                f"flow of {levels.shape[2]}x{levels.shape[1]} is too large for JPEG: use the lossless preset"
+            )
+        return encode_jpeg(image, self.quality, flat=self.image == "jpeg flat")
+
+    def decode(self, stream: bytes | memoryview, height: int, width: int) -> Levels:
+        """Levels uint8[2,H,W] of a stream; ValueError if it is not an image of such a field."""
+        return decode_levels(stream, height, width, lowest_level(self.quantiser.table))
+
+
+# --- presets --------------------------------------------------------------------------------------------------------------
+
+
+def asinh_quantiser(softness: float, bound: float) -> Quantiser:
+    """Zero-centred and companded: level = round(127 asinh(v/s) / asinh(bound/s)) + 128."""
+    positive = softness * np.sinh(np.arange(1, 128) * (math.asinh(bound / softness) / 127))
+    positive[-1] = bound
+    return Quantiser(f"asinh s={softness:g} bound={bound:g}", zero_centred(positive))
+
+
+def linear_quantiser(bound: float) -> Quantiser:
+    """Zero-centred, 127 equal steps to either side."""
+    return Quantiser(f"linear bound={bound:g}", zero_centred(np.arange(1, 128) * (bound / 127)))
+
+
+def field_quantiser(bound: float) -> Quantiser:
+    """The literature's mapping, level = round(255 (v + bound) / (2 bound)): zero lies between levels 127 and 128."""
+    return Quantiser(f"field bound={bound:g}", np.arange(256, dtype=np.float64) * (2 * bound / 255) - bound)
+
+
+def range_quantiser() -> Quantiser:
+    """Each field's components over their own range, as in the two-stream paper (section 5)."""
+    return Quantiser("range", zero_centred(np.arange(1, 128) / 127), per_field=True)
+
+
+def zero_centred(positive: npt.NDArray[np.float64]) -> Floats:
+    """The antisymmetric table with the 127 given values above level 128, zero there, and level 0 the same as level 1."""
+    values = positive.astype(np.float32)
+    return np.concatenate([-values[-1:], -values[::-1], np.zeros(1, np.float32), values])
+
+
+PRESETS = {
+    "default": (lambda bound: asinh_quantiser(5, bound), "jpeg flat", 75),
+    "high-fidelity": (lambda bound: asinh_quantiser(2, bound), "jpeg flat", 88),
+    "linear": (linear_quantiser, "jpeg flat", 75),
+    "paper": (lambda _: range_quantiser(), "jpeg standard", 95),
+    "field": (field_quantiser, "jpeg standard", 95),
+    "lossless": (lambda bound: asinh_quantiser(5, bound), "png", None),
+}
+
+
+def codec(preset: str = "default", bound: float | None = None, quality: int | None = None) -> Codec:
+    """The codec of a preset, with another bound or JPEG quality if wanted.
+
+    Args:
+        preset: a key of `PRESETS`.
+        bound: pixels; components beyond it are clipped. 20 unless given.
+        quality: 1..100; the preset's own unless given.
+
+    Raises:
+        InputError: an unknown preset, a value out of range, or an option that the preset has no use for.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"unknown codec preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    quantiser, image, usual_quality = PRESETS[preset]
+    if bound is not None and preset == "paper":
+        raise InputError("the paper preset takes each field's own range: it has no bound")
+    if bound is not None and not (math.isfinite(bound) and 0.01 <= bound <= 10000):
+        raise InputError(f"bound: expected pixels between 0.01 and 10000, found {bound}")
+    if quality is not None and usual_quality is None:
+        raise InputError(f"the {preset} preset has no quality: nothing is lost after quantisation")
+    if quality is not None and not 1 <= quality <= 100:
+        raise InputError(f"quality: expected 1 to 100, found {quality}")
+    return Codec(
+        preset, quantiser(DEFAULT_BOUND if bound is None else float(bound)), image, quality or usual_quality
+    )
