@@ -1,6 +1,6 @@
 """Datasets: their videos, classes, groups and splits, as recorded by `python -m pipeline import`.
 
-A video's identity is `class/stem`. The record is one JSON file per dataset; nothing in it is trusted when it is read.
+A video's identity is `class/stem`. The record is one JSON file per dataset; nothing in it is trusted when read.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Dataset:
         videos: by id, those that are there; some may be in no split.
         splits: by number from 1; empty for a dataset without any.
         missing: ids that the lists name and that were not there at import; they are in no split.
-        kind: what it was imported as: ucf101, hmdb51, folder or demo.
+        origin: where it came from: "kind" (ucf101, hmdb51, folder, demo) and what that kind of import adds.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Dataset:
     videos: Mapping[str, Video]
     splits: Mapping[int, Split]
     missing: tuple[str, ...] = ()
-    kind: str = "folder"
+    origin: Mapping[str, str | int] = field(default_factory=lambda: {"kind": "folder"})
     labels: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -170,7 +170,7 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         "format": FORMAT,
         "version": VERSION,
         "name": dataset.name,
-        "kind": dataset.kind,
+        "origin": dict(dataset.origin),
         "root": str(root.relative_to(paths.root) if root.is_relative_to(paths.root) else root),
         "classes": list(dataset.classes),
         "videos": {
@@ -251,7 +251,6 @@ def parse_record(record: Any, name: str, folder: Path) -> Dataset:
     root = os.path.normpath(folder / as_text(record["root"]))
     return Dataset(
         name=name,
-        kind=as_text(record["kind"]),
         classes=tuple(as_text(label) for label in record["classes"]),
         videos={
             video_id: Video(
@@ -272,6 +271,7 @@ def parse_record(record: Any, name: str, folder: Path) -> Dataset:
             for number, ids in record["splits"].items()
         },
         missing=tuple(map(as_text, record["missing"])),
+        origin={as_text(key): value for key, value in record["origin"].items()},
     )
 
 
