@@ -1,0 +1,212 @@
+"""What happened to each video: one record each, in JSON lines that survive a crash.
+
+Every process that runs a stage appends to a file of its own, because appending to one file from many nodes tears on
+network file systems; `read_outcomes` merges them. A record is flushed to the disk before the next video begins, and a
+line cut short by a crash is passed over when read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How one video ended in one stage.
+
+    Attributes:
+        video: its identity, `class/stem`.
+        status: "done", "skipped" (already valid) or "failed".
+        reason: why it failed; what, where, and what to do.
+        notes: what the user should know although it did not fail, for example frames that the header promised.
+        frames, flows, bytes: written to the shard.
+        seconds: from opening the video to the renamed shard.
+        stages: seconds per stage ("decode", "flow", "encode", "write"), added over threads.
+        method: what made it, for example "tvl1 on cuda:0".
+        shard_set: the set of shards it belongs to.
+        time: when it ended, seconds since 1970.
+    """
+
+    video: str
+    status: Status
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    frames: int = 0
+    flows: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    stages: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    method: str = ""
+    shard_set: str = ""
+    time: float = dataclasses.field(default_factory=time.time)
+
+
+class OutcomeLog:
+    """Appends outcomes to this process's own file below a folder; the file is made with the first record.
+
+    Args:
+        folder: `DatasetPaths.outcomes(stage)`.
+        task: the array task, part of the file's name.
+    """
+
+    def __init__(self, folder: Path, task: int = 0) -> None:
+        host = "".join(c if c.isalnum() or c in "-_" else "_" for c in socket.gethostname())
+        self.path = folder / f"task{task}-{host}-{os.getpid()}-{time.time_ns():x}.jsonl"
+        self._file: IO[bytes] | None = None
+
+    def append(self, *outcomes: Outcome) -> None:
+        """Write the records and wait until they are on the disk.
+
+        Raises:
+            OSError: they cannot be written, for example because the disk is full.
+        """
+        if not outcomes:
+            return
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("xb", buffering=0)
+        lines = "".join(json.dumps(dataclasses.asdict(o), ensure_ascii=True) + "\n" for o in outcomes)
+        data = memoryview(lines.encode())
+        while data:
+            data = data[self._file.write(data) :]
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
+    """The last outcome of each video, over all processes' files; empty if there are none.
+
+    "skipped" says only that an earlier run's shard was still good, so it does not replace that run's "done".
+
+    Args:
+        folder: `DatasetPaths.outcomes(stage)`.
+        shard_set: only records of that set.
+    """
+    records: list[Outcome] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open("rb") as lines:
+            records.extend(record for line in lines if (record := _parse(line)) is not None)
+    latest: dict[str, Outcome] = {}
+    for record in sorted(records, key=lambda record: record.time):
+        if shard_set is not None and record.shard_set != shard_set:
+            continue
+        before = latest.get(record.video)
+        if record.status == "skipped" and before is not None and before.status == "done":
+            continue
+        latest[record.video] = record
+    return latest
+
+
+def _parse(line: bytes) -> Outcome | None:
+    """One record, or None for a line that a crash cut short or that is none."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(values, dict) or values.get("status") not in get_args(Status):
+        return None
+    if not isinstance(values.get("video"), str):
+        return None
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(Outcome):
+        value = values.get(field.name)
+        if field.name == "notes" and isinstance(value, list):
+            known["notes"] = tuple(str(note) for note in value)
+        elif field.name == "stages" and isinstance(value, dict):
+            known["stages"] = {
+                str(k): float(v)
+                for k, v in value.items()
+                if isinstance(v, int | float) and not isinstance(v, bool)
+            }
+        elif field.name in ("frames", "flows", "bytes", "seconds", "time"):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                known[field.name] = value
+        elif isinstance(value, str):
+            known[field.name] = value
+    known.setdefault("time", 0.0)  # a record without a time is older than any other
+    return Outcome(**known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Counts and totals of a run's outcomes."""
+
+    done: int
+    skipped: int
+    failed: Mapping[str, str]
+    notes: Mapping[str, tuple[str, ...]]
+    flows: int
+    bytes: int
+    stages: Mapping[str, float]
+
+
+def summarise(outcomes: Iterable[Outcome]) -> Summary:
+    """Counts, totals, failures by video with their reasons, and notes by video."""
+    records = list(outcomes)
+    done = [record for record in records if record.status == "done"]
+    stages: dict[str, float] = {}
+    for record in done:
+        for stage, seconds in record.stages.items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    return Summary(
+        done=len(done),
+        skipped=sum(record.status == "skipped" for record in records),
+        failed={record.video: record.reason for record in records if record.status == "failed"},
+        notes={record.video: record.notes for record in records if record.notes},
+        flows=sum(record.flows for record in done),
+        bytes=sum(record.bytes for record in done),
+        stages=stages,
+    )
+
+
+def describe(summary: Summary, seconds: float) -> list[str]:
+    """The lines that end a run: counts, amounts, speed, milliseconds per pair and stage, notes and failures.
+
+    Args:
+        summary: of this run's outcomes.
+        seconds: wall time of the run.
+    """
+    lines = [f"{summary.done} done, {summary.skipped} skipped (already valid), {len(summary.failed)} failed"]
+    if summary.flows:
+        rate = summary.flows / max(seconds, 1e-9)
+        lines.append(
+            f"{summary.flows:,} flows, {readable_bytes(summary.bytes)} "
+            f"({summary.bytes / summary.flows:,.0f} bytes a flow) in {readable_seconds(seconds)}, {rate:,.1f} pairs/s"
+        )
+        stages = ", ".join(f"{name} {1e3 * s / summary.flows:.2f}" for name, s in summary.stages.items())
+        if stages:
+            lines.append(f"milliseconds per flow and worker: {stages}")
+    lines.extend(f"note: {video}: {note}" for video, notes in summary.notes.items() for note in notes)
+    lines.extend(f"failed: {video}: {reason}" for video, reason in summary.failed.items())
+    return lines
+
+
+def readable_bytes(count: float) -> str:
+    """For example 2130 -> "2.1 kB" (powers of 1000)."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def readable_seconds(seconds: float) -> str:
+    """For example 75.2 -> "1 min 15 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,428 @@
+"""Decoding video: gray and RGB frames at the requested size, upright, in one pass and bounded memory.
+
+What a header says is never trusted: the frames are counted while they are decoded, sizes come from the first
+decoded frame, and an error keeps the frames before it. A folder of numbered pictures counts as a video.
+
+Gray is the luma of the decoded frame on the full range 0..255 (a limited-range source is stretched; RGB sources use
+the BT.601 weights), so the same scene gives the same gray whichever range its file uses. Scaling is bilinear, with the
+filter widened when shrinking, in swscale's bit-exact mode: every machine makes the same pixels of the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import av
+
+VIDEO_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("3gp", "asf", "avi", "divx", "flv", "gif", "m2ts", "m4v", "mjpeg", "mkv", "mov", "mp4", "mpeg"),
+        *("mpg", "mts", "ogv", "ts", "vob", "webm", "wmv", "y4m"),
+    )
+)
+PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+FOLDER_RATE = Fraction(25)
+"""Frames per second of a folder of pictures, which records none."""
+MOST_PIXELS = 1 << 26
+"""Largest frame that is decoded or made, 8192 x 8192: a damaged header must not claim all memory."""
+LONGEST_SIDE = 32000
+"""Largest side of a stored frame: a JPEG holds 65,535 rows, and flow is stored x over y."""
+
+
+class VideoError(InputError):
+    """A video that cannot be decoded, or not to its end.
+
+    Attributes:
+        frames: source frames that were decoded before the error.
+    """
+
+    def __init__(self, path: Path, reason: str, frames: int = 0) -> None:
+        after = f" after {frames} frame{'s' * (frames != 1)}" if frames else ""
+        super().__init__(f"{path}: {reason}{after}")
+        self.reason = reason + after
+        self.frames = frames
+
+
+class Frames(NamedTuple):
+    """Consecutive frames: gray uint8[n,H,W] and, if asked for, rgb uint8[n,H,W,3]."""
+
+    gray: npt.NDArray[np.uint8]
+    rgb: npt.NDArray[np.uint8] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which frames of a video are used, and at what size.
+
+    Attributes:
+        short_side: the smaller side in pixels, the other to the nearest integer; None keeps the source's.
+        size: exact (width, height) instead; overrides `short_side`.
+        every: keep each Nth frame, counted from the first one at or after `start`.
+        start, end: seconds from the video's first frame; frames at `start` <= time < `end` are used.
+    """
+
+    short_side: int | None = 256
+    size: tuple[int, int] | None = None
+    every: int = 1
+    start: float = 0.0
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and self.short_side < 1:
+            raise ValueError(f"short side: expected at least 1 pixel, found {self.short_side}")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size: expected at least 1x1 pixel, found {self.size[0]}x{self.size[1]}")
+        if self.every < 1:
+            raise ValueError(f"every: expected 1 or more, found {self.every}")
+        if not 0 <= self.start < math.inf:
+            raise ValueError(f"start: expected 0 seconds or more, found {self.start}")
+        if self.end is not None and not self.end > self.start:
+            raise ValueError(f"end: expected more than the start of {self.start} s, found {self.end} s")
+
+    def target(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that an upright source of the given size is scaled to."""
+        if self.size is not None:
+            return self.size
+        if self.short_side is None:
+            return width, height
+        scale = self.short_side / min(width, height)
+        # floor(x + 0.5): the nearest integer, halves up; Python's round takes halves to even.
+        return math.floor(width * scale + 0.5), math.floor(height * scale + 0.5)
+
+
+class VideoReader:
+    """One decode pass over a video file or a folder of pictures; a context manager.
+
+    Attributes:
+        path: the file or folder.
+        width, height: of the frames that `read` returns.
+        source_width, source_height: of the source's first frame, upright.
+        fps: frames per second of the selected frames (the source's rate divided by `every`).
+        header_frames: what the header says the source holds; None if it says nothing.
+        decoded: source frames decoded so far, selected or not.
+        gaps: for a folder, numbers missing between its pictures, as text for the user.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        selection: Selection | None = None,
+        *,
+        rgb: bool = False,
+        on_frame: Callable[[], None] | None = None,
+    ) -> None:
+        """Open a video and decode its first frame.
+
+        Args:
+            path: a video file, or a folder of numbered pictures.
+            selection: frames and size; by default all, smaller side 256.
+            rgb: whether `read` returns RGB frames too.
+            on_frame: called after each decoded source frame, so that a supervisor can tell slow from stuck.
+
+        Raises:
+            VideoError: missing, empty, not a video, no decodable frame, or unreasonable sizes.
+        """
+        from av.video.reformatter import VideoReformatter
+
+        self.path = Path(path)
+        self.selection = selection or Selection()
+        self.header_frames: int | None = None
+        self.decoded = 0
+        self.gaps: tuple[str, ...] = ()
+        self._rgb = rgb
+        self._on_frame = on_frame
+        self._container: Any = None
+        # A reformatter keeps the scaler of one conversion; two through one would rebuild it at every frame.
+        self._to_gray, self._to_rgb = VideoReformatter(), VideoReformatter()
+        self._error: VideoError | None = None
+        rate = FOLDER_RATE
+        if self.path.is_dir():
+            source = self._pictures()
+        else:
+            source, rate = self._stream()
+        self.fps = float(rate / self.selection.every)
+        self._selected = self._select(source, float(rate))
+        try:
+            self._first = next(self._selected, None)
+            if self._first is None:
+                raise self._error or VideoError(self.path, self._why_nothing(), self.decoded)
+            turn = _orientation(self._first)
+            self.source_width, self.source_height = turn.upright(self._first.width, self._first.height)
+            self.width, self.height = self.selection.target(self.source_width, self.source_height)
+            if max(self.width, self.height) > LONGEST_SIDE or self.width * self.height > MOST_PIXELS:
+                raise VideoError(
+                    self.path,
+                    f"{self.source_width}x{self.source_height} pixels would become {self.width}x{self.height}, "
+                    f"over the limit of {LONGEST_SIDE} a side and {MOST_PIXELS:,} in all; "
+                    "choose another --size or --short-side",
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, count: int) -> Frames:
+        """Up to `count` further frames; fewer only at the end of the video.
+
+        Frames before an error are returned first; the next call raises it.
+
+        Raises:
+            VideoError: the video cannot be decoded further; `frames` says how far it got.
+        """
+        gray = np.empty((count, self.height, self.width), np.uint8)
+        rgb = np.empty((count, self.height, self.width, 3), np.uint8) if self._rgb else None
+        filled = 0
+        while filled < count and (frame := self._next()) is not None:
+            turn = _orientation(frame)
+            gray[filled] = turn.apply(self._convert(frame, turn, "gray", self._to_gray))
+            if rgb is not None:
+                rgb[filled] = turn.apply(self._convert(frame, turn, "rgb24", self._to_rgb))
+            filled += 1
+        if filled == 0 and self._error is not None:
+            raise self._error
+        return Frames(gray[:filled], None if rgb is None else rgb[:filled])
+
+    def close(self) -> None:
+        """Let go of the file; safe to call twice."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next(self) -> av.VideoFrame | None:
+        if self._first is not None:
+            frame, self._first = self._first, None
+            return frame
+        return next(self._selected, None)
+
+    def _convert(
+        self, frame: av.VideoFrame, turn: Turn, pixels: str, reformatter: Any
+    ) -> npt.NDArray[np.uint8]:
+        from av.video.reformatter import Interpolation
+
+        width, height = turn.upright(
+            self.width, self.height
+        )  # a quarter turn swaps the sides, here back again
+        image = reformatter.reformat(
+            frame,
+            width,
+            height,
+            pixels,
+            interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
+            threads=1,
+        )
+        plane = image.planes[0]
+        channels = 1 if pixels == "gray" else 3
+        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : width * channels]
+        return rows if channels == 1 else rows.reshape(height, width, channels)
+
+    def _select(
+        self, source: Iterator[tuple[av.VideoFrame, float | None]], rate: float
+    ) -> Iterator[av.VideoFrame]:
+        """The frames that the selection asks for; a decoding error is kept for `read` and ends them."""
+        from av.error import FFmpegError
+
+        first_time = None
+        inside = 0
+        try:
+            for frame, time in source:
+                self.decoded += 1
+                if self._on_frame is not None:
+                    self._on_frame()
+                if time is None:
+                    time = (self.decoded - 1) / rate
+                if first_time is None:
+                    first_time = time
+                # Times are multiples of the stream's time base: a microsecond hides their rounding.
+                time = time - first_time + 1e-6
+                if self.selection.end is not None and time >= self.selection.end:
+                    return
+                if time < self.selection.start:
+                    continue
+                if inside % self.selection.every == 0:
+                    yield frame
+                inside += 1
+        except VideoError as error:
+            self._error = error
+        except (FFmpegError, OSError, ValueError, MemoryError) as error:
+            self._error = VideoError(self.path, f"cannot be decoded: {_plain(error)}", self.decoded)
+
+    def _why_nothing(self) -> str:
+        if self.decoded:
+            end = "" if self.selection.end is None else f" and before {self.selection.end:g} s"
+            return f"no frame lies at or after {self.selection.start:g} s{end}; the video ends"
+        return "the file holds no frame"
+
+    def _stream(self) -> tuple[Iterator[tuple[av.VideoFrame, float | None]], Fraction]:
+        """The frames of a video file with their times, and their rate."""
+        import av
+        from av.error import FFmpegError
+
+        if not self.path.exists():
+            raise VideoError(self.path, "no such file")
+        if not self.path.is_file():
+            raise VideoError(self.path, "neither a file nor a folder of pictures")
+        if self.path.stat().st_size == 0:
+            raise VideoError(self.path, "the file is empty")
+        try:
+            # file: and the white list keep a name from being read as another protocol, and a playlist from leading
+            # to other hosts.
+            self._container = av.open(f"file:{self.path.absolute()}", options={"protocol_whitelist": "file"})
+        except (FFmpegError, OSError, ValueError) as error:
+            raise VideoError(self.path, f"is no video that can be read: {_plain(error)}") from error
+        # A cover picture is a video stream too, but not the video.
+        streams = [s for s in self._container.streams.video if "attached_pic" not in str(s.disposition)]
+        if not streams:
+            self.close()
+            raise VideoError(self.path, "holds no video stream")
+        stream = streams[0]
+        if stream.codec_context is None:
+            self.close()
+            raise VideoError(self.path, "its video is in a format that this build of FFmpeg cannot decode")
+        if stream.codec_context.width * stream.codec_context.height > MOST_PIXELS:
+            size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+            self.close()
+            raise VideoError(
+                self.path, f"its header says {size} pixels, more than the {MOST_PIXELS:,} that are allowed"
+            )
+        stream.codec_context.thread_count = 1  # work is spread over videos; threads would only add waiting
+        self.header_frames = stream.frames if stream.frames > 0 else None
+        rate = stream.average_rate or stream.guessed_rate or stream.base_rate or FOLDER_RATE
+        frames = ((frame, frame.time) for frame in self._container.decode(stream))
+        return frames, Fraction(rate) if rate > 0 else FOLDER_RATE
+
+    def _pictures(self) -> Iterator[tuple[av.VideoFrame, float | None]]:
+        """The pictures of a folder as frames."""
+        pictures = list_pictures(self.path)
+        if not pictures:
+            raise VideoError(
+                self.path,
+                "a folder counts as a video if it holds numbered pictures "
+                f"({', '.join(sorted(PICTURE_SUFFIXES))}); none found",
+            )
+        self.header_frames = len(pictures)
+        self.gaps = number_gaps(pictures)
+        return ((self._picture(path), None) for path in pictures)
+
+    def _picture(self, path: Path) -> av.VideoFrame:
+        import av
+        import cv2
+
+        try:
+            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        except (OSError, cv2.error) as error:
+            raise VideoError(
+                self.path, f"{path.name} cannot be read: {_plain(error)}", self.decoded
+            ) from error
+        if image is None:
+            raise VideoError(self.path, f"{path.name} is no picture that can be decoded", self.decoded)
+        return av.VideoFrame.from_ndarray(np.asarray(image, np.uint8), format="bgr24")
+
+
+class Turn(NamedTuple):
+    """What makes a stored frame upright: transpose, then flip rows, then columns."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def upright(self, width: int, height: int) -> tuple[int, int]:
+        return (height, width) if self.transpose else (width, height)
+
+    def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        if self.transpose:
+            image = image.swapaxes(0, 1)
+        return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+
+def turn_of_matrix(matrix: npt.NDArray[np.int32]) -> Turn:
+    """The turn that a display matrix asks for: ISO 14496-12 6.2.2, where x' = a x + c y, y' = b x + d y.
+
+    Angles between quarter turns go to the nearest one; nothing is resampled.
+    """
+    a, b, _, c, d = (int(value) for value in matrix[:5])
+    if max(abs(a), abs(d)) >= max(abs(b), abs(c)):
+        return Turn(False, flip_rows=d < 0, flip_columns=a < 0)
+    return Turn(True, flip_rows=b < 0, flip_columns=c < 0)
+
+
+def _orientation(frame: av.VideoFrame) -> Turn:
+    side_data: Any = frame.side_data  # iterates over entries; its annotation says over names
+    for data in side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            return turn_of_matrix(np.frombuffer(data, np.int32, 9))
+    return Turn()
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """A sorting key under which `img_2` comes before `img_10`."""
+    return [
+        (1, int(part), part) if part.isascii() and part.isdigit() else (0, 0, part)
+        for part in re.split(r"([0-9]+)", name)
+    ]
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The folder's pictures in natural order; hidden files and names without a number are left out."""
+    names = (
+        entry.name
+        for entry in os.scandir(folder)
+        if Path(entry.name).suffix.lower() in PICTURE_SUFFIXES
+        and not entry.name.startswith(".")
+        and _number(entry.name) is not None
+        and entry.is_file()
+    )
+    return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def number_gaps(pictures: list[Path]) -> tuple[str, ...]:
+    """Numbers that are missing between pictures, for example `frames 12 to 14 are missing`.
+
+    A regular stride (each fifth frame kept) is no gap: the usual difference of neighbours is the stride.
+    """
+    numbers = [number for path in pictures if (number := _number(path.name)) is not None]
+    if len(numbers) < 2:
+        return ()
+    differences = np.diff(numbers)
+    stride = int(np.median(differences))
+    gaps = []
+    for before, difference in zip(numbers, differences.tolist(), strict=False):
+        if difference > max(stride, 1):
+            first, last = before + max(stride, 1), before + difference - 1
+            gaps.append(
+                f"frame {first} is missing" if first == last else f"frames {first} to {last} are missing"
+            )
+    return tuple(gaps)
+
+
+def _number(name: str) -> int | None:
+    """The last number in a picture's name."""
+    found = re.findall(r"[0-9]+", Path(name).stem)
+    return int(found[-1]) if found else None
+
+
+def _plain(error: Exception) -> str:
+    """An error's own words, without the error number and the path, which the message names already."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text[:1].lower() + text[1:]
