@@ -1,0 +1,54 @@
+"""Networks by name. All take inputs [N,channels,H,W] and dropout keys, and return logits [N,classes].
+
+Parameter names and shapes are torchvision's, so that its state dicts load as they are. Several heads (multi-task
+training) are ranges of one last layer: `train.checkpoint.Checkpoint.columns` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+from train.models.cnn_m import CnnM2048
+from train.models.network import Network
+from train.models.resnet import resnet
+from train.models.vgg import Vgg16
+
+__all__ = ["MODELS", "Network", "build"]
+
+MODELS: dict[str, Callable[..., Network]] = {
+    "cnn_m_2048": CnnM2048,
+    "vgg16": Vgg16,
+    "resnet18": resnet(18),
+    "resnet34": resnet(34),
+    "resnet50": resnet(50),
+    "resnet101": resnet(101),
+}
+
+
+def build(
+    name: str, channels: int, classes: int, dropout: float = 0.0, crop: int = 224, second_norm: bool | None = None
+) -> Network:
+    """A freshly initialised network.
+
+    Args:
+        name: a key of `MODELS`.
+        channels: of the input, 3 or 2L.
+        classes: outputs of the last layer, over all heads.
+        dropout: before the last layers (cnn_m_2048, vgg16: on both hidden layers; ResNets: on the pooled features).
+        crop: side of the input in pixels; only cnn_m_2048's first full layer depends on it.
+        second_norm: whether cnn_m_2048 has its second response normalisation; by default if channels == 3, since
+            the paper's temporal net goes without.
+
+    Raises:
+        InputError: unknown name, or a crop too small for the network.
+    """
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout: expected a share from 0 to below 1, found {dropout}")
+    if name == "cnn_m_2048":
+        return CnnM2048(channels, classes, dropout, crop, channels == 3 if second_norm is None else second_norm)
+    return MODELS[name](channels, classes, dropout)

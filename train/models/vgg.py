@@ -1,0 +1,54 @@
+"""VGG-16 (Simonyan & Zisserman 2015, configuration D), with torchvision's parameter names."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.models.dropout import KeyedDropout
+from train.models.network import Network
+
+# Output channels of the 3x3 convolutions; 0 stands for 2x2 pooling.
+_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
+
+
+class Vgg16(Network):
+    """138.4 M parameters with 3 channels and 1000 classes; inputs of any size are pooled to 7x7 before the full layers."""
+
+    first, last = "features.0", "classifier.6"
+
+    def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = channels
+        for wider in _WIDTHS:
+            if wider:
+                layers += [nn.Conv2d(width, wider, 3, padding=1), nn.ReLU(inplace=True)]
+                width = wider
+            else:
+                layers.append(nn.MaxPool2d(2, stride=2))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 7 * 7, 4096),
+            nn.ReLU(inplace=True),
+            KeyedDropout(dropout, layer=6),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            KeyedDropout(dropout, layer=7),
+            nn.Linear(4096, classes),
+        )
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def penultimate(self, inputs: Tensor, keys: Tensor | None = None) -> Tensor:
+        full6, _, drop6, full7, _, drop7, _ = self.classifier
+        x = self.avgpool(self.features(inputs)).flatten(1)
+        x = drop6(F.relu(full6(x)), keys)
+        dropped: Tensor = drop7(F.relu(full7(x)), keys)
+        return dropped

@@ -1,0 +1,350 @@
+"""The ConvNet's input volumes (Simonyan & Zisserman 2014, section 3.1), built on the batch, on its device.
+
+What a volume holds is said once, by `VolumeSpec`, which recipes make and checkpoints keep. Bytes come from
+`train.dataset` as uint8; here they become floats: dequantised, followed along trajectories, freed of their mean
+vector, cut, resized and mirrored. Positions, flow and channels are counted from 0; channel 2k is x and 2k + 1 is y
+of the k-th field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import InputError
+
+Stream = Literal["spatial", "temporal"]
+
+STREAMS = ("spatial", "temporal")
+STACKINGS = ("stack", "trajectory")
+DIRECTIONS = ("forward", "backward", "both")
+
+# ImageNet's mean colour and spread in 0..255, what torchvision's weights were trained with.
+COLOUR_MEAN = (123.675, 116.28, 103.53)
+COLOUR_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class VolumeSpec:
+    """What one network input is made of; part of the recipe and of every checkpoint.
+
+    Attributes:
+        stream: "spatial" (one RGB frame) or "temporal" (a stack of flow fields).
+        crop: side of the square network input in pixels.
+        short_side: size at which the network sees the video: its smaller side in pixels. Shards stored at another size are
+            resized on the fly, and their flow vectors with them; 0 takes every shard as it is stored.
+        length: L, the number of flow fields.
+        stacking: "stack" samples every field at the same point, "trajectory" follows the flow.
+        direction: "forward"; "backward" (L flows going back from the frame); "both" (bi-directional: L/2 forward, then
+            L/2 going back).
+        mean_subtraction: subtract from every field its own mean vector, as stored in the shard.
+        flow_scale: network input per pixel of flow.
+        colour_mean, colour_std: network input is (colour - mean) / std, with colour in 0..255.
+    """
+
+    stream: Stream = "temporal"
+    crop: int = 224
+    short_side: int = 256
+    length: int = 10
+    stacking: Literal["stack", "trajectory"] = "stack"
+    direction: Literal["forward", "backward", "both"] = "forward"
+    mean_subtraction: bool = True
+    flow_scale: float = 1.0
+    colour_mean: tuple[float, float, float] = COLOUR_MEAN
+    colour_std: tuple[float, float, float] = COLOUR_STD
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("stream", self.stream, STREAMS),
+            ("stacking", self.stacking, STACKINGS),
+            ("direction", self.direction, DIRECTIONS),
+        ):
+            if value not in choices:
+                raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+        if self.crop < 1:
+            raise InputError(f"crop: expected at least 1 pixel, found {self.crop}")
+        if self.short_side and self.short_side < self.crop:
+            raise InputError(f"short_side {self.short_side} is smaller than crop {self.crop}: no crop fits in the frame")
+        if self.length < 1:
+            raise InputError(f"length: expected at least 1 flow field, found {self.length}")
+        if self.direction == "both" and self.length % 2:
+            raise InputError(
+                f"length {self.length} is odd: a bi-directional volume is L/2 forward and L/2 backward flows"
+            )
+        if not self.flow_scale > 0 or min(self.colour_std) <= 0:
+            raise InputError("flow_scale and colour_std must be positive")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's input: 3, or 2L."""
+        return 3 if self.stream == "spatial" else 2 * self.length
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """The directions of flow that a shard must hold; empty for the spatial stream."""
+        if self.stream == "spatial":
+            return ()
+        return ("forward", "backward") if self.direction == "both" else (self.direction,)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values (lists for tuples), for checkpoints and JSON; `from_dict` reads them back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VolumeSpec:
+        """The spec that `as_dict` described; InputError for keys that this version does not know."""
+        unknown = values.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise InputError(f"volume: unknown {', '.join(sorted(unknown))}; was it saved by a newer version?")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+class RawFlow(NamedTuple):
+    """Flow volumes as bytes, with any leading shape [...]; arrays on the host or tensors on a device.
+
+    Attributes:
+        levels: uint8[...,L,2,H,W]; smaller fields are padded at the bottom and right.
+        table: float32[...,L,256], the flow of each level.
+        scale, offset, mean: float32[...,L,2]; flow = table[level] * scale + offset, of which mean is the mean vector.
+        size: int64[...,2], rows and columns that are really there.
+        zoom: float32[...], pixels of the network's frame per stored pixel.
+    """
+
+    levels: Tensor
+    table: Tensor
+    scale: Tensor
+    offset: Tensor
+    mean: Tensor
+    size: Tensor
+    zoom: Tensor
+
+    def to(self, device: torch.device | str) -> RawFlow:
+        """The same on another device; copies from pinned memory do not block."""
+        return RawFlow(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class RawFrames(NamedTuple):
+    """RGB frames as bytes: pixels uint8[...,H,W,3], padded as in `RawFlow`; size int64[...,2]."""
+
+    pixels: Tensor
+    size: Tensor
+
+    def to(self, device: torch.device | str) -> RawFrames:
+        """The same on another device; copies from pinned memory do not block."""
+        return RawFrames(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+def position_count(spec: VolumeSpec, frames: int, flows: int) -> int:
+    """How many positions a video offers: its frames, or the flows at which a full volume starts.
+
+    A video with fewer than L flows has one position, whose volume repeats the last flow; one without any has none.
+    """
+    if spec.stream == "spatial":
+        return max(frames, 0)
+    return max(flows - spec.length + 1, min(flows, 1))
+
+
+def flow_indices(
+    spec: VolumeSpec, position: int, flows: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which flows make the volume at a position: indices of forward and of backward flows, in stacking order.
+
+    Backward flow i leads from frame i + 1 to frame i, so that going back from frame t starts with backward flow t - 1.
+    Position p of a forward volume is frame p; of a bi-directional one frame p + L/2; of a backward one frame p + L.
+    Sequences that run out of flows repeat their last.
+
+    Raises:
+        ValueError: position outside `position_count`.
+    """
+    if not 0 <= position < position_count(spec, 0, flows):
+        raise ValueError(f"position {position} of a video with {flows} flows and L = {spec.length}")
+    half = spec.length // 2
+    ahead = {"forward": spec.length, "both": half, "backward": 0}[spec.direction]
+    back = spec.length - ahead
+    short = flows < spec.length
+    frame = position + back
+    if short:
+        frame = {"forward": 0, "both": flows // 2, "backward": flows}[spec.direction]
+    forward = np.minimum(frame + np.arange(ahead), flows - 1)
+    backward = np.maximum(frame - 1 - np.arange(back), 0)
+    return forward, backward
+
+
+def cut_side(spec: VolumeSpec, height: int, width: int) -> int:
+    """Side in stored pixels of the square that the network sees as `crop` x `crop` pixels.
+
+    Raises:
+        InputError: the crop is larger than the stored frame (only possible with short_side = 0).
+    """
+    shorter = min(height, width)
+    side = round(spec.crop * shorter / spec.short_side) if spec.short_side else spec.crop
+    if side > shorter:
+        raise InputError(
+            f"a crop of {spec.crop} pixels does not fit in a stored frame of {width}x{height}: "
+            f"set short_side to at least {spec.crop}, or a smaller crop"
+        )
+    return max(side, 1)
+
+
+def zoom(spec: VolumeSpec, height: int, width: int) -> float:
+    """Pixels of the network's frame per stored pixel, by which flow vectors grow as well."""
+    return spec.short_side / min(height, width) if spec.short_side else 1.0
+
+
+def dequantise(levels: Tensor, table: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Flow in pixels: table[level] * scale + offset.
+
+    Args:
+        levels: uint8[...,2,H,W]. table: float32[...,256]. scale, offset: float32[...,2].
+
+    Returns:
+        float32[...,2,H,W].
+    """
+    rows = table.numel() // 256
+    # One gather from all tables laid end to end; int32 halves what an int64 index would cost.
+    start = torch.arange(rows, dtype=torch.int32, device=levels.device).mul_(256)
+    index = levels.reshape(rows, -1).to(torch.int32).add_(start[:, None])
+    flow = table.reshape(-1).index_select(0, index.view(-1)).view(levels.shape)
+    return flow.mul_(scale[..., None, None]).add_(offset[..., None, None])
+
+
+def follow(flow: Tensor, size: Tensor) -> Tensor:
+    """Trajectory stacking: field k sampled at p_k, with p_1 = (u, v) and p_k = p_{k-1} + d_{k-1}(p_{k-1}).
+
+    Sampling is bilinear; a point outside the frame reads the nearest pixel of its border.
+
+    Args:
+        flow: float32[N,L,2,H,W] in stored pixels, means not subtracted.
+        size: int64[N,2], rows and columns of each field that are really there.
+
+    Returns:
+        float32[N,L,2,H,W].
+    """
+    count, length, _, height, width = flow.shape
+    rows = torch.arange(height, dtype=flow.dtype, device=flow.device)[:, None]
+    columns = torch.arange(width, dtype=flow.dtype, device=flow.device)[None]
+    x, y = columns.expand(count, height, width), rows.expand(count, height, width)
+    last = (size.to(flow.device, flow.dtype) - 1)[:, :, None, None]
+    zero = torch.zeros((), dtype=flow.dtype, device=flow.device)
+    along = [flow[:, 0]]
+    for k in range(1, length):
+        x, y = x + along[-1][:, 0], y + along[-1][:, 1]
+        inside = torch.stack(
+            [
+                torch.clamp(x, zero, last[:, 1]) * (2 / max(width - 1, 1)) - 1,
+                torch.clamp(y, zero, last[:, 0]) * (2 / max(height - 1, 1)) - 1,
+            ],
+            dim=-1,
+        )
+        along.append(F.grid_sample(flow[:, k], inside, mode="bilinear", padding_mode="border", align_corners=True))
+    return torch.stack(along, dim=1)
+
+
+def flow_volume(raw: RawFlow, spec: VolumeSpec) -> Tensor:
+    """The temporal stream's input from bytes: float32[...,2L,H,W], in units of the network (`flow_scale`).
+
+    Trajectories follow the flow as it is; the mean vector is subtracted afterwards (paper, section 3.1).
+    """
+    if raw.levels.shape[-4] != spec.length:
+        raise ValueError(f"{raw.levels.shape[-4]} flow fields, but L = {spec.length}")
+    gain = (raw.zoom * spec.flow_scale)[..., None, None]
+    if spec.stacking == "stack":
+        # Everything after the table is one multiplication and one addition per field.
+        offset = raw.offset - raw.mean if spec.mean_subtraction else raw.offset
+        flow = dequantise(raw.levels, raw.table, raw.scale * gain, offset * gain)
+    else:
+        flow = dequantise(raw.levels, raw.table, raw.scale, raw.offset)
+        flow = flow.view(-1, *flow.shape[-4:])
+        size = raw.size.reshape(-1, 2)
+        # The two halves of a bi-directional volume both start at the frame's own pixels.
+        runs = flow.chunk(2, dim=1) if spec.direction == "both" else (flow,)
+        flow = torch.cat([follow(run, size) for run in runs], dim=1).view(raw.levels.shape)
+        if spec.mean_subtraction:
+            flow = flow - raw.mean[..., None, None]
+        flow = flow * gain[..., None, None]
+    return flow.flatten(-4, -3)
+
+
+def frame_volume(raw: RawFrames, spec: VolumeSpec, noise: Tensor | None = None) -> Tensor:
+    """The spatial stream's input from bytes: float32[...,3,H,W], (colour + noise - mean) / std.
+
+    Args:
+        raw: frames, uint8[...,H,W,3].
+        spec: its colour_mean and colour_std are used.
+        noise: float32[...,3] in 0..255 units, added to every pixel of a frame (`train.augment.lighting_noise`).
+    """
+    std = torch.tensor(spec.colour_std, device=raw.pixels.device)
+    shift = -torch.tensor(spec.colour_mean, device=raw.pixels.device)
+    if noise is not None:
+        shift = shift + noise
+    colours = raw.pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    return colours.mul_((1 / std)[:, None, None]).add_((shift / std)[..., None, None])
+
+
+def volume(raw: RawFlow | RawFrames, spec: VolumeSpec, noise: Tensor | None = None) -> Tensor:
+    """`flow_volume` or `frame_volume`, as the bytes ask for: float32[...,C,H,W]."""
+    return flow_volume(raw, spec) if isinstance(raw, RawFlow) else frame_volume(raw, spec, noise)
+
+
+def mirror(inputs: Tensor, spec: VolumeSpec) -> Tensor:
+    """Mirrored volumes [...,C,H,W]: columns reversed, and x components of flow change sign."""
+    mirrored = inputs.flip(-1)
+    if spec.stream == "temporal":
+        mirrored[..., 0::2, :, :].neg_()
+    return mirrored
+
+
+def cut(volumes: Tensor, boxes: npt.NDArray[np.int64] | Tensor, crop: int) -> Tensor:
+    """Square network inputs cut from volumes; regions of another size are resized (bilinear, antialiased).
+
+    Values are left as they are, so flow vectors do not grow or shrink with a jittered region (as in TSN).
+
+    Args:
+        volumes: float32[N,C,H,W].
+        boxes: int[N,4] on the host: top, left, height, width in pixels of the volume.
+        crop: side of the result.
+
+    Returns:
+        float32[N,C,crop,crop].
+
+    Raises:
+        ValueError: a box that leaves the volume.
+    """
+    boxes = np.asarray(boxes)
+    height, width = volumes.shape[-2:]
+    if len(boxes) != len(volumes) or boxes[:, :2].min() < 0 or boxes[:, 2:].min() < 1:
+        raise ValueError(f"{len(volumes)} volumes, boxes {boxes.tolist()}")
+    if (boxes[:, 0] + boxes[:, 2]).max() > height or (boxes[:, 1] + boxes[:, 3]).max() > width:
+        raise ValueError(f"boxes {boxes.tolist()} leave volumes of {height}x{width}")
+    if (boxes == (0, 0, height, width)).all():
+        return resize(volumes, crop)
+    regions: dict[tuple[int, int], list[int]] = {}
+    for i, box in enumerate(boxes):
+        regions.setdefault((int(box[2]), int(box[3])), []).append(i)
+    parts = [
+        resize(torch.stack([volumes[i, :, t : t + h, l : l + w] for i, (t, l, h, w) in zip(of, boxes[of], strict=True)]), crop)
+        for of in regions.values()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    order = np.argsort(np.concatenate(list(regions.values())))
+    return torch.cat(parts)[torch.as_tensor(order, device=volumes.device)]
+
+
+def resize(volumes: Tensor, side: int) -> Tensor:
+    """Volumes [N,C,h,w] at side x side pixels: bilinear, with the filter widened where they shrink."""
+    if volumes.shape[-2:] == (side, side):
+        return volumes
+    return F.interpolate(volumes, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def mirror_where(inputs: Tensor, flip: Tensor, spec: VolumeSpec) -> Tensor:
+    """Volumes [N,C,H,W], of which those with flip[N] set are mirrored."""
+    return torch.where(flip.to(inputs.device)[:, None, None, None], mirror(inputs, spec), inputs)
