@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from abc import ABC, abstractmethod
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -36,6 +37,23 @@ MODULES = {
 }
 
 
+class DeviceMemoryError(RuntimeError):
+    """The device has too little memory for this many pairs at once; callers halve the batch and go on."""
+
+
+def option(default: Any, help: str, choices: tuple[Any, ...] | None = None) -> Any:
+    """A field of a method's `Parameters`: its default, a line for `--help`, and the values it may take."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def positive(parameters: Any, *names: str, zero: bool = False) -> None:
+    """ValueError for one of the named fields that is not finite or not above zero (`zero`: below it)."""
+    for name in names:
+        value = getattr(parameters, name)
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            raise ValueError(f"{name}: expected {'0 or more' if zero else 'more than 0'}, found {value}")
+
+
 class FlowMethod(ABC):
     """One method with its parameters on one device; made once per process, since solvers keep their buffers.
 
@@ -43,11 +61,17 @@ class FlowMethod(ABC):
         name: the method's name, a key of `MODULES`.
         device: "cpu" or "cuda:N", as really used.
         parameters: every option's value; what a shard records, and what must match for it to count as the same.
+        implementation: the library that computes, with its version, where that is not this project's; recorded only.
+        device_count: devices of this kind that this process can see; an extraction runs one process on each GPU.
+        batch_pairs: pairs worth handing over at once.
     """
 
     name: str
     device: str
     parameters: dict[str, Any]
+    implementation: str = ""
+    device_count: int = 1
+    batch_pairs: int = 16
 
     @abstractmethod
     def flow(self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -91,6 +115,7 @@ class FlowMethod(ABC):
 
         Raises:
             ValueError: wrong shapes or types, or indices outside the frames.
+            DeviceMemoryError: too many pairs at once for the device.
         """
         frames, pairs = check_frames(frames), check_pairs(pairs, len(frames))
         if output == "flow":
@@ -125,7 +150,9 @@ def check_pairs(pairs: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int6
     if not np.issubdtype(pairs.dtype, np.integer) or pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs: expected int[n,2] of (from, to), found {pairs.dtype}{list(pairs.shape)}")
     if pairs.size and (pairs.min() < 0 or pairs.max() >= count):
-        raise ValueError(f"pairs: indices run from {pairs.min()} to {pairs.max()}, but there are {count} frames")
+        raise ValueError(
+            f"pairs: indices run from {pairs.min()} to {pairs.max()}, but there are {count} frames"
+        )
     return pairs.astype(np.int64, copy=False)
 
 
@@ -145,12 +172,20 @@ def resolve(name: str, preset: str | None = None, **parameters: Any) -> Any:
     method = module(name)
     if (preset or "default") not in method.PRESETS:
         raise InputError(f"{name} has no preset {preset!r}: choose one of {', '.join(method.PRESETS)}")
-    known = {field.name for field in dataclasses.fields(method.Parameters)}
-    for unknown in parameters.keys() - known:
-        raise InputError(f"{name} has no parameter {unknown!r}: it takes {', '.join(sorted(known)) or 'none'}")
+    fields = {field.name: field for field in dataclasses.fields(method.Parameters)}
+    for key, value in parameters.items():
+        if key not in fields:
+            raise InputError(
+                f"{name} has no parameter {key!r}: it takes {', '.join(sorted(fields)) or 'none'}"
+            )
+        choices = fields[key].metadata.get("choices")
+        if choices and value not in choices:
+            raise InputError(
+                f"{name}: {key}: expected one of {', '.join(map(str, choices))}, found {value!r}"
+            )
     try:
         return dataclasses.replace(method.PRESETS[preset or "default"], **parameters)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{name}: {error}") from error
 
 

@@ -1,0 +1,20 @@
+"""Polynomial expansion (Farnebäck, SCIA 2003) by OpenCV on an NVIDIA GPU, where OpenCV was built with CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+
+from extract_flow.methods import FlowMethod
+from extract_flow.opencv.farneback import PRESETS, Parameters, arguments
+from extract_flow.opencv.gpu import OpenCvCudaMethod
+
+__all__ = ["PRESETS", "Parameters", "create"]
+
+
+def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
+    def make() -> Any:
+        return cv2.cuda.FarnebackOpticalFlow.create(*arguments(parameters).values())
+
+    return OpenCvCudaMethod("opencv-cuda-farneback", parameters, "FarnebackOpticalFlow", make, device)
