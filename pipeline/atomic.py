@@ -1,0 +1,143 @@
+"""Files appear under their final name complete or not at all.
+
+Everything is written under a temporary name in the same folder, flushed to the disk, verified if the writer wishes, and
+renamed. The temporary name tells its owner: host, process and the process's start time, so that a later run can
+remove what a dead one left behind without touching what a living one is writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+DAY = 24 * 3600
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<process>\d+)-(?P<started>\d+)-\d+(\.[^/]*)?")
+
+_counter = itertools.count()
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, verify: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it at the end; if an exception leaves the block, it is removed.
+
+    Args:
+        path: the final name; its folder is made if need be.
+        verify: called with the temporary path before renaming; raises if the file is not good.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(path)
+        try:
+            yield temporary
+            sync(temporary)
+            if verify is not None:
+                verify(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk or quota, told by the system or by HDF5, becomes an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL or any(f"errno = {number}," in str(error) for number in DISK_FULL):
+            raise InputError(
+                f"{path}: no space left to write it (disk full, quota or file-size limit): nothing was left under that "
+                "name; free some space, or choose another folder, and run the same command again"
+            ) from error
+        raise
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name in the folder of `path`, with its suffix. It leaves the stem out, which may be as long as names can be."""
+    process = os.getpid()
+    owner = f"{host_token()}-{process}-{process_started(process) or 0}"
+    return path.with_name(f".tmp-{owner}-{next(_counter)}{path.suffix}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one that `temporary_path` gives."""
+    return TEMPORARY.fullmatch(name) is not None
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove temporary files in and below a folder whose owner is gone; returns what was removed.
+
+    An owner on this host is gone if no living process has its number and start time (numbers are reused). Owners on
+    other hosts cannot be asked: their files go when they are older than a day.
+    """
+    removed = []
+    here = host_token()
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            match = TEMPORARY.fullmatch(name)
+            if match is None:
+                continue
+            path = Path(parent, name)
+            with contextlib.suppress(FileNotFoundError):
+                if match["host"] == here:
+                    gone = process_started(int(match["process"])) != int(match["started"])
+                else:
+                    gone = time.time() - path.stat().st_mtime > DAY
+                if gone:
+                    path.unlink()
+                    removed.append(path)
+    return removed
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk; file systems that cannot sync folders are let off."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def host_token() -> str:
+    """The host's name and a digest of what makes process numbers comparable: the boot and the process namespace."""
+    marks = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        marks += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    name = re.sub(r"[^A-Za-z0-9.]", "_", marks[0])[:64]
+    return f"{name}-{hashlib.sha256(repr(marks).encode()).hexdigest()[:8]}"
+
+
+def process_started(process: int) -> int | None:
+    """Start time of a living process in clock ticks since boot (0 where there is no /proc); None if there is none."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text(errors="replace")
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return 0
+        return 0
+    fields = status.rpartition(")")[2].split()
+    return None if fields[0] in "ZXx" else int(fields[19])

@@ -1,0 +1,879 @@
+"""The shard: one video's flow (and frames) as one group of an HDF5 file. docs/reference/shard-format.md is its format.
+
+Streams of image bytes lie back to back in contiguous datasets, so a reader needs HDF5 only for opening: after that,
+L consecutive flows are one `pread`. An open shard therefore holds tables and a plain file descriptor, which is safe to
+use after fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import atomic
+from pipeline.codec import (
+    Codec,
+    Floats,
+    Levels,
+    Quantised,
+    decode_image,
+    decode_levels,
+    lowest_level,
+    value_table,
+)
+from pipeline.errors import InputError
+
+FORMAT = "two-stream shard"
+VERSION = 1
+SUFFIX = ".h5"
+DIRECTIONS = ("forward", "backward")
+COPY_BLOCK = 1 << 22
+LARGEST_SIDE = 65535
+MOST_FLOWS = 1 << 28
+
+
+class ShardAddress(NamedTuple):
+    """Where a shard lies: a file, and the group in it ("/" for a file of its own)."""
+
+    file: Path
+    group: str = "/"
+
+    def __str__(self) -> str:
+        return str(self.file) if self.group == "/" else f"{self.file}:{self.group}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The video that a shard was made of: bytes and SHA-256 of the file, its size upright and in pixels."""
+
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for when a shard was made; what a new request must match for the shard to count as done.
+
+    Attributes:
+        source_bytes: size of the video file.
+        size: the wanted size in words, for example "short side 256", "340x256" or "source".
+        every: each how manieth frame was kept.
+        start, end: the part of the video, in seconds; end None is its end.
+        directions: of flow; a shard with more than the wanted ones will do.
+        method, parameters: the flow method and all its options.
+        step: frames between the two of a pair.
+        quantiser, image, quality: of the flow's codec (`Quantiser.name`, `Codec.image`, `Codec.quality`).
+        frames: whether RGB frames are wanted; a shard with frames will do where none are.
+        frames_quality: of the frames' JPEGs.
+    """
+
+    source_bytes: int
+    size: str
+    every: int = 1
+    start: float = 0.0
+    end: float | None = None
+    directions: tuple[str, ...] = ("forward",)
+    method: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    step: int = 1
+    quantiser: str = ""
+    image: str = ""
+    quality: int | None = None
+    frames: bool = False
+    frames_quality: int | None = None
+
+    def differences(self, made: Request) -> list[str]:
+        """How a shard `made` by another request differs where it matters to this one, a line each: "step: asked 2, ..."."""
+        names = ["source_bytes", "size", "every", "start", "end"]
+        if self.directions and made.directions:
+            names += ["method", "parameters", "step", "quantiser", "image", "quality"]
+        if self.frames and made.frames:
+            names += ["frames_quality"]
+        lines = []
+        for name in names:
+            asked, found = plain(getattr(self, name)), plain(getattr(made, name))
+            if isinstance(asked, dict) and isinstance(found, dict):
+                for key in sorted(asked.keys() | found.keys()):
+                    if asked.get(key) != found.get(key):
+                        lines.append(f"{key}: asked {asked.get(key)}, the shard has {found.get(key)}")
+            elif asked != found:
+                lines.append(f"{name}: asked {asked}, the shard has {found}")
+        return lines
+
+    def missing(self, made: Request) -> tuple[str, ...]:
+        """What is asked and not in a shard `made` by another request: "frames", "forward", "backward"."""
+        parts = [direction for direction in self.directions if direction not in made.directions]
+        return tuple(["frames"] * (self.frames and not made.frames) + parts)
+
+
+def plain(value: Any) -> Any:
+    """A value as it comes back from JSON, so that tuples and lists, or 1 and 1.0, compare as a shard stores them."""
+    return json.loads(json.dumps(value, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Image streams back to back in the file: stream i is bytes start[i]..start[i+1] after `offset`."""
+
+    offset: int
+    start: npt.NDArray[np.int64]
+    crc32: npt.NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.crc32)
+
+
+@dataclass(frozen=True)
+class Flow(Streams):
+    """The flow of one direction with what reads and describes it."""
+
+    table: Floats
+    scale: Floats
+    offset_pixels: Floats
+    mean: Floats
+    clipped: Floats
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything of a shard but its image streams."""
+
+    attributes: Mapping[str, Any]
+    frames: Streams | None
+    frames_quality: int | None
+    flow: Mapping[str, Flow]
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def open_shard(address: str | Path | ShardAddress, group: str = "/") -> Shard:
+    """Open a shard for reading; usable as a context manager, in forked processes, and picklable.
+
+    Args:
+        address: its file, or file and group.
+        group: the group in the file, for a pack.
+
+    Raises:
+        InputError: no such file, no valid shard of a known version, or tables that fail their check sum.
+    """
+    if not isinstance(address, ShardAddress):
+        address = ShardAddress(Path(address), group)
+    return Shard(address, read_contents(address))
+
+
+class Shard:
+    """A shard, open for reading. Made by `open_shard`."""
+
+    def __init__(self, address: ShardAddress, contents: Contents) -> None:
+        self.address = address
+        self.contents = contents
+        attributes = contents.attributes
+        self.video: str = attributes["video"]
+        self.frame_count: int = attributes["frames"]
+        self.fps: float = attributes["fps"]
+        self.width: int = attributes["width"]
+        self.height: int = attributes["height"]
+        self.corrupt: str = attributes["corrupt"]
+        self.has_frames: bool = contents.frames is not None
+        self.directions: tuple[str, ...] = tuple(contents.flow)
+        self.source = Source(
+            attributes["source_bytes"],
+            attributes["source_sha256"],
+            attributes["source_width"],
+            attributes["source_height"],
+        )
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}
+
+    def __repr__(self) -> str:
+        return f"<shard {self.video} of {self.width}x{self.height} in {self.address}>"
+
+    def close(self) -> None:
+        """Close the file; reading opens it again."""
+        descriptor, self._descriptor = getattr(self, "_descriptor", None), None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def flow_count(self, direction: str = "forward") -> int:
+        """Number of flows of a direction."""
+        return len(self._flow(direction))
+
+    def step(self, direction: str = "forward") -> int:
+        """Frames between the two of a pair."""
+        return int(self._flow(direction).attributes["step"])
+
+    def table(self, direction: str = "forward") -> Floats:
+        """The quantiser's values, float32[256]."""
+        return self._flow(direction).table
+
+    def scale(self, direction: str = "forward") -> Floats:
+        """float32[flows,2]; flow = table[levels] * scale + offset."""
+        return self._flow(direction).scale
+
+    def offset(self, direction: str = "forward") -> Floats:
+        """float32[flows,2], in pixels."""
+        return self._flow(direction).offset_pixels
+
+    def mean(self, direction: str = "forward") -> Floats:
+        """Mean vector of each flow before quantisation, float32[flows,2], in pixels."""
+        return self._flow(direction).mean
+
+    def clipped(self, direction: str = "forward") -> Floats:
+        """Fraction of pixels beyond the quantiser's range, float32[flows]."""
+        return self._flow(direction).clipped
+
+    def flows(self, start: int, stop: int, direction: str = "forward", out: Floats | None = None) -> Floats:
+        """Flows start..stop-1 in pixels per step at the stored resolution: float32[n,2,H,W].
+
+        Raises:
+            IndexError: outside 0..flow_count.
+            InputError: the shard has no such direction, or a damaged stream.
+        """
+        flow = self._flow(direction)
+        streams = self.streams(start, stop, direction)
+        out = self._output(out, (len(streams), 2, self.height, self.width), np.float32)
+        for i, stream in enumerate(streams):
+            with self._naming(direction, start + i):
+                image = decode_image(stream, self.height, self.width)
+            for component, rows in enumerate((image[: self.height], image[-self.height :])):
+                scale, offset = flow.scale[start + i, component], flow.offset_pixels[start + i, component]
+                value_table(flow.table, scale, offset).read(rows, out[i, component])
+        return out
+
+    def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
+        """Levels of flows start..stop-1: uint8[n,2,H,W]; see `table`, `scale` and `offset`. Raises as `flows` does."""
+        lowest = lowest_level(self._flow(direction).table)
+        streams = self.streams(start, stop, direction)
+        out = self._output(out, (len(streams), 2, self.height, self.width), np.uint8)
+        for i, stream in enumerate(streams):
+            with self._naming(direction, start + i):
+                decode_levels(stream, self.height, self.width, lowest, out[i])
+        return out
+
+    def frames(self, start: int, stop: int, out: Levels | None = None) -> Levels:
+        """RGB frames start..stop-1: uint8[n,H,W,3]. Raises as `flows` does."""
+        streams = self.streams(start, stop, "frames")
+        out = self._output(out, (len(streams), self.height, self.width, 3), np.uint8)
+        for i, stream in enumerate(streams):
+            with self._naming("frames", start + i):
+                decode_frame(stream, self.height, self.width, out[i])
+        return out
+
+    def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
+        """The image bytes of start..stop-1 of "forward", "backward" or "frames", by one read of the file."""
+        streams = self._part(part)
+        if not 0 <= start <= stop <= len(streams):
+            raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{len(streams)} are there")
+        starts = streams.start[start : stop + 1].tolist()
+        if start == stop:
+            return []
+        if self._descriptor is None:
+            self._descriptor = os.open(self.address.file, os.O_RDONLY | os.O_CLOEXEC)
+        data = memoryview(os.pread(self._descriptor, starts[-1] - starts[0], streams.offset + starts[0]))
+        if len(data) != starts[-1] - starts[0]:
+            raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
+        return [data[a - starts[0] : b - starts[0]] for a, b in zip(starts, starts[1:], strict=False)]
+
+    def _part(self, part: str) -> Streams:
+        if part == "frames":
+            if self.contents.frames is None:
+                raise InputError(
+                    f"{self.address}: has no RGB frames; extract again with --rgb, which keeps the flow"
+                )
+            return self.contents.frames
+        return self._flow(part)
+
+    def _flow(self, direction: str) -> Flow:
+        if direction not in self.contents.flow:
+            raise InputError(
+                f"{self.address}: has no {direction} flow (it has {', '.join(self.directions) or 'none'}); "
+                f"extract again with --direction {direction}, which keeps the rest"
+            )
+        return self.contents.flow[direction]
+
+    def _output(self, out: Any, shape: tuple[int, ...], dtype: type) -> Any:
+        if out is None:
+            return np.empty(shape, dtype)
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out: expected contiguous {np.dtype(dtype)}{list(shape)}, found {out.dtype}{list(out.shape)}"
+            )
+        return out
+
+    @contextlib.contextmanager
+    def _naming(self, part: str, index: int) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise damaged(self.address, f"{part} {index} is {error}") from error
+
+
+def decode_frame(stream: bytes | memoryview, height: int, width: int, out: Levels) -> None:
+    """One RGB frame into uint8[H,W,3]; ValueError if the stream is not a JPEG of that size."""
+    import cv2
+
+    from pipeline.codec import image_size
+
+    if image_size(stream) != (height, width):
+        raise ValueError(f"an image of another size than {width}x{height}")
+    image = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None or image.shape != (height, width, 3):
+        raise ValueError("an image that cannot be decoded")
+    cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
+
+
+def encode_frame(frame: Levels, quality: int) -> bytes:
+    """RGB uint8[H,W,3] as a JPEG of the given quality, 1..100."""
+    import cv2
+
+    done, stream = cv2.imencode(
+        ".jpg",
+        cv2.cvtColor(frame, cv2.COLOR_RGB2BGR),
+        [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1],
+    )
+    if not done:
+        raise ValueError(f"a frame of {frame.shape[1]}x{frame.shape[0]} cannot be coded as JPEG")
+    return stream.tobytes()
+
+
+def damaged(address: ShardAddress, what: str) -> InputError:
+    return InputError(
+        f"{address}: damaged shard: {what}; run `python -m pipeline verify --repair {address.file}`, then extract it again"
+    )
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+# Opening goes through h5py's low-level calls: a run over thousands of finished shards opens each, and the
+# high-level ones take ten times as long.
+
+ROOT_ATTRIBUTES = {
+    "video": str,
+    "source_bytes": int,
+    "source_sha256": str,
+    "source_width": int,
+    "source_height": int,
+    "fps": float,
+    "frames": int,
+    "width": int,
+    "height": int,
+    "size": str,
+    "every": int,
+    "start": float,
+    "end": float | None,
+    "corrupt": str,
+}
+FLOW_ATTRIBUTES = {
+    "method": str,
+    "parameters": str,
+    "step": int,
+    "quantiser": str,
+    "image": str,
+    "quality": int | None,
+    "device": str,
+}
+STREAM_TABLES = {"start": np.int64, "crc32": np.uint32}
+FLOW_TABLES = {
+    "table": np.float32,
+    "scale": np.float32,
+    "offset": np.float32,
+    "mean": np.float32,
+    "clipped": np.float32,
+}
+
+
+class Invalid(Exception):
+    """What is wrong with a shard, before its address is put in front."""
+
+
+def read_contents(address: ShardAddress) -> Contents:
+    """Attributes and tables of a shard, checked; InputError says what is wrong with the file."""
+    try:
+        size = address.file.stat().st_size
+        file = h5py.h5f.open(os.fsencode(address.file), h5py.h5f.ACC_RDONLY, fapl=_access())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{address.file}: no such shard; extract the video first (python -m extract_flow)"
+        ) from error
+    except OSError as error:
+        raise damaged(address, f"it does not open as HDF5 ({first_line(error)})") from error
+    try:
+        return _read_group(_open_group(file, address.group), size)
+    except (Invalid, KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
+        raise damaged(address, first_line(error)) from error
+    finally:
+        file.close()
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__
+
+
+def _access() -> h5py.h5p.PropFAID:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_file_locking(False, True)
+    return access
+
+
+def _open_group(file: Any, path: str) -> Any:
+    group = h5py.h5g.open(file, b"/")
+    for name in path.strip("/").split("/"):
+        if name:
+            group = _child(group, name, h5py.h5g.GroupID)
+    return group
+
+
+def _child(group: Any, name: str, kind: type) -> Any:
+    """A group or dataset below a group, reached by a hard link only."""
+    key = name.encode()
+    if key not in group:
+        raise Invalid(f"it has no {name!r}")
+    if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+        raise Invalid(f"{name!r} is a link to elsewhere, which is refused")
+    child = h5py.h5o.open(group, key)
+    if not isinstance(child, kind):
+        raise Invalid(f"{name!r} is not a {'group' if kind is h5py.h5g.GroupID else 'dataset'}")
+    return child
+
+
+def _attribute(owner: Any, name: str, kind: Any) -> Any:
+    key = name.encode()
+    if not h5py.h5a.exists(owner, key):
+        if kind in (int | None, float | None):
+            return None
+        raise Invalid(f"it has no attribute {name!r}")
+    attribute = h5py.h5a.open(owner, key)
+    dtype = attribute.dtype
+    wanted = {str: "S", int: "iu", float: "f"}[next(k for k in (str, int, float) if kind in (k, k | None))]
+    if attribute.shape != () or dtype.kind not in wanted:
+        raise Invalid(f"attribute {name!r} is {dtype}{list(attribute.shape)}")
+    value = np.empty((), dtype)
+    attribute.read(value)
+    item = value.item()
+    return item.decode() if wanted == "S" else item
+
+
+def _table(group: Any, name: str, dtype: Any, shape: tuple[int, ...], file_size: int) -> npt.NDArray[Any]:
+    dataset = _child(group, name, h5py.h5d.DatasetID)
+    if dataset.shape != shape or dataset.dtype != np.dtype(dtype):
+        raise Invalid(
+            f"{name!r} is {dataset.dtype}{list(dataset.shape)}, expected {np.dtype(dtype)}{list(shape)}"
+        )
+    values = np.empty(shape, dtype)
+    if values.nbytes:
+        _contiguous(dataset, name, file_size)
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values
+
+
+def _contiguous(dataset: Any, name: str, file_size: int) -> int:
+    """Where the bytes of a dataset lie in the file; they must lie there as they are, and whole."""
+    properties = dataset.get_create_plist()
+    if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
+        raise Invalid(f"{name!r} is not stored contiguously in the file")
+    offset = dataset.get_offset()
+    if offset is None or offset + dataset.get_storage_size() > file_size:
+        raise Invalid(f"{name!r} reaches beyond the end of the file, which was cut short")
+    return int(offset)
+
+
+def _length(group: Any, name: str) -> int:
+    shape = _child(group, name, h5py.h5d.DatasetID).shape
+    if len(shape) != 1 or shape[0] > MOST_FLOWS:
+        raise Invalid(f"{name!r} has the shape {list(shape)}")
+    return int(shape[0])
+
+
+def _read_streams(
+    group: Any, file_size: int, tables: Mapping[str, Any]
+) -> tuple[int, dict[str, npt.NDArray[Any]]]:
+    """Where the streams begin in the file, and the tables beside them, whose check sum and order are verified."""
+    count = _length(group, "crc32")
+    if count * 4 > file_size:
+        raise Invalid(f"it claims {count} streams, more than its size allows")
+    shapes = {
+        "start": (count + 1,),
+        "table": (256,),
+        "scale": (count, 2),
+        "offset": (count, 2),
+        "mean": (count, 2),
+    }
+    values = {
+        name: _table(group, name, dtype, shapes.get(name, (count,)), file_size)
+        for name, dtype in tables.items()
+    }
+    if tables_crc32(values) != _attribute(group, "tables_crc32", int):
+        raise Invalid("its tables fail their check sum")
+    data = _child(group, "jpeg", h5py.h5d.DatasetID)
+    start = values["start"]
+    if data.dtype != np.uint8 or len(data.shape) != 1:
+        raise Invalid(f"'jpeg' is {data.dtype}{list(data.shape)}, expected uint8[n]")
+    if start[0] != 0 or start[-1] != data.shape[0] or (np.diff(start) <= 0).any():
+        raise Invalid("the starts of its streams do not ascend from 0 to their end")
+    return (_contiguous(data, "jpeg", file_size) if data.shape[0] else 0), values
+
+
+def tables_crc32(tables: Mapping[str, npt.NDArray[Any]]) -> int:
+    """CRC-32 over the bytes of the tables, little-endian, in the order of STREAM_TABLES and then FLOW_TABLES."""
+    crc = 0
+    for values in tables.values():
+        crc = zlib.crc32(np.ascontiguousarray(values).tobytes(), crc)
+    return crc
+
+
+def _read_group(group: Any, file_size: int) -> Contents:
+    if not h5py.h5a.exists(group, b"format") or _attribute(group, "format", str) != FORMAT:
+        raise Invalid(f"it is not a {FORMAT}")
+    version = _attribute(group, "version", int)
+    if version != VERSION:
+        raise Invalid(f"it has version {version} of the format, and this program reads version {VERSION}")
+    attributes = {name: _attribute(group, name, kind) for name, kind in ROOT_ATTRIBUTES.items()}
+    for side in (attributes["width"], attributes["height"]):
+        if not 0 < side <= LARGEST_SIDE:
+            raise Invalid(f"a size of {attributes['width']}x{attributes['height']}")
+    frames, quality = None, None
+    if b"rgb" in group:
+        rgb = _child(group, "rgb", h5py.h5g.GroupID)
+        at, tables = _read_streams(rgb, file_size, STREAM_TABLES)
+        frames, quality = Streams(at, **tables), _attribute(rgb, "quality", int)
+    flow = {}
+    if b"flow" in group:
+        parent = _child(group, "flow", h5py.h5g.GroupID)
+        for direction in DIRECTIONS:
+            if direction.encode() in parent:
+                child = _child(parent, direction, h5py.h5g.GroupID)
+                at, tables = _read_streams(child, file_size, STREAM_TABLES | FLOW_TABLES)
+                values = {name: _attribute(child, name, kind) for name, kind in FLOW_ATTRIBUTES.items()}
+                values["parameters"] = json.loads(values["parameters"])
+                tables["offset_pixels"] = tables.pop("offset")
+                flow[direction] = Flow(at, **tables, attributes=values)
+    if frames is None and not flow:
+        raise Invalid("it holds neither frames nor flow")
+    return Contents(attributes, frames, quality, flow)
+
+
+def request_of(shard: Shard) -> Request:
+    """The request that a shard answers."""
+    attributes, flow = shard.contents.attributes, shard.contents.flow
+    described = next(iter(flow.values())).attributes if flow else {}
+    names = {item.name for item in fields(Request)}
+    return Request(
+        directions=shard.directions,
+        frames=shard.has_frames,
+        frames_quality=shard.contents.frames_quality,
+        **{name: value for name, value in {**attributes, **described}.items() if name in names - {"frames"}},
+    )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an existing shard answers a request: done if there are neither differences nor missing parts."""
+
+    differences: list[str]
+    missing: tuple[str, ...]
+
+    @property
+    def done(self) -> bool:
+        return not self.differences and not self.missing
+
+
+def check(address: str | Path | ShardAddress, request: Request) -> Standing:
+    """Whether an existing shard opens, is whole in its tables, and is what is asked. Streams are `verify`'s work.
+
+    Raises:
+        InputError: it is no valid shard.
+    """
+    with open_shard(address) as shard:
+        made = request_of(shard)
+    return Standing(request.differences(made), request.missing(made))
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+class Spool:
+    """Streams on their way into a shard: appended to a nameless file, which no crash leaves behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by close()
+        self.start = [0]
+        self.crc32: list[int] = []
+
+    def add(self, stream: bytes | memoryview) -> None:
+        self.file.write(stream)
+        self.start.append(self.start[-1] + len(stream))
+        self.crc32.append(zlib.crc32(stream))
+
+    def tables(self) -> dict[str, npt.NDArray[Any]]:
+        return {"start": np.array(self.start, np.int64), "crc32": np.array(self.crc32, np.uint32)}
+
+    def write(self, dataset: h5py.Dataset) -> None:
+        self.file.seek(0)
+        at = 0
+        while block := self.file.read(COPY_BLOCK):
+            dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
+            at += len(block)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class ShardWriter:
+    """Writes one shard: add frames and flows as they come, then `finish`. Leaving the block without it leaves nothing.
+
+    Example:
+        with ShardWriter(path, request, codec) as writer:
+            writer.add_frames(rgb)
+            writer.add_flows("forward", quantised)
+            writer.finish(video="Class/stem", source=source, fps=25.0, frames=100, width=340, height=256, device="cpu")
+    """
+
+    def __init__(
+        self, path: str | Path, request: Request, codec: Codec | None = None, keep: Shard | None = None
+    ) -> None:
+        """Start a shard that will be renamed to `path`.
+
+        Args:
+            path: its final name; the folder is made.
+            request: what it answers; recorded for later runs to compare.
+            codec: of the flow, if there will be any.
+            keep: an existing shard of the same request but for directions and frames, whose streams are copied.
+        """
+        self.path, self.request, self.codec, self.keep = Path(path), request, codec, keep
+        self._spools: dict[str, Spool] = {}
+        self._quantised: dict[str, list[Quantised]] = {}
+        with atomic.disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for spool in self._spools.values():
+            spool.close()
+
+    def begin(self, part: str) -> None:
+        """Announce "frames", "forward" or "backward", which a part without any stream needs."""
+        with atomic.disk_errors(self.path):
+            self._spools.setdefault(part, Spool(self.path.parent))
+
+    def add_frames(self, frames: Levels) -> None:
+        """Append RGB frames uint8[n,H,W,3], coded with the request's `frames_quality`."""
+        self.add_streams(
+            "frames", (encode_frame(frame, self.request.frames_quality or 95) for frame in frames)
+        )
+
+    def add_flows(self, direction: str, flows: Quantised) -> None:
+        """Append flows of a direction as the quantiser gave them."""
+        if self.codec is None:
+            raise ValueError("flows need a codec")
+        self.add_streams(direction, (self.codec.encode(levels) for levels in flows.levels))
+        self._quantised.setdefault(direction, []).append(
+            Quantised(flows.levels[:0], flows.scale, flows.offset, flows.mean, flows.clipped)
+        )
+
+    def add_streams(self, part: str, streams: Iterable[bytes | memoryview]) -> None:
+        """Append coded images to "frames", "forward" or "backward"."""
+        self.begin(part)
+        with atomic.disk_errors(self.path):
+            for stream in streams:
+                self._spools[part].add(stream)
+
+    def finish(
+        self,
+        *,
+        video: str,
+        source: Source,
+        fps: float,
+        frames: int,
+        width: int,
+        height: int,
+        device: str = "",
+        corrupt: str = "",
+    ) -> None:
+        """Write the file under a temporary name, verify what was written, and rename it.
+
+        Args:
+            video: its identity, "class/stem".
+            source: the file that it was made of.
+            fps: frames per second of the frames that were kept.
+            frames: how many were.
+            width, height: of frames and flow, in pixels.
+            device: that computed the flow; recorded, never compared.
+            corrupt: the decoder's error where the frames before it were kept.
+
+        Raises:
+            InputError: the disk is full, or what is on the disk is not what was written.
+        """
+        attributes = {
+            "video": video,
+            **{f"source_{name}": value for name, value in vars(source).items()},
+            "fps": float(fps),
+            "frames": frames,
+            "width": width,
+            "height": height,
+            "size": self.request.size,
+            "every": self.request.every,
+            "start": float(self.request.start),
+            "end": None if self.request.end is None else float(self.request.end),
+            "corrupt": corrupt,
+        }
+        with (
+            atomic.writing(self.path, verify=verify_written) as temporary,
+            h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+        ):
+            write_attributes(file, {"format": FORMAT, "version": VERSION} | attributes)
+            for part in ("frames", *DIRECTIONS):
+                self._write_part(file, part, device)
+
+    def _write_part(self, root: h5py.Group, part: str, device: str) -> None:
+        name = "rgb" if part == "frames" else f"flow/{part}"
+        if part in self._spools:
+            tables = self._spools[part].tables()
+            described: dict[str, Any] = {"quality": self.request.frames_quality or 95}
+            if part != "frames":
+                tables |= self._flow_tables(part)
+                described = {key: getattr(self.request, key) for key in FLOW_ATTRIBUTES if key != "device"}
+                described["device"] = device
+            dataset = write_tables(root.create_group(name), tables, described)
+            self._spools[part].write(dataset)
+        elif self.keep is not None and part in (
+            "frames" if self.keep.has_frames else "",
+            *self.keep.directions,
+        ):
+            copy_part(self.keep, part, root.create_group(name))
+
+    def _flow_tables(self, direction: str) -> dict[str, npt.NDArray[Any]]:
+        assert self.codec is not None
+        added = self._quantised.get(direction, [])
+        empty = {
+            "scale": np.empty((0, 2)),
+            "offset": np.empty((0, 2)),
+            "mean": np.empty((0, 2)),
+            "clipped": np.empty(0),
+        }
+        columns = {
+            name: np.concatenate([none, *(getattr(flows, name) for flows in added)]).astype(np.float32)
+            for name, none in empty.items()
+        }
+        return {"table": self.codec.quantiser.table} | columns
+
+
+def copy_part(shard: Shard, part: str, group: h5py.Group) -> None:
+    """Copy "frames" or the flow of a direction into a new group, the streams in blocks and unchanged."""
+    streams = shard._part(part)
+    tables: dict[str, npt.NDArray[Any]] = {"start": streams.start, "crc32": streams.crc32}
+    described: Mapping[str, Any] = {"quality": shard.contents.frames_quality}
+    if isinstance(streams, Flow):
+        tables |= {"table": streams.table, "scale": streams.scale, "offset": streams.offset_pixels}
+        tables |= {"mean": streams.mean, "clipped": streams.clipped}
+        described = streams.attributes
+    dataset = write_tables(group, tables, described)
+    total = int(streams.start[-1])
+    with shard.address.file.open("rb") as file:
+        for at in range(0, total, COPY_BLOCK):
+            file.seek(streams.offset + at)
+            block = file.read(min(COPY_BLOCK, total - at))
+            dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
+
+
+def write_tables(
+    group: h5py.Group, tables: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Any]
+) -> h5py.Dataset:
+    """Tables and attributes of one part; returns its empty stream dataset, at its final size."""
+    for name, values in tables.items():
+        group.create_dataset(name, data=values)
+    write_attributes(group, {**attributes, "tables_crc32": tables_crc32(tables)})
+    return group.create_dataset("jpeg", (int(tables["start"][-1]),), np.uint8, fillvalue=None)
+
+
+def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
+    """Scalars as int64, float64 and fixed-length UTF-8; None is left out; a mapping becomes JSON."""
+    for name, value in attributes.items():
+        if isinstance(value, Mapping):
+            value = json.dumps(value, sort_keys=True)
+        if isinstance(value, str):
+            data = value.encode()
+            group.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
+        elif value is not None:
+            group.attrs.create(name, value, dtype=np.float64 if isinstance(value, float) else np.int64)
+
+
+def verify_written(path: Path) -> None:
+    """Raise InputError unless the file is a valid shard whose streams match their check sums."""
+    with open_shard(path) as shard:
+        for part, index in bad_streams(shard):
+            raise InputError(
+                f"{path.parent}: what was written did not come back from the disk ({part} {index}): check the disk"
+            )
+
+
+def parts(shard: Shard) -> list[str]:
+    """Which of "frames", "forward" and "backward" a shard holds."""
+    return ["frames"] * shard.has_frames + list(shard.directions)
+
+
+def bad_streams(shard: Shard) -> Iterator[tuple[str, int]]:
+    """Streams that fail their CRC-32, as (part, index); read a block at a time."""
+    for part in parts(shard):
+        streams = shard._part(part)
+        start = 0
+        while start < len(streams):
+            stop = max(
+                int(np.searchsorted(streams.start, streams.start[start] + COPY_BLOCK, "right")) - 1, start + 1
+            )
+            for index, stream in enumerate(shard.streams(start, stop, part), start):
+                if zlib.crc32(stream) != streams.crc32[index]:
+                    yield part, index
+            start = stop
+
+
+# --- folders of shards ----------------------------------------------------------------------------------------------
+
+
+def index_shards(folder: str | Path) -> dict[str, ShardAddress]:
+    """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike.
+
+    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts.
+    """
+    folder = Path(folder)
+    loose: dict[str, ShardAddress] = {}
+    packed: dict[str, ShardAddress] = {}
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.endswith(SUFFIX) and not atomic.is_temporary(name):
+                loose[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = ShardAddress(path)
+    return packed | loose
