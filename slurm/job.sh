@@ -1,0 +1,73 @@
+# shellcheck shell=bash disable=SC2034
+# What the job scripts share; sourced by slurm/*.sbatch in the project's folder on the compute node.
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+# prepare: the site's modules and environment; from here on the log ends with one line that says how the task ended.
+prepare() {
+    local site=${SITE:-slurm/site.env}
+    ended="failed before its work began"
+    trap 'echo "$SLURM_JOB_NAME, job $(this_task) on ${SLURMD_NODENAME:-$HOSTNAME}: $ended (${SECONDS} s)"' EXIT
+    echo "$SLURM_JOB_NAME, job $(this_task) on ${SLURMD_NODENAME:-$HOSTNAME}: begins, restart ${SLURM_RESTART_COUNT:-0}"
+    max_restarts=${MAX_RESTARTS:-100}
+    # Bash would run what is hidden in a value such as a[$(...)] when it takes it for a number.
+    [[ $max_restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS='$max_restarts' is no number"
+    [[ -f $site ]] || fail "no file '$site': SITE names the file with this cluster's settings (default slurm/site.env)"
+    # shellcheck source=slurm/site.env
+    source "$site"
+    prepare_node || fail "prepare_node in '$site' failed"
+    export PYTHONUNBUFFERED=1
+}
+
+# this_task: the name by which scontrol knows this job or this one task of an array. SLURM_JOB_ID alone will not do: the
+# last task of an array has the same number there as the whole array.
+this_task() {
+    echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+}
+
+# choose_stream_and_split: array task i takes the i-th pair of $SPLITS x $STREAMS, streams fastest.
+choose_stream_and_split() {
+    local streams splits
+    read -r -a streams <<<"${STREAMS:-spatial temporal}"
+    read -r -a splits <<<"${SPLITS:-1}"
+    local pairs=$((${#streams[@]} * ${#splits[@]}))
+    ((SLURM_ARRAY_TASK_ID < pairs)) || fail "array task $SLURM_ARRAY_TASK_ID: STREAMS='${streams[*]}' and" \
+        "SPLITS='${splits[*]}' make $pairs pairs: submit with --array=0-$((pairs - 1)), or name more splits"
+    stream=${streams[SLURM_ARRAY_TASK_ID % ${#streams[@]}]}
+    split=${splits[SLURM_ARRAY_TASK_ID / ${#streams[@]}]}
+}
+
+# work SIGNAL COMMAND...: run the command and exit as it does. When SLURM warns that time is up (USR1, see `--signal` in
+# the scripts) the command gets SIGNAL, saves what it has and ends, and the task goes back into the queue to go on there.
+work() {
+    local signal=$1 status warned=no interrupted=yes
+    shift
+    "$@" &
+    local command=$!
+    trap 'warned=yes interrupted=yes; echo "SLURM warns that time is up: saving"; kill -s "$signal" "$command"' USR1
+    trap 'interrupted=yes; kill -s TERM "$command"' TERM
+    while [[ $interrupted == yes ]]; do
+        interrupted=no status=0
+        wait "$command" || status=$? # also returns when a signal came: then wait again
+    done
+    ended="finished"
+    ((status == 0)) || ended="failed with exit status $status"
+    if [[ $warned == yes && $status != 0 ]]; then
+        queue_again
+    fi
+    exit "$status"
+}
+
+queue_again() {
+    trap '' TERM
+    if ((${SLURM_RESTART_COUNT:-0} >= max_restarts)); then
+        ended="stopped by the time limit after ${SLURM_RESTART_COUNT:-0} restarts (MAX_RESTARTS); submit it again to go on"
+    elif scontrol requeue "$(this_task)"; then
+        ended="stopped by the time limit and back in the queue, where it will go on"
+    else
+        ended="stopped by the time limit and not put back into the queue; submit it again to go on"
+    fi
+}
