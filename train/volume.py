@@ -38,8 +38,8 @@ class VolumeSpec:
     Attributes:
         stream: "spatial" (one RGB frame) or "temporal" (a stack of flow fields).
         crop: side of the square network input in pixels.
-        short_side: size at which the network sees the video: its smaller side in pixels. Shards stored at another size are
-            resized on the fly, and their flow vectors with them; 0 takes every shard as it is stored.
+        short_side: size at which the network sees the video: its smaller side in pixels. Shards stored at another size
+            are resized on the fly, and their flow vectors with them; 0 takes every shard as it is stored.
         length: L, the number of flow fields.
         stacking: "stack" samples every field at the same point, "trajectory" follows the flow.
         direction: "forward"; "backward" (L flows going back from the frame); "both" (bi-directional: L/2 forward, then
@@ -71,7 +71,9 @@ class VolumeSpec:
         if self.crop < 1:
             raise InputError(f"crop: expected at least 1 pixel, found {self.crop}")
         if self.short_side and self.short_side < self.crop:
-            raise InputError(f"short_side {self.short_side} is smaller than crop {self.crop}: no crop fits in the frame")
+            raise InputError(
+                f"short_side {self.short_side} is smaller than crop {self.crop}: no crop fits in the frame"
+            )
         if self.length < 1:
             raise InputError(f"length: expected at least 1 flow field, found {self.length}")
         if self.direction == "both" and self.length % 2:
@@ -95,15 +97,22 @@ class VolumeSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values (lists for tuples), for checkpoints and JSON; `from_dict` reads them back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VolumeSpec:
         """The spec that `as_dict` described; InputError for keys that this version does not know."""
         unknown = values.keys() - {field.name for field in fields(cls)}
         if unknown:
-            raise InputError(f"volume: unknown {', '.join(sorted(unknown))}; was it saved by a newer version?")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            raise InputError(
+                f"volume: unknown {', '.join(sorted(unknown))}; was it saved by a newer version?"
+            )
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**plain)
 
 
 class RawFlow(NamedTuple):
@@ -141,39 +150,42 @@ class RawFrames(NamedTuple):
         return RawFrames(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def position_count(spec: VolumeSpec, frames: int, flows: int) -> int:
+def position_count(spec: VolumeSpec, frames: int, flows: int, step: int = 1) -> int:
     """How many positions a video offers: its frames, or the flows at which a full volume starts.
 
-    A video with fewer than L flows has one position, whose volume repeats the last flow; one without any has none.
+    A video too short for a full volume has one position, whose volume repeats the last flow; one without flow has none.
+
+    Args:
+        spec: what a volume is.
+        frames, flows: how many the shard holds.
+        step: frames between the two of a pair, as the shard says.
     """
     if spec.stream == "spatial":
         return max(frames, 0)
-    return max(flows - spec.length + 1, min(flows, 1))
+    return max(flows - (spec.length - 1) * step, min(flows, 1))
 
 
 def flow_indices(
-    spec: VolumeSpec, position: int, flows: int
+    spec: VolumeSpec, position: int, flows: int, step: int = 1
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Which flows make the volume at a position: indices of forward and of backward flows, in stacking order.
 
-    Backward flow i leads from frame i + 1 to frame i, so that going back from frame t starts with backward flow t - 1.
-    Position p of a forward volume is frame p; of a bi-directional one frame p + L/2; of a backward one frame p + L.
-    Sequences that run out of flows repeat their last.
+    Forward flow i leads from frame i to i + step and backward flow i from frame i + step to i, so every flow of a
+    volume begins where the one before ends. Position p is frame p of a forward volume, p + L/2 * step of a bi-directional and
+    p + L * step of a backward one. Sequences that run out of flows repeat their last.
 
     Raises:
         ValueError: position outside `position_count`.
     """
-    if not 0 <= position < position_count(spec, 0, flows):
+    if not 0 <= position < position_count(spec, 0, flows, step):
         raise ValueError(f"position {position} of a video with {flows} flows and L = {spec.length}")
-    half = spec.length // 2
-    ahead = {"forward": spec.length, "both": half, "backward": 0}[spec.direction]
+    ahead = {"forward": spec.length, "both": spec.length // 2, "backward": 0}[spec.direction]
     back = spec.length - ahead
-    short = flows < spec.length
-    frame = position + back
-    if short:
-        frame = {"forward": 0, "both": flows // 2, "backward": flows}[spec.direction]
-    forward = np.minimum(frame + np.arange(ahead), flows - 1)
-    backward = np.maximum(frame - 1 - np.arange(back), 0)
+    frame = position + back * step
+    if flows <= (spec.length - 1) * step:
+        frame = {"forward": 0, "both": flows // 2, "backward": flows - 1 + step}[spec.direction]
+    forward = np.minimum(frame + step * np.arange(ahead), flows - 1)
+    backward = np.maximum(frame - step * np.arange(1, back + 1), 0)
     return forward, backward
 
 
@@ -243,7 +255,9 @@ def follow(flow: Tensor, size: Tensor) -> Tensor:
             ],
             dim=-1,
         )
-        along.append(F.grid_sample(flow[:, k], inside, mode="bilinear", padding_mode="border", align_corners=True))
+        along.append(
+            F.grid_sample(flow[:, k], inside, mode="bilinear", padding_mode="border", align_corners=True)
+        )
     return torch.stack(along, dim=1)
 
 
@@ -329,7 +343,12 @@ def cut(volumes: Tensor, boxes: npt.NDArray[np.int64] | Tensor, crop: int) -> Te
     for i, box in enumerate(boxes):
         regions.setdefault((int(box[2]), int(box[3])), []).append(i)
     parts = [
-        resize(torch.stack([volumes[i, :, t : t + h, l : l + w] for i, (t, l, h, w) in zip(of, boxes[of], strict=True)]), crop)
+        resize(
+            torch.stack(
+                [volumes[i, :, y : y + h, x : x + w] for i, (y, x, h, w) in zip(of, boxes[of], strict=True)]
+            ),
+            crop,
+        )
         for of in regions.values()
     ]
     if len(parts) == 1:
@@ -348,3 +367,16 @@ def resize(volumes: Tensor, side: int) -> Tensor:
 def mirror_where(inputs: Tensor, flip: Tensor, spec: VolumeSpec) -> Tensor:
     """Volumes [N,C,H,W], of which those with flip[N] set are mirrored."""
     return torch.where(flip.to(inputs.device)[:, None, None, None], mirror(inputs, spec), inputs)
+
+
+def fit(volumes: Tensor, spec: VolumeSpec) -> Tensor:
+    """Whole volumes [N,C,H,W] at the size the network sees videos at: the smaller side becomes `short_side`.
+
+    Flow vectors were scaled with it by `flow_volume` already. With short_side = 0 the volumes come back as they are.
+    """
+    height, width = volumes.shape[-2:]
+    ratio = zoom(spec, height, width)
+    if ratio == 1:
+        return volumes
+    side = max(round(height * ratio), spec.short_side), max(round(width * ratio), spec.short_side)
+    return F.interpolate(volumes, size=side, mode="bilinear", antialias=True, align_corners=False)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
-
 from pipeline.errors import InputError
 from train.models.cnn_m import CnnM2048
 from train.models.network import Network
@@ -28,9 +26,7 @@ MODELS: dict[str, Callable[..., Network]] = {
 }
 
 
-def build(
-    name: str, channels: int, classes: int, dropout: float = 0.0, crop: int = 224, second_norm: bool | None = None
-) -> Network:
+def build(name: str, channels: int, classes: int, dropout: float = 0.0, crop: int = 224) -> Network:
     """A freshly initialised network.
 
     Args:
@@ -39,8 +35,6 @@ def build(
         classes: outputs of the last layer, over all heads.
         dropout: before the last layers (cnn_m_2048, vgg16: on both hidden layers; ResNets: on the pooled features).
         crop: side of the input in pixels; only cnn_m_2048's first full layer depends on it.
-        second_norm: whether cnn_m_2048 has its second response normalisation; by default if channels == 3, since
-            the paper's temporal net goes without.
 
     Raises:
         InputError: unknown name, or a crop too small for the network.
@@ -50,5 +44,5 @@ def build(
     if not 0 <= dropout < 1:
         raise InputError(f"dropout: expected a share from 0 to below 1, found {dropout}")
     if name == "cnn_m_2048":
-        return CnnM2048(channels, classes, dropout, crop, channels == 3 if second_norm is None else second_norm)
+        return CnnM2048(channels, classes, dropout, crop)
     return MODELS[name](channels, classes, dropout)

@@ -13,14 +13,14 @@ from train.models.network import Network
 class CnnM2048(Network):
     """Five convolutions, two full layers, a classifier; 90.7 M parameters with 20 channels and 101 classes.
 
-    Padding and rounding are those of Caffe's CNN-M: none at conv1, one pixel elsewhere, pooling rounds up, so that full6
-    sees 512x6x6 of a 224x224 input. Response normalisation is Krizhevsky's (k=2, n=5, alpha=1e-4, beta=.75; torch
-    divides alpha by n), after the ReLU, and after conv2 only with `second_norm`.
+    Padding and rounding are those of Caffe's CNN-M: none at conv1, one pixel elsewhere, pooling rounds up, so that
+    full6 sees 512x6x6 of a 224x224 input. Response normalisation is Krizhevsky's (k=2, n=5, alpha=1e-4, beta=.75;
+    torch divides alpha by n) after the ReLU; the paper's temporal net goes without the second one.
     """
 
     first, last = "conv1", "full8"
 
-    def __init__(self, channels: int, classes: int, dropout: float, crop: int, second_norm: bool) -> None:
+    def __init__(self, channels: int, classes: int, dropout: float, crop: int) -> None:
         super().__init__()
         side = feature_side(crop)
         if side < 1:
@@ -34,7 +34,8 @@ class CnnM2048(Network):
         self.full7 = nn.Linear(4096, 2048)
         self.full8 = nn.Linear(2048, classes)
         self.norm1 = nn.LocalResponseNorm(5, 5e-4, 0.75, 2)
-        self.norm2 = nn.LocalResponseNorm(5, 5e-4, 0.75, 2) if second_norm else nn.Identity()
+        # Colour has 3 channels, flow an even number.
+        self.norm2 = nn.LocalResponseNorm(5, 5e-4, 0.75, 2) if channels == 3 else nn.Identity()
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.drop6 = KeyedDropout(dropout, layer=6)
         self.drop7 = KeyedDropout(dropout, layer=7)

@@ -1,6 +1,6 @@
 """Dropout whose masks follow from (seed, iteration, index) of the sample, not from a generator's state.
 
-So the same sample is dropped alike on any number of processes, in any micro-batch, on a CPU or a GPU, and after a resume.
+So a sample is dropped alike on any number of processes, in any micro-batch, on a CPU or a GPU, and after resuming.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Network):
-    """ResNet of a given depth; 11.7 M (18), 21.8 M (34), 25.6 M (50), 44.5 M (101) parameters at 3 channels, 1000 classes."""
+    """ResNet; 11.7 M (18), 21.8 M (34), 25.6 M (50), 44.5 M (101) parameters at 3 channels and 1000 classes."""
 
     first, last = "conv1", "fc"
 

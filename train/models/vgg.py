@@ -13,7 +13,7 @@ _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512,
 
 
 class Vgg16(Network):
-    """138.4 M parameters with 3 channels and 1000 classes; inputs of any size are pooled to 7x7 before the full layers."""
+    """138.4 M parameters with 3 channels and 1000 classes; any input is pooled to 7x7 before full6."""
 
     first, last = "features.0", "classifier.6"
 
