@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +41,6 @@ SUFFIX = ".h5"
 DIRECTIONS = ("forward", "backward")
 COPY_BLOCK = 1 << 22
 LARGEST_SIDE = 65535
-MOST_FLOWS = 1 << 28
 
 
 class ShardAddress(NamedTuple):
@@ -127,9 +126,9 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Streams:
-    """Image streams back to back in the file: stream i is bytes start[i]..start[i+1] after `offset`."""
+    """Image streams back to back in the file: stream i is bytes start[i]..start[i+1] after `begin`."""
 
-    offset: int
+    begin: int
     start: npt.NDArray[np.int64]
     crc32: npt.NDArray[np.uint32]
 
@@ -143,7 +142,7 @@ class Flow(Streams):
 
     table: Floats
     scale: Floats
-    offset_pixels: Floats
+    offset: Floats
     mean: Floats
     clipped: Floats
     attributes: Mapping[str, Any]
@@ -241,7 +240,7 @@ class Shard:
 
     def offset(self, direction: str = "forward") -> Floats:
         """float32[flows,2], in pixels."""
-        return self._flow(direction).offset_pixels
+        return self._flow(direction).offset
 
     def mean(self, direction: str = "forward") -> Floats:
         """Mean vector of each flow before quantisation, float32[flows,2], in pixels."""
@@ -265,7 +264,7 @@ class Shard:
             with self._naming(direction, start + i):
                 image = decode_image(stream, self.height, self.width)
             for component, rows in enumerate((image[: self.height], image[-self.height :])):
-                scale, offset = flow.scale[start + i, component], flow.offset_pixels[start + i, component]
+                scale, offset = flow.scale[start + i, component], flow.offset[start + i, component]
                 value_table(flow.table, scale, offset).read(rows, out[i, component])
         return out
 
@@ -298,7 +297,7 @@ class Shard:
             return []
         if self._descriptor is None:
             self._descriptor = os.open(self.address.file, os.O_RDONLY | os.O_CLOEXEC)
-        data = memoryview(os.pread(self._descriptor, starts[-1] - starts[0], streams.offset + starts[0]))
+        data = memoryview(os.pread(self._descriptor, starts[-1] - starts[0], streams.begin + starts[0]))
         if len(data) != starts[-1] - starts[0]:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
         return [data[a - starts[0] : b - starts[0]] for a, b in zip(starts, starts[1:], strict=False)]
@@ -417,27 +416,29 @@ class Invalid(Exception):
 def read_contents(address: ShardAddress) -> Contents:
     """Attributes and tables of a shard, checked; InputError says what is wrong with the file."""
     try:
-        size = address.file.stat().st_size
-        file = h5py.h5f.open(os.fsencode(address.file), h5py.h5f.ACC_RDONLY, fapl=_access())
+        with address.file.open("rb", buffering=0) as raw:
+            file = h5py.h5f.open(os.fsencode(address.file), h5py.h5f.ACC_RDONLY, fapl=_access())
+            try:
+                return _read_group(_open_group(file, address.group), raw.fileno())
+            finally:
+                file.close()
     except FileNotFoundError as error:
         raise InputError(
             f"{address.file}: no such shard; extract the video first (python -m extract_flow)"
         ) from error
-    except OSError as error:
-        raise damaged(address, f"it does not open as HDF5 ({first_line(error)})") from error
-    try:
-        return _read_group(_open_group(file, address.group), size)
+    except PermissionError as error:
+        raise InputError(f"{address.file}: may not be read; ask its owner for permission") from error
     except (Invalid, KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise damaged(address, first_line(error)) from error
-    finally:
-        file.close()
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, without quotes around it."""
     return str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__
 
 
 def _access() -> h5py.h5p.PropFAID:
+    """Finished shards never change, so that no lock is needed, which some network file systems do not have."""
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_file_locking(False, True)
@@ -448,109 +449,90 @@ def _open_group(file: Any, path: str) -> Any:
     group = h5py.h5g.open(file, b"/")
     for name in path.strip("/").split("/"):
         if name:
-            group = _child(group, name, h5py.h5g.GroupID)
+            group = _child(group, name, h5py.h5g.open)
     return group
 
 
-def _child(group: Any, name: str, kind: type) -> Any:
+def _child(group: Any, name: str, opened: Callable[[Any, bytes], Any]) -> Any:
     """A group or dataset below a group, reached by a hard link only."""
     key = name.encode()
-    if key not in group:
-        raise Invalid(f"it has no {name!r}")
-    if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
-        raise Invalid(f"{name!r} is a link to elsewhere, which is refused")
-    child = h5py.h5o.open(group, key)
-    if not isinstance(child, kind):
-        raise Invalid(f"{name!r} is not a {'group' if kind is h5py.h5g.GroupID else 'dataset'}")
-    return child
+    try:
+        if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+            raise Invalid(f"{name!r} is a link to elsewhere, which is refused")
+        return opened(group, key)
+    except KeyError as error:
+        raise Invalid(f"it has no {name!r} of the kind expected") from error
 
 
 def _attribute(owner: Any, name: str, kind: Any) -> Any:
-    key = name.encode()
-    if not h5py.h5a.exists(owner, key):
+    """A scalar attribute as str, int or float; None if it is absent and may be."""
+    try:
+        attribute = h5py.h5a.open(owner, name.encode())
+    except KeyError as error:
         if kind in (int | None, float | None):
             return None
-        raise Invalid(f"it has no attribute {name!r}")
-    attribute = h5py.h5a.open(owner, key)
-    dtype = attribute.dtype
-    wanted = {str: "S", int: "iu", float: "f"}[next(k for k in (str, int, float) if kind in (k, k | None))]
-    if attribute.shape != () or dtype.kind not in wanted:
-        raise Invalid(f"attribute {name!r} is {dtype}{list(attribute.shape)}")
-    value = np.empty((), dtype)
-    attribute.read(value)
-    item = value.item()
-    return item.decode() if wanted == "S" else item
+        raise Invalid(f"it has no attribute {name!r}") from error
+    if kind is not str:
+        value = np.empty((), np.float64 if kind in (float, float | None) else np.int64)
+        attribute.read(value)
+        return value.item()
+    stored = attribute.get_type()
+    if not isinstance(stored, h5py.h5t.TypeStringID) or stored.is_variable_str():
+        raise Invalid(f"attribute {name!r} is not text of a fixed length")
+    text = np.empty((), f"S{stored.get_size()}")
+    attribute.read(text, mtype=stored)
+    return text.item().decode()
 
 
-def _table(group: Any, name: str, dtype: Any, shape: tuple[int, ...], file_size: int) -> npt.NDArray[Any]:
-    dataset = _child(group, name, h5py.h5d.DatasetID)
-    if dataset.shape != shape or dataset.dtype != np.dtype(dtype):
-        raise Invalid(
-            f"{name!r} is {dataset.dtype}{list(dataset.shape)}, expected {np.dtype(dtype)}{list(shape)}"
-        )
-    values = np.empty(shape, dtype)
-    if values.nbytes:
-        _contiguous(dataset, name, file_size)
-        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-    return values
-
-
-def _contiguous(dataset: Any, name: str, file_size: int) -> int:
-    """Where the bytes of a dataset lie in the file; they must lie there as they are, and whole."""
-    properties = dataset.get_create_plist()
-    if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
+def _bytes_in_file(dataset: Any, name: str, dtype: Any, descriptor: int) -> tuple[int, int]:
+    """Offset and number of the bytes of a dataset, which must lie in the file as they are, and whole."""
+    if dataset.dtype != dtype:
+        raise Invalid(f"{name!r} is {dataset.dtype}, expected {np.dtype(dtype)}")
+    offset, size = dataset.get_offset(), dataset.get_storage_size()
+    if size == 0:
+        return 0, 0
+    if offset is None:
         raise Invalid(f"{name!r} is not stored contiguously in the file")
-    offset = dataset.get_offset()
-    if offset is None or offset + dataset.get_storage_size() > file_size:
+    if offset + size > os.fstat(descriptor).st_size:
         raise Invalid(f"{name!r} reaches beyond the end of the file, which was cut short")
-    return int(offset)
+    return int(offset), int(size)
 
 
-def _length(group: Any, name: str) -> int:
-    shape = _child(group, name, h5py.h5d.DatasetID).shape
-    if len(shape) != 1 or shape[0] > MOST_FLOWS:
-        raise Invalid(f"{name!r} has the shape {list(shape)}")
-    return int(shape[0])
+def _table(group: Any, name: str, dtype: Any, descriptor: int) -> npt.NDArray[Any]:
+    """A table, read from where it lies; its bytes are little-endian."""
+    dataset = _child(group, name, h5py.h5d.open)
+    offset, size = _bytes_in_file(dataset, name, dtype, descriptor)
+    return np.frombuffer(os.pread(descriptor, size, offset), dtype)
 
 
 def _read_streams(
-    group: Any, file_size: int, tables: Mapping[str, Any]
-) -> tuple[int, dict[str, npt.NDArray[Any]]]:
-    """Where the streams begin in the file, and the tables beside them, whose check sum and order are verified."""
-    count = _length(group, "crc32")
-    if count * 4 > file_size:
-        raise Invalid(f"it claims {count} streams, more than its size allows")
-    shapes = {
-        "start": (count + 1,),
-        "table": (256,),
-        "scale": (count, 2),
-        "offset": (count, 2),
-        "mean": (count, 2),
-    }
-    values = {
-        name: _table(group, name, dtype, shapes.get(name, (count,)), file_size)
-        for name, dtype in tables.items()
-    }
+    group: Any, tables: Mapping[str, Any], descriptor: int
+) -> tuple[int, int, dict[str, npt.NDArray[Any]]]:
+    """Where the streams begin in the file, their number, and the tables beside them, checked."""
+    values = {name: _table(group, name, dtype, descriptor) for name, dtype in tables.items()}
     if tables_crc32(values) != _attribute(group, "tables_crc32", int):
         raise Invalid("its tables fail their check sum")
-    data = _child(group, "jpeg", h5py.h5d.DatasetID)
+    count = len(values["crc32"])
+    expected = {"start": count + 1, "table": 256, "scale": 2 * count, "offset": 2 * count, "mean": 2 * count}
+    for name, table in values.items():
+        if len(table) != expected.get(name, count):
+            raise Invalid(f"{name!r} holds {len(table)} values, expected {expected.get(name, count)}")
+    begin, size = _bytes_in_file(_child(group, "jpeg", h5py.h5d.open), "jpeg", np.uint8, descriptor)
     start = values["start"]
-    if data.dtype != np.uint8 or len(data.shape) != 1:
-        raise Invalid(f"'jpeg' is {data.dtype}{list(data.shape)}, expected uint8[n]")
-    if start[0] != 0 or start[-1] != data.shape[0] or (np.diff(start) <= 0).any():
+    if start[0] != 0 or start[-1] != size or (start[1:] <= start[:-1]).any():
         raise Invalid("the starts of its streams do not ascend from 0 to their end")
-    return (_contiguous(data, "jpeg", file_size) if data.shape[0] else 0), values
+    return begin, count, values
 
 
 def tables_crc32(tables: Mapping[str, npt.NDArray[Any]]) -> int:
     """CRC-32 over the bytes of the tables, little-endian, in the order of STREAM_TABLES and then FLOW_TABLES."""
     crc = 0
     for values in tables.values():
-        crc = zlib.crc32(np.ascontiguousarray(values).tobytes(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(values), crc)
     return crc
 
 
-def _read_group(group: Any, file_size: int) -> Contents:
+def _read_group(group: Any, descriptor: int) -> Contents:
     if not h5py.h5a.exists(group, b"format") or _attribute(group, "format", str) != FORMAT:
         raise Invalid(f"it is not a {FORMAT}")
     version = _attribute(group, "version", int)
@@ -559,26 +541,31 @@ def _read_group(group: Any, file_size: int) -> Contents:
     attributes = {name: _attribute(group, name, kind) for name, kind in ROOT_ATTRIBUTES.items()}
     for side in (attributes["width"], attributes["height"]):
         if not 0 < side <= LARGEST_SIDE:
-            raise Invalid(f"a size of {attributes['width']}x{attributes['height']}")
+            raise Invalid(f"it claims a size of {attributes['width']}x{attributes['height']}")
     frames, quality = None, None
     if b"rgb" in group:
-        rgb = _child(group, "rgb", h5py.h5g.GroupID)
-        at, tables = _read_streams(rgb, file_size, STREAM_TABLES)
-        frames, quality = Streams(at, **tables), _attribute(rgb, "quality", int)
+        rgb = _child(group, "rgb", h5py.h5g.open)
+        begin, _, tables = _read_streams(rgb, STREAM_TABLES, descriptor)
+        frames, quality = Streams(begin, **tables), _attribute(rgb, "quality", int)
     flow = {}
-    if b"flow" in group:
-        parent = _child(group, "flow", h5py.h5g.GroupID)
-        for direction in DIRECTIONS:
-            if direction.encode() in parent:
-                child = _child(parent, direction, h5py.h5g.GroupID)
-                at, tables = _read_streams(child, file_size, STREAM_TABLES | FLOW_TABLES)
-                values = {name: _attribute(child, name, kind) for name, kind in FLOW_ATTRIBUTES.items()}
-                values["parameters"] = json.loads(values["parameters"])
-                tables["offset_pixels"] = tables.pop("offset")
-                flow[direction] = Flow(at, **tables, attributes=values)
+    parent = _child(group, "flow", h5py.h5g.open) if b"flow" in group else None
+    for direction in DIRECTIONS:
+        if parent is not None and direction.encode() in parent:
+            flow[direction] = _read_flow(_child(parent, direction, h5py.h5g.open), descriptor)
     if frames is None and not flow:
         raise Invalid("it holds neither frames nor flow")
     return Contents(attributes, frames, quality, flow)
+
+
+def _read_flow(group: Any, descriptor: int) -> Flow:
+    begin, count, tables = _read_streams(group, STREAM_TABLES | FLOW_TABLES, descriptor)
+    attributes = {name: _attribute(group, name, kind) for name, kind in FLOW_ATTRIBUTES.items()}
+    attributes["parameters"] = json.loads(attributes["parameters"])
+    if not isinstance(attributes["parameters"], dict):
+        raise Invalid("its method's parameters are not a JSON object")
+    for name in ("scale", "offset", "mean"):
+        tables[name] = tables[name].reshape(count, 2)
+    return Flow(begin, **tables, attributes=attributes)
 
 
 def request_of(shard: Shard) -> Request:
@@ -796,14 +783,14 @@ def copy_part(shard: Shard, part: str, group: h5py.Group) -> None:
     tables: dict[str, npt.NDArray[Any]] = {"start": streams.start, "crc32": streams.crc32}
     described: Mapping[str, Any] = {"quality": shard.contents.frames_quality}
     if isinstance(streams, Flow):
-        tables |= {"table": streams.table, "scale": streams.scale, "offset": streams.offset_pixels}
+        tables |= {"table": streams.table, "scale": streams.scale, "offset": streams.offset}
         tables |= {"mean": streams.mean, "clipped": streams.clipped}
         described = streams.attributes
     dataset = write_tables(group, tables, described)
     total = int(streams.start[-1])
     with shard.address.file.open("rb") as file:
         for at in range(0, total, COPY_BLOCK):
-            file.seek(streams.offset + at)
+            file.seek(streams.begin + at)
             block = file.read(min(COPY_BLOCK, total - at))
             dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
 
