@@ -130,18 +130,18 @@ def read_scores(path: Path) -> Scores:
                     raise InputError(f"{path}: {name} is a link out of the file; score files hold none")
             if sum(file[name].size * file[name].dtype.itemsize for name in file) > MAX_BYTES:
                 raise InputError(f"{path}: claims more than {MAX_BYTES >> 30} GiB of scores")
-            strings = {
-                name: tuple(file[name].asstr()[...].tolist()) for name in ("videos", "classes", "groups")
-            }
-            arrays = {name: file[name][...] for name in ("labels", "logits", "softmax", "views")}
-            attributes = {name: file.attrs[name] for name in _ATTRIBUTES}
-            settings = json.loads(file.attrs["views"])
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            values: dict[str, Any] = {name: file.attrs[name] for name in _ATTRIBUTES}
+            values["split"] = int(values["split"])
+            values["settings"] = json.loads(file.attrs["views"])
+            for name in ("videos", "classes", "groups"):
+                values[name] = tuple(file[name].asstr()[...].tolist())
+            for name in ("labels", "logits", "softmax", "views"):
+                values[name] = file[name][...]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path}: not a readable score file ({error}); score again with --overwrite"
         ) from error
-    attributes["split"] = int(attributes["split"])
-    scores = Scores(**attributes, settings=settings, **strings, **arrays)
+    scores = Scores(**values)
     _check(path, scores)
     return scores
 

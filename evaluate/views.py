@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from train import volume
+from train.volume import VolumeSpec
+
 CROPS = (1, 5, 10)
 
 
@@ -51,23 +54,20 @@ def crop_corners(height: int, width: int, size: int, crops: int) -> list[tuple[i
     return [centre] if crops == 1 else [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
 
 
-def cut_crops(volumes: torch.Tensor, size: int, crops: int, negate_x: bool) -> torch.Tensor:
-    """All crops of each volume, on the volumes' device.
+def cut_crops(volumes: torch.Tensor, spec: VolumeSpec, crops: int) -> torch.Tensor:
+    """All crops of each volume at the size that the network was trained for, on the volumes' device.
 
     Args:
-        volumes: [N,C,H,W], ready for the network but for cropping.
-        size: side of the square crop.
-        crops: 1, 5 or 10; of ten, the second five are the first five mirrored.
-        negate_x: the channels are flow, x at the even ones: mirroring turns their sign.
+        volumes: float32[N,C,H,W] in the network's units, at the stored resolution (`train.volume.volume`).
+        spec: of the network; its `crop` and `short_side` give the side of the crop in stored pixels.
+        crops: 1, 5 or 10; of ten, the second five are the first five mirrored (x flow negated).
 
     Returns:
-        [N,crops,C,size,size].
+        float32[N,crops,C,crop,crop].
     """
-    corners = crop_corners(volumes.shape[-2], volumes.shape[-1], size, crops)
-    cut = torch.stack([volumes[..., y : y + size, x : x + size] for y, x in corners], dim=1)
-    if crops != 10:
-        return cut
-    mirrored = cut.flip(-1)
-    if negate_x:
-        mirrored[:, :, 0::2] = -mirrored[:, :, 0::2]
-    return torch.cat([cut, mirrored], dim=1)
+    height, width = volumes.shape[-2:]
+    side = volume.cut_side(spec, height, width)
+    corners = crop_corners(height, width, side, crops)
+    cut = torch.stack([volumes[..., y : y + side, x : x + side] for y, x in corners], dim=1)
+    cut = volume.resize(cut.flatten(0, 1), spec.crop).unflatten(0, cut.shape[:2])
+    return torch.cat([cut, volume.mirror(cut, spec)], dim=1) if crops == 10 else cut

@@ -33,7 +33,8 @@ def check_name(name: str, what: str) -> str:
     """The name of a dataset, run, shard set, stage or result, unchanged if it is a safe folder name.
 
     Raises:
-        InputError: the name is anything but 1 to 64 letters, digits, `.`, `_` and `-` that begin with a letter or digit.
+        InputError: the name is anything but 1 to 64 letters, digits, `.`, `_` and `-` that begin with a letter or
+            digit.
     """
     if not NAME.fullmatch(name):
         raise InputError(
@@ -129,6 +130,10 @@ class DatasetPaths:
     def scores(self, run: str, part: str) -> Path:
         """One file of a run's scores, named after its part (for example `test` or `test-task-3`)."""
         return self.run(run) / "scores" / f"{check_name(part, 'score file')}.h5"
+
+    def score_parts(self, run: str, part: str) -> Path:
+        """The folder of a run's scores that are not yet merged into `scores(run, part)`."""
+        return self.run(run) / "scores" / f"{check_name(part, 'score file')}.parts"
 
     def results(self, name: str) -> Path:
         """The folder of one set of results: fused scores, metrics, report."""

@@ -15,9 +15,9 @@ from evaluate.score_file import Scores
 from pipeline.errors import InputError
 
 
-def make_scores(videos: int = 5, seed: int = 0, **changes: Any) -> Scores:
+def make_scores(count: int = 5, seed: int = 0, **changes: Any) -> Scores:
     random = np.random.default_rng(seed)
-    logits = random.normal(size=(videos, 3)).astype(np.float32)
+    logits = random.normal(size=(count, 3)).astype(np.float32)
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     values: dict[str, Any] = {
         "dataset": "demo",
@@ -29,12 +29,12 @@ def make_scores(videos: int = 5, seed: int = 0, **changes: Any) -> Scores:
         "shards": "tvl1",
         "settings": {"frames": 25, "crops": 10, "size": 64},
         "classes": ("a", "b", "ç"),
-        "videos": tuple(f"a/v {video:02d} é" for video in range(videos)),
-        "groups": tuple(f"g{video // 2}" for video in range(videos)),
-        "labels": (np.arange(videos) % 3).astype(np.int32),
+        "videos": tuple(f"a/v {video:02d} é" for video in range(count)),
+        "groups": tuple(f"g{video // 2}" for video in range(count)),
+        "labels": (np.arange(count) % 3).astype(np.int32),
         "logits": logits,
         "softmax": softmax.astype(np.float32),
-        "views": np.full(videos, 250, np.int32),
+        "views": np.full(count, 250, np.int32),
     }
     return Scores(**{**values, **changes})
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluate import views
+from train.volume import VolumeSpec
 
 
 @given(st.integers(1, 3000), st.integers(1, 60))
@@ -38,7 +39,8 @@ def test_no_position_is_an_error(available: int, count: int) -> None:
 @pytest.mark.parametrize(("height", "width", "size"), [(11, 16, 7), (8, 8, 8), (9, 13, 5)])
 def test_crops_are_corners_centre_and_their_mirrors(height: int, width: int, size: int, crops: int) -> None:
     volume = torch.randn(3, 4, height, width)
-    cut = views.cut_crops(volume, size, crops, negate_x=True).numpy()
+    spec = VolumeSpec("temporal", crop=size, short_side=0, length=2)
+    cut = views.cut_crops(volume, spec, crops).numpy()
     y, x = (height - size) // 2, (width - size) // 2
     centre = volume[:, :, y : y + size, x : x + size]
     corners = [
@@ -60,7 +62,7 @@ def test_crops_are_corners_centre_and_their_mirrors(height: int, width: int, siz
 
 def test_mirrored_frames_keep_their_colours() -> None:
     volume = torch.rand(1, 3, 6, 6)
-    cut = views.cut_crops(volume, 6, 10, negate_x=False)
+    cut = views.cut_crops(volume, VolumeSpec("spatial", crop=6, short_side=0), 10)
     torch.testing.assert_close(cut[0, 9], volume[0].flip(-1))
 
 
@@ -69,8 +71,9 @@ def test_ten_views_of_mirrored_flow_are_the_same_ten_views() -> None:
     volume = torch.randn(2, 6, 9, 12)
     mirror = volume.flip(-1).clone()
     mirror[:, 0::2] *= -1
-    straight = views.cut_crops(volume, 6, 10, negate_x=True)
-    mirrored = views.cut_crops(mirror, 6, 10, negate_x=True)
+    spec = VolumeSpec("temporal", crop=6, short_side=0, length=3)
+    straight = views.cut_crops(volume, spec, 10)
+    mirrored = views.cut_crops(mirror, spec, 10)
     torch.testing.assert_close(mirrored[:, [6, 5, 8, 7, 9, 1, 0, 3, 2, 4]], straight)
 
 
@@ -80,3 +83,14 @@ def test_ten_views_of_mirrored_flow_are_the_same_ten_views() -> None:
 def test_impossible_crops_are_refused(arguments: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         views.crop_corners(*arguments)
+
+
+def test_crops_are_resized_to_the_size_that_the_network_was_trained_for() -> None:
+    """A shard stored at 32 pixels, a network that sees 16: a crop of 12 is 24 stored pixels, shrunk."""
+    volume = torch.rand(2, 3, 32, 40)
+    cut = views.cut_crops(volume, VolumeSpec("spatial", crop=12, short_side=16), 5)
+    assert cut.shape == (2, 5, 3, 12, 12)
+    expected = torch.nn.functional.interpolate(
+        volume[:, :, :24, 16:], size=(12, 12), mode="bilinear", antialias=True, align_corners=False
+    )
+    torch.testing.assert_close(cut[:, 1], expected)

@@ -1,0 +1,362 @@
+"""From score files to results: single streams and their fusions on one split, and the mean over splits.
+
+Pure: arrays in, rows out. `write` saves them as JSON and CSV, `tables` renders them for the terminal.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from evaluate import fusion as fusing
+from evaluate import metrics
+from evaluate.metrics import Metrics
+from evaluate.score_file import Scores, aligned
+from pipeline import atomic
+from pipeline.errors import InputError
+
+Fusion = Literal["average", "weighted", "svm", "none"]
+On = Literal["softmax", "logits"]
+
+FUSIONS: tuple[Fusion, ...] = ("average", "weighted", "svm", "none")
+FIELD_WEIGHTS = {"spatial": 1.0, "temporal": 1.5}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stream or one fusion on one split: its name, class scores float[n,C], metrics, and how it was made."""
+
+    name: str
+    scores: npt.NDArray[np.floating]
+    metrics: Metrics
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """Everything that one split says: the streams first, then the fusions."""
+
+    split: int
+    streams: tuple[Scores, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """int32[n], in the order of `videos`."""
+        return self.streams[0].labels
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        """The videos, sorted by name."""
+        return self.streams[0].videos
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, by index."""
+        return self.streams[0].classes
+
+
+def evaluate_split(
+    test: Sequence[Scores],
+    fusions: Sequence[Fusion],
+    train: Sequence[Scores] = (),
+    weights: Sequence[float] | None = None,
+    on: On = "softmax",
+) -> SplitResult:
+    """Metrics of every stream and of every fusion asked for.
+
+    Args:
+        test: scores on the test list, one for each stream, in the order of fusion.
+        fusions: "none" adds nothing; the others need at least two streams.
+        train: scores of the same runs on the training list; "svm" is fitted on them alone.
+        weights: of "weighted"; by default the field's 1 for a spatial and 1.5 for a temporal stream.
+        on: whether "average" and "weighted" work on softmax scores or on logits.
+
+    Raises:
+        InputError: streams that do not belong together, too few of them, or no scores for the SVM to learn from.
+    """
+    streams = aligned(test)
+    labels = streams[0].labels
+    if not len(labels):
+        raise InputError(f"the test list of split {streams[0].split} holds no scored video")
+    names = stream_names(streams)
+    rows = [
+        Row(name, stream.softmax, metrics.measure(stream.softmax, labels), f"run {stream.run}")
+        for name, stream in zip(names, streams, strict=True)
+    ]
+    for kind in fusions:
+        if kind == "none":
+            continue
+        if len(streams) < 2:
+            raise InputError(
+                f"fusion {kind!r} needs at least two streams, found only {names[0]}: "
+                "train the other stream, or give --fusion none"
+            )
+        scores, note = _fuse(kind, streams, train, weights, on)
+        rows.append(Row(_fusion_name(kind, on), scores, metrics.measure(scores, labels), note))
+    return SplitResult(streams[0].split, tuple(streams), tuple(rows))
+
+
+def stream_names(streams: Sequence[Scores]) -> list[str]:
+    """Each stream's kind, with the run's name where several of one kind are fused."""
+    kinds = [stream.stream for stream in streams]
+    return [
+        stream.stream if kinds.count(stream.stream) == 1 else f"{stream.stream} ({stream.run})"
+        for stream in streams
+    ]
+
+
+def mean_rows(results: Sequence[SplitResult]) -> list[dict[str, Any]]:
+    """Mean over splits and spread of each row that every split has: accuracy, mean class recall and both top-5."""
+    rows = []
+    for row in results[0].rows:
+        of_name = [[other for other in result.rows if other.name == row.name] for result in results]
+        if not all(of_name):
+            continue
+        entry: dict[str, Any] = {"name": row.name, "splits": [result.split for result in results]}
+        for key in ("accuracy", "mean_class_recall", "top5", "mean_class_top5"):
+            mean, spread = metrics.mean_and_spread([getattr(found[0].metrics, key) for found in of_name])
+            entry[key], entry[f"{key}_spread"] = mean, spread
+        rows.append(entry)
+    return rows
+
+
+def as_dict(results: Sequence[SplitResult]) -> dict[str, Any]:
+    """The results as plain values for JSON; rates are fractions."""
+    first = results[0]
+    return {
+        "dataset": first.streams[0].dataset,
+        "classes": list(first.classes),
+        "splits": [_split_as_dict(result) for result in results],
+        "mean": mean_rows(results),
+    }
+
+
+def write(folder: Path, results: Sequence[SplitResult]) -> list[Path]:
+    """Save `metrics.json`, `metrics.csv`, and for every split `predictions-split<k>.csv`; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "metrics.json": json.dumps(as_dict(results), indent=1, ensure_ascii=False) + "\n",
+        "metrics.csv": _metrics_csv(results),
+        **{f"predictions-split{result.split}.csv": _predictions_csv(result) for result in results},
+    }
+    for name, text in texts.items():
+        with atomic.writing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
+
+
+def tables(results: Sequence[SplitResult]) -> list[Table]:
+    """What a reader wants first: one table for each split, and the mean over several."""
+    made = []
+    for result in results:
+        table = Table(
+            title=f"{result.streams[0].dataset}, split {result.split}: {len(result.videos)} videos, %"
+        )
+        for column in ("", "accuracy", "95% interval", "top-5", "mean class recall", "how"):
+            table.add_column(column, justify="left" if column in ("", "how") else "right")
+        for row in result.rows:
+            low, high = row.metrics.accuracy_interval
+            table.add_row(
+                row.name,
+                _percent(row.metrics.accuracy),
+                f"{_percent(low)} to {_percent(high)}",
+                _percent(row.metrics.top5),
+                _percent(row.metrics.mean_class_recall),
+                row.note,
+            )
+        made.append(table)
+    if len(results) > 1:
+        table = Table(
+            title=f"mean over splits {', '.join(str(result.split) for result in results)}, % (spread)"
+        )
+        for column in ("", "accuracy", "top-5", "mean class recall"):
+            table.add_column(column, justify="right" if column else "left")
+        for entry in mean_rows(results):
+            cells = [
+                f"{_percent(entry[key])} ({_percent(entry[f'{key}_spread'])})"
+                for key in ("accuracy", "top5", "mean_class_recall")
+            ]
+            table.add_row(entry["name"], *cells)
+        made.append(table)
+    return made
+
+
+def _fuse(
+    kind: Fusion, streams: Sequence[Scores], train: Sequence[Scores], weights: Sequence[float] | None, on: On
+) -> tuple[npt.NDArray[np.floating], str]:
+    used = [getattr(stream, on) for stream in streams]
+    if kind == "average":
+        return fusing.average(used), f"mean of {on}"
+    if kind == "weighted":
+        weights = weights or [FIELD_WEIGHTS[stream.stream] for stream in streams]
+        try:
+            scores = fusing.weighted(used, weights)
+        except ValueError as error:
+            raise InputError(f"--weights: {error}") from error
+        return scores, f"{':'.join(f'{weight:g}' for weight in weights)} on {on}"
+    fitted = _fit_on_training_list(streams, train)
+    return (
+        fusing.svm_scores(fitted, [stream.softmax for stream in streams]),
+        f"C = {fitted.cost:g}"
+        + (
+            f" by {fitted.folds}-fold cross-validation over groups"
+            if fitted.accuracies
+            else ", too few groups to choose"
+        ),
+    )
+
+
+def _fit_on_training_list(streams: Sequence[Scores], train: Sequence[Scores]) -> fusing.SvmFusion:
+    by_run = {scores.run: scores for scores in train}
+    missing = [stream.run for stream in streams if stream.run not in by_run]
+    if missing:
+        raise InputError(
+            f"fusion by SVM learns from scores on the training list, and {', '.join(missing)} has none: "
+            "make them with: python -m evaluate score --part train"
+        )
+    learned = aligned([by_run[stream.run] for stream in streams])
+    for stream, source in zip(streams, (by_run[stream.run] for stream in streams), strict=True):
+        if source.part != "train" or source.split != stream.split or source.checkpoint != stream.checkpoint:
+            raise InputError(
+                f"run {stream.run}: its training scores are of the {source.part} list of split {source.split}, "
+                f"checkpoint {source.checkpoint[:12]}; expected the train list of split {stream.split}, checkpoint "
+                f"{stream.checkpoint[:12]}. Score it again with: python -m evaluate score --part train --overwrite"
+            )
+    seen = set(learned[0].videos) & set(streams[0].videos)
+    if seen:
+        raise InputError(f"{len(seen)} test videos are in the training scores too, such as {min(seen)}")
+    try:
+        return fusing.fit_svm([scores.softmax for scores in learned], learned[0].labels, learned[0].groups)
+    except ValueError as error:
+        raise InputError(f"fusion by SVM: {error}") from error
+
+
+def _fusion_name(kind: Fusion, on: On) -> str:
+    names = {"average": "fusion by averaging", "weighted": "fusion by weights", "svm": "fusion by SVM"}
+    return names[kind] + (" (logits)" if on == "logits" and kind != "svm" else "")
+
+
+def _split_as_dict(result: SplitResult) -> dict[str, Any]:
+    classes = result.classes
+    single = len(result.streams)
+    return {
+        "split": result.split,
+        "videos": len(result.videos),
+        "streams": [
+            {
+                "stream": stream.stream,
+                "run": stream.run,
+                "checkpoint": stream.checkpoint,
+                "shards": stream.shards,
+                "views": stream.settings,
+            }
+            for stream in result.streams
+        ],
+        "rows": [
+            {
+                "name": row.name,
+                "how": row.note,
+                "accuracy": row.metrics.accuracy,
+                "accuracy_interval": row.metrics.accuracy_interval,
+                "top5": row.metrics.top5,
+                "mean_class_recall": row.metrics.mean_class_recall,
+                "mean_class_recall_interval": row.metrics.mean_class_recall_interval,
+                "mean_class_top5": row.metrics.mean_class_top5,
+                "class_recall": {
+                    name: None if np.isnan(value) else value
+                    for name, value in zip(classes, row.metrics.class_recall.tolist(), strict=True)
+                },
+                "confusion": row.metrics.confusion.tolist(),
+                "most_confused": [
+                    {
+                        "true": classes[pair.true],
+                        "predicted": classes[pair.predicted],
+                        "videos": pair.videos,
+                        "share": pair.share,
+                    }
+                    for pair in metrics.most_confused(row.metrics.confusion)
+                ],
+            }
+            for row in result.rows
+        ],
+        "disagreement": [
+            {
+                "first": result.rows[a].name,
+                "second": result.rows[b].name,
+                **{
+                    f"right_{who}": count
+                    for who, count in metrics.disagreement(
+                        result.rows[a].scores, result.rows[b].scores, result.labels
+                    ).items()
+                },
+            }
+            for a in range(single)
+            for b in range(a + 1, single)
+        ],
+    }
+
+
+def _metrics_csv(results: Sequence[SplitResult]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            "dataset",
+            "split",
+            "row",
+            "videos",
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "top5",
+            "mean_class_recall",
+        ]
+    )
+    for result in results:
+        for row in result.rows:
+            values = (
+                row.metrics.accuracy,
+                *row.metrics.accuracy_interval,
+                row.metrics.top5,
+                row.metrics.mean_class_recall,
+            )
+            writer.writerow(
+                [
+                    result.streams[0].dataset,
+                    result.split,
+                    row.name,
+                    row.metrics.videos,
+                    *(f"{value:.6f}" for value in values),
+                ]
+            )
+    return buffer.getvalue()
+
+
+def _predictions_csv(result: SplitResult) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["video", "class", *(row.name for row in result.rows)])
+    predicted = [metrics.predictions(row.scores) for row in result.rows]
+    for index, video in enumerate(result.videos):
+        writer.writerow(
+            [
+                video,
+                result.classes[result.labels[index]],
+                *(result.classes[guess[index]] for guess in predicted),
+            ]
+        )
+    return buffer.getvalue()
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}"
