@@ -1,0 +1,465 @@
+"""The CPU sweeps of TV-L1: row loops that LLVM turns into the vector instructions of the machine at hand.
+
+Every image is a *plane*: a flat float32 array whose rows lie `pitch` apart. Rows are padded to whole blocks of `LANES`
+pixels, so that loops need no scalar remainder, and between two rows and around the image lie guards of at least `RING`
+pixels, so that neighbours need no branches (`Level` has the layout).
+
+What keeps the loops fast, each measured:
+
+- rows are handed over as raw pointers to functions that are inlined and promise LLVM that they do not overlap
+  (`noalias`). The promise holds by design: what a row function writes, it reads through no other argument;
+- one index, unit stride, float32 throughout;
+- planes start at different offsets modulo 4096 bytes; else their loads and stores collide in the first-level cache.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.extending import intrinsic
+
+from extract_flow.tvl1.rules import HALF, ONE, ZERO, data_step, dual_length, dual_step, inverse_gradient
+
+LANES = 16
+RING = 5
+TAPS = 8
+"""Lanes of an interpolation kernel; lane k weighs the pixel at floor(position) - 2 + k."""
+SCRATCH_ROWS = 14
+PLANES = 12
+"""Planes of a level: flow 2, dual 4, data term 4 (unit gradient, residual, limit), flow before the warp 2."""
+LARGE = 160_000
+"""Pixels from which a level is swept in blocks of `BLOCKED` iterations, since it falls out of the caches."""
+BLOCKED = 5
+
+Plane = npt.NDArray[np.float32]
+
+
+class Level(NamedTuple):
+    """Size of a pyramid level and the layout of its planes: pixel (y, x) is element origin + y * pitch + x."""
+
+    height: int
+    width: int
+    pitch: int
+    origin: int
+    size: int
+
+
+def layout(height: int, width: int) -> Level:
+    """Rows in whole vectors, guards all around, and a size that staggers consecutive planes."""
+    pitch = padded_width(width) + LANES
+    if min(pitch % 1024, -pitch % 1024) < 64:  # two rows one page apart would collide
+        pitch += 64
+    size = (height + 2 * RING) * pitch + 2 * LANES
+    return Level(height, width, pitch, RING * pitch + LANES, -(-size // 1024) * 1024 + 112)
+
+
+def aligned(count: int) -> Plane:
+    """Zeros that start on a cache line."""
+    memory = np.zeros(count + LANES, np.float32)
+    start = (-memory.ctypes.data // memory.itemsize) % LANES
+    return memory[start : start + count]
+
+
+class NoAlias(CompilerBase):
+    """Numba's compiler with its `noalias` flag set: a pointer argument that is written overlaps no other."""
+
+    def define_pipelines(self) -> list[Any]:
+        """Numba's own passes, unchanged."""
+        self.state.flags.noalias = True
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+compiled = partial(njit, fastmath=True, error_model="numpy", nogil=True, cache=True)
+row_function = partial(njit, fastmath=True, error_model="numpy", forceinline=True, pipeline_class=NoAlias)
+
+
+@intrinsic
+def at(_context, array, index):  # type: ignore[no-untyped-def]
+    """Pointer to `array[index]`: a slice without its bookkeeping."""
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.gep(data, [arguments[1]])
+
+    return types.CPointer(array.dtype)(array, types.intp), codegen
+
+
+@row_function
+def fill_row(count, row, value):  # type: ignore[no-untyped-def]
+    for x in range(count):
+        row[x] = value
+
+
+@row_function
+def copy_row(count, source, row):  # type: ignore[no-untyped-def]
+    for x in range(count):
+        row[x] = source[x]
+
+
+@compiled
+def padded_width(width):  # type: ignore[no-untyped-def]
+    """Width in whole blocks of lanes."""
+    return (width + LANES - 1) // LANES * LANES
+
+
+@compiled
+def reflect(index, count):  # type: ignore[no-untyped-def]
+    """Mirror an index into 0..count-1 without repeating the border pixel."""
+    if count == 1:
+        return 0
+    period = 2 * count - 2
+    index = abs(index) % period
+    return min(index, period - index)
+
+
+# --- per frame -----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def load_frame(frame, plane, level):  # type: ignore[no-untyped-def]
+    """uint8[H,W] into a plane."""
+    for y in range(level.height):
+        start = level.origin + y * level.pitch
+        for x in range(level.width):
+            plane[start + x] = np.float32(frame[y, x])
+
+
+@compiled
+def extend_border(plane, level, mirror):  # type: ignore[no-untyped-def]
+    """Fill the ring around the image: mirrored (as the spline's coefficients continue) or the border repeated."""
+    height, width, pitch, origin, _ = level
+    for y in range(height):
+        start = origin + y * pitch
+        for k in range(1, RING + 1):
+            plane[start - k] = plane[start + (reflect(-k, width) if mirror else 0)]
+            plane[start + width - 1 + k] = plane[start + (reflect(width - 1 + k, width) if mirror else width - 1)]
+    for k in range(1, RING + 1):
+        above = origin + (reflect(-k, height) if mirror else 0) * pitch
+        below = origin + (reflect(height - 1 + k, height) if mirror else height - 1) * pitch
+        for x in range(-RING, width + RING):
+            plane[origin - k * pitch + x] = plane[above + x]
+            plane[origin + (height - 1 + k) * pitch + x] = plane[below + x]
+
+
+@row_function
+def accumulate_row(count, first, second, weight, total):  # type: ignore[no-untyped-def]
+    for x in range(count):
+        total[x] += weight * (first[x] + second[x])
+
+
+@row_function
+def scale_row(count, row, weight, total):  # type: ignore[no-untyped-def]
+    for x in range(count):
+        total[x] = weight * row[x]
+
+
+@compiled
+def filter_plane(source, plane, level, taps, scratch):  # type: ignore[no-untyped-def]
+    """Convolve rows and columns with a symmetric kernel (taps[k] weighs distance k), mirroring at the border.
+
+    `scratch` holds a row with `len(taps)` pixels on either side.
+    """
+    height, width, pitch, origin, _ = level
+    radius = len(taps) - 1
+    padded = padded_width(width)
+    for y in range(height):
+        scale_row(padded, at(source, origin + y * pitch), taps[0], at(scratch, radius))
+        for k in range(1, radius + 1):
+            above = origin + reflect(y - k, height) * pitch
+            below = origin + reflect(y + k, height) * pitch
+            accumulate_row(padded, at(source, above), at(source, below), taps[k], at(scratch, radius))
+        for k in range(1, radius + 1):
+            scratch[radius - k] = scratch[radius + reflect(-k, width)]
+            scratch[radius + width - 1 + k] = scratch[radius + reflect(width - 1 + k, width)]
+        start = origin + y * pitch
+        scale_row(width, at(scratch, radius), taps[0], at(plane, start))
+        for k in range(1, radius + 1):
+            left, right = at(scratch, radius - k), at(scratch, radius + k)
+            accumulate_row(width, left, right, taps[k], at(plane, start))
+
+
+@compiled
+def resize_plane(  # type: ignore[no-untyped-def]
+    source, source_start, source_level, plane, level, ratio_y, ratio_x, factor, scratch
+):  # fmt: skip
+    """Bilinear resampling with aligned centres, the border repeated, times `factor` (as cv2.resize INTER_LINEAR)."""
+    bottom, right = source_level.height - 1, source_level.width - 1
+    for y in range(level.height):
+        position = min(max((y + 0.5) * ratio_y - 0.5, 0.0), float(bottom))
+        upper = int(position)
+        blend_row(
+            source_level.width,
+            at(source, source_start + source_level.origin + upper * source_level.pitch),
+            at(source, source_start + source_level.origin + min(upper + 1, bottom) * source_level.pitch),
+            np.float32(position - upper),
+            factor,
+            at(scratch, 0),
+        )
+        scratch[right + 1] = scratch[right]
+        start = level.origin + y * level.pitch
+        for x in range(level.width):
+            across = min(max((x + 0.5) * ratio_x - 0.5, 0.0), float(right))
+            left = np.uint32(across)
+            value = scratch[left]
+            plane[start + x] = value + np.float32(across - left) * (scratch[left + np.uint32(1)] - value)
+
+
+@row_function
+def blend_row(count, upper, lower, fraction, factor, row):  # type: ignore[no-untyped-def]
+    for x in range(count):
+        row[x] = factor * (upper[x] + fraction * (lower[x] - upper[x]))
+
+
+# --- per warp ------------------------------------------------------------------------------------------------------
+
+
+@row_function
+def polynomial(kernel, lane, t):  # type: ignore[no-untyped-def]
+    """Weight of a lane at fraction t; kernel holds the coefficients of 1, t, t^2, t^3 for all lanes."""
+    return kernel[lane] + t * (kernel[TAPS + lane] + t * (kernel[2 * TAPS + lane] + t * kernel[3 * TAPS + lane]))
+
+
+@row_function
+def locate_row(  # type: ignore[no-untyped-def]
+    count, y, height, width, origin, pitch, u1, u2, value_kernel, slope_kernel, masked, index, fraction, weights, slopes,
+    inside, stride
+):  # fmt: skip
+    """Where each pixel of a row goes: index of the first tap, fractions, weights in y, and whether it stays inside."""
+    right, bottom = np.float32(width - 1), np.float32(height - 1)
+    for x in range(count):
+        to_x = np.float32(np.int32(x)) + u1[x]
+        to_y = np.float32(y) + u2[x]
+        within = (to_x >= ZERO) & (to_x <= right) & (to_y >= ZERO) & (to_y <= bottom)
+        inside[x] = ONE if within | (not masked) else ZERO
+        # Beyond two pixels outside every tap has the border's value already.
+        to_x = min(max(to_x, np.float32(-2)), right + np.float32(2))
+        to_y = min(max(to_y, np.float32(-2)), bottom + np.float32(2))
+        whole_x, whole_y = np.floor(to_x), np.floor(to_y)
+        index[x] = np.int32(origin - 2 * pitch - 2) + np.int32(whole_y) * np.int32(pitch) + np.int32(whole_x)
+        fraction[x] = to_x - whole_x
+        t = to_y - whole_y
+        for k in range(6):
+            weights[k * stride + x] = polynomial(value_kernel, k, t)
+            slopes[k * stride + x] = polynomial(slope_kernel, k, t)
+
+
+@row_function
+def warp_row(  # type: ignore[no-untyped-def]
+    count, image, pitch, index, fraction, weights, slopes, stride, value_kernel, slope_kernel, warped, warped_x, warped_y
+):  # fmt: skip
+    """Interpolate value and both derivatives at the located positions, 6 rows of `TAPS` pixels each."""
+    for x in range(count):
+        i = np.int64(index[x])
+        t = fraction[x]
+        w0, w1, w2 = weights[x], weights[stride + x], weights[2 * stride + x]
+        w3, w4, w5 = weights[3 * stride + x], weights[4 * stride + x], weights[5 * stride + x]
+        s0, s1, s2 = slopes[x], slopes[stride + x], slopes[2 * stride + x]
+        s3, s4, s5 = slopes[3 * stride + x], slopes[4 * stride + x], slopes[5 * stride + x]
+        value = across = down = ZERO
+        for k in range(TAPS):
+            a, b, c = image[i + k], image[i + pitch + k], image[i + 2 * pitch + k]
+            d, e, f = image[i + 3 * pitch + k], image[i + 4 * pitch + k], image[i + 5 * pitch + k]
+            column = w0 * a + w1 * b + w2 * c + w3 * d + w4 * e + w5 * f
+            slope = s0 * a + s1 * b + s2 * c + s3 * d + s4 * e + s5 * f
+            weight = polynomial(value_kernel, k, t)
+            value += column * weight
+            down += slope * weight
+            across += column * polynomial(slope_kernel, k, t)
+        warped[x], warped_x[x], warped_y[x] = value, across, down
+
+
+@row_function
+def normalise_row(count, image, u1, u2, data_weight, nx, ny, rc, limit):  # type: ignore[no-untyped-def]
+    """From warped value (rc), gradient (nx, ny) and mask (limit) to the constants of `data_step`, in place."""
+    for x in range(count):
+        ix, iy = nx[x], ny[x]
+        squared = ix * ix + iy * iy
+        inverse = inverse_gradient(squared)
+        residual = rc[x] - image[x] - ix * u1[x] - iy * u2[x]
+        nx[x] = ix * inverse
+        ny[x] = iy * inverse
+        rc[x] = residual * inverse
+        limit[x] = limit[x] * data_weight * squared * inverse
+
+
+@compiled
+def linearise(  # type: ignore[no-untyped-def]
+    image, target, u1, u2, nx, ny, rc, limit, level, value_kernel, slope_kernel, masked, data_weight, scratch, index
+):  # fmt: skip
+    """Warp the target by the flow and linearise the residual there: fills nx, ny, rc, limit."""
+    height, width, pitch, origin, _ = level
+    padded = padded_width(width)
+    stride = padded + LANES
+    for y in range(height):
+        start = origin + y * pitch
+        locate_row(
+            padded, y, height, width, origin, pitch, at(u1, start), at(u2, start), at(value_kernel, 0),
+            at(slope_kernel, 0), masked, at(index, 0), at(scratch, 0), at(scratch, stride),
+            at(scratch, 7 * stride), at(limit, start), stride,
+        )  # fmt: skip
+        warp_row(
+            width, at(target, 0), pitch, at(index, 0), at(scratch, 0), at(scratch, stride), at(scratch, 7 * stride),
+            stride, at(value_kernel, 0), at(slope_kernel, 0), at(rc, start), at(nx, start), at(ny, start),
+        )  # fmt: skip
+        normalise_row(
+            width, at(image, start), at(u1, start), at(u2, start), data_weight, at(nx, start), at(ny, start),
+            at(rc, start), at(limit, start),
+        )  # fmt: skip
+        fill_row(padded - width, at(limit, start + width), ZERO)
+
+
+# --- per iteration -------------------------------------------------------------------------------------------------
+
+
+@row_function
+def iterate_row(  # type: ignore[no-untyped-def]
+    count, u1, u2, above1, above2, right1, right2, p11, left11, p12, p21, left21, p22, above11, above12, above21,
+    above22, nx, ny, rc, limit, inside, step, tau
+):  # fmt: skip
+    """Flow of a row from the dual of this row and the row above; then at once the dual of the row above.
+
+    right1, right2 is the row above shifted by one pixel. Returns the sum of squared updates.
+    """
+    change = ZERO
+    for x in range(count):
+        a, b = u1[x], u2[x]
+        move = data_step(rc[x] + nx[x] * a + ny[x] * b, limit[x])
+        old12, old22 = above12[x], above22[x]
+        new_a = a - move * nx[x] + (p11[x] - left11[x] + p12[x] - old12)
+        new_b = b - move * ny[x] + (p21[x] - left21[x] + p22[x] - old22)
+        u1[x], u2[x] = new_a, new_b
+        change += inside[x] * ((new_a - a) * (new_a - a) + (new_b - b) * (new_b - b))
+
+        up_a, up_b = above1[x], above2[x]
+        ax, ay = right1[x] - up_a, new_a - up_a
+        bx, by = right2[x] - up_b, new_b - up_b
+        length_a, length_b = dual_length(step, ax, ay), dual_length(step, bx, by)
+        both = ONE / (length_a * length_b)  # one division serves both components
+        inverse_a, inverse_b = both * length_b, both * length_a
+        above11[x] = dual_step(above11[x], tau, ax, inverse_a)
+        above12[x] = dual_step(old12, tau, ay, inverse_a)
+        above21[x] = dual_step(above21[x], tau, bx, inverse_b)
+        above22[x] = dual_step(old22, tau, by, inverse_b)
+    return change
+
+
+@compiled
+def iterate(  # type: ignore[no-untyped-def]
+    u1, u2, p11, p12, p21, p22, nx, ny, rc, limit, inside, level, step, tau, times, changes
+):  # fmt: skip
+    """`times` iterations in one pass over the image, iteration k running k rows behind the first.
+
+    The row above the image and the one below it are guards: a dual of zero above, the last row's flow below, so that
+    no row needs a case of its own. changes[k] becomes the sum of squared updates of iteration k.
+    """
+    height, width, pitch, origin, _ = level
+    padded = padded_width(width)
+    for k in range(times):
+        changes[k] = 0.0
+    for front in range(height + times):
+        for k in range(max(0, front - height), min(front + 1, times)):
+            i = origin + (front - k) * pitch
+            j = i - pitch
+            if front - k == 0:
+                fill_row(padded, at(p12, j), ZERO)
+                fill_row(padded, at(p22, j), ZERO)
+            elif front - k == height:
+                copy_row(padded, at(u1, j), at(u1, i))
+                copy_row(padded, at(u2, j), at(u2, i))
+            changes[k] += iterate_row(
+                padded, at(u1, i), at(u2, i), at(u1, j), at(u2, j), at(u1, j + 1), at(u2, j + 1), at(p11, i),
+                at(p11, i - 1), at(p12, i), at(p21, i), at(p21, i - 1), at(p22, i), at(p11, j), at(p12, j), at(p21, j),
+                at(p22, j), at(nx, i), at(ny, i), at(rc, i), at(limit, i), at(inside, 0), step, tau,
+            )  # fmt: skip
+            # No change across the right border: the dual's x component stays zero there.
+            u1[i + width] = u1[i + width - 1]
+            u2[i + width] = u2[i + width - 1]
+
+
+@row_function
+def squared_difference(count, first, second):  # type: ignore[no-untyped-def]
+    total = ZERO
+    for x in range(count):
+        total += (first[x] - second[x]) * (first[x] - second[x])
+    return total
+
+
+@compiled
+def change_since(before1, before2, u1, u2, level):  # type: ignore[no-untyped-def]
+    """Sum of squared differences of two flows."""
+    total = 0.0
+    for y in range(level.height):
+        start = level.origin + y * level.pitch
+        total += squared_difference(level.width, at(before1, start), at(u1, start))
+        total += squared_difference(level.width, at(before2, start), at(u2, start))
+    return total
+
+
+# --- per level -----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def start_level(workspace, coarser, planes, level, factor, scratch):  # type: ignore[no-untyped-def]
+    """The coarser level's flow, at the start of the workspace, becomes the first two planes of this level.
+
+    The flow is parked in the last planes of this level meanwhile; all planes but the flow end zeroed.
+    """
+    parked = len(planes) * level.size - 2 * coarser.size
+    for i in range(2 * coarser.size):
+        workspace[parked + i] = workspace[i]
+    planes[:2] = ZERO
+    ratio_y, ratio_x = coarser.height / level.height, coarser.width / level.width
+    for component in range(2):
+        start = parked + component * coarser.size
+        resize_plane(workspace, start, coarser, planes[component], level, ratio_y, ratio_x, factor, scratch)
+    planes[2:] = ZERO
+
+
+@compiled
+def refine_level(  # type: ignore[no-untyped-def]
+    planes, image, target, level, value_kernel, slope_kernel, scratch, index, changes, tau, data_weight, step, warps,
+    warp_stop, epsilon, iterations, masked
+):  # fmt: skip
+    """All warps of one level, on the flow in the first two planes; step is tau/theta, data_weight lambda theta."""
+    u1, u2 = planes[0], planes[1]
+    p11, p12, p21, p22 = planes[2], planes[3], planes[4], planes[5]
+    nx, ny, rc, limit = planes[6], planes[7], planes[8], planes[9]
+    before1, before2 = planes[10], planes[11]
+    inside = scratch[: padded_width(level.width)]
+    area = float(level.height * level.width)
+    times = BLOCKED if area > LARGE else 1
+    for warp in range(warps):
+        linearise(
+            image, target, u1, u2, nx, ny, rc, limit, level, value_kernel, slope_kernel, masked, data_weight, scratch,
+            index,
+        )  # fmt: skip
+        before1[:] = u1
+        before2[:] = u2
+        inside[: level.width] = ONE
+        inside[level.width :] = ZERO
+        done = 0
+        converged = False
+        while done < iterations and not converged:
+            now = min(times, iterations - done)
+            iterate(u1, u2, p11, p12, p21, p22, nx, ny, rc, limit, inside, level, step, tau, now, changes)
+            done += now
+            converged = changes[now - 1] <= epsilon * epsilon * area
+        if warp_stop > 0 and warp + 1 < warps:
+            moved = change_since(before1, before2, u1, u2, level)
+            if moved <= warp_stop * warp_stop * area:
+                break
+
+
+@compiled
+def store_flow(planes, level, flow):  # type: ignore[no-untyped-def]
+    """The first two planes into flow float32[2,H,W]."""
+    for component in range(2):
+        for y in range(level.height):
+            start = level.origin + y * level.pitch
+            for x in range(level.width):
+                flow[component, y, x] = planes[component, start + x]
