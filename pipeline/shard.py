@@ -8,6 +8,7 @@ use after fork.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -37,7 +38,10 @@ from pipeline.errors import InputError
 
 FORMAT = "two-stream shard"
 VERSION = 1
+PACK_FORMAT = "two-stream pack"
 SUFFIX = ".h5"
+PACK_SUFFIX = ".h5pack"
+DEEPEST_GROUP = 8
 DIRECTIONS = ("forward", "backward")
 COPY_BLOCK = 1 << 22
 LARGEST_SIDE = 65535
@@ -96,7 +100,7 @@ class Request:
     frames_quality: int | None = None
 
     def differences(self, made: Request) -> list[str]:
-        """How a shard `made` by another request differs where it matters to this one, a line each: "step: asked 2, ..."."""
+        """How a shard `made` by another request differs where it matters here, a line each: "step: asked 2, ..."."""
         names = ["source_bytes", "size", "every", "start", "end"]
         if self.directions and made.directions:
             names += ["method", "parameters", "step", "quantiser", "image", "quality"]
@@ -289,7 +293,7 @@ class Shard:
 
     def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
         """The image bytes of start..stop-1 of "forward", "backward" or "frames", by one read of the file."""
-        streams = self._part(part)
+        streams = self.part(part)
         if not 0 <= start <= stop <= len(streams):
             raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{len(streams)} are there")
         starts = streams.start[start : stop + 1].tolist()
@@ -300,9 +304,10 @@ class Shard:
         data = memoryview(os.pread(self._descriptor, starts[-1] - starts[0], streams.begin + starts[0]))
         if len(data) != starts[-1] - starts[0]:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
-        return [data[a - starts[0] : b - starts[0]] for a, b in zip(starts, starts[1:], strict=False)]
+        return [data[a - starts[0] : b - starts[0]] for a, b in itertools.pairwise(starts)]
 
-    def _part(self, part: str) -> Streams:
+    def part(self, part: str) -> Streams:
+        """Where the streams of "frames", "forward" or "backward" lie; InputError if the shard has none."""
         if part == "frames":
             if self.contents.frames is None:
                 raise InputError(
@@ -366,7 +371,8 @@ def encode_frame(frame: Levels, quality: int) -> bytes:
 
 def damaged(address: ShardAddress, what: str) -> InputError:
     return InputError(
-        f"{address}: damaged shard: {what}; run `python -m pipeline verify --repair {address.file}`, then extract it again"
+        f"{address}: damaged shard: {what}; run `python -m pipeline verify --repair` on it, which deletes it, "
+        "and extract the video again"
     )
 
 
@@ -415,11 +421,18 @@ class Invalid(Exception):
 
 def read_contents(address: ShardAddress) -> Contents:
     """Attributes and tables of a shard, checked; InputError says what is wrong with the file."""
+    with _opened(address) as (file, descriptor):
+        return _read_group(_open_group(file, address.group), descriptor)
+
+
+@contextlib.contextmanager
+def _opened(address: ShardAddress) -> Iterator[tuple[Any, int]]:
+    """A file open in HDF5 and as a plain descriptor; whatever is wrong with it becomes an InputError."""
     try:
         with address.file.open("rb", buffering=0) as raw:
             file = h5py.h5f.open(os.fsencode(address.file), h5py.h5f.ACC_RDONLY, fapl=_access())
             try:
-                return _read_group(_open_group(file, address.group), raw.fileno())
+                yield file, raw.fileno()
             finally:
                 file.close()
     except FileNotFoundError as error:
@@ -681,11 +694,13 @@ class ShardWriter:
             "frames", (encode_frame(frame, self.request.frames_quality or 95) for frame in frames)
         )
 
-    def add_flows(self, direction: str, flows: Quantised) -> None:
-        """Append flows of a direction as the quantiser gave them."""
+    def add_flows(
+        self, direction: str, flows: Quantised, streams: Iterable[bytes | memoryview] | None = None
+    ) -> None:
+        """Append flows of a direction as the quantiser gave them; `streams` if the codec has coded them already."""
         if self.codec is None:
             raise ValueError("flows need a codec")
-        self.add_streams(direction, (self.codec.encode(levels) for levels in flows.levels))
+        self.add_streams(direction, streams or (self.codec.encode(levels) for levels in flows.levels))
         self._quantised.setdefault(direction, []).append(
             Quantised(flows.levels[:0], flows.scale, flows.offset, flows.mean, flows.clipped)
         )
@@ -724,6 +739,8 @@ class ShardWriter:
             InputError: the disk is full, or what is on the disk is not what was written.
         """
         attributes = {
+            "format": FORMAT,
+            "version": VERSION,
             "video": video,
             **{f"source_{name}": value for name, value in vars(source).items()},
             "fps": float(fps),
@@ -740,12 +757,11 @@ class ShardWriter:
             atomic.writing(self.path, verify=verify_written) as temporary,
             h5py.File(temporary, "w", libver=("v110", "v110")) as file,
         ):
-            write_attributes(file, {"format": FORMAT, "version": VERSION} | attributes)
+            write_attributes(file, attributes)
             for part in ("frames", *DIRECTIONS):
                 self._write_part(file, part, device)
 
     def _write_part(self, root: h5py.Group, part: str, device: str) -> None:
-        name = "rgb" if part == "frames" else f"flow/{part}"
         if part in self._spools:
             tables = self._spools[part].tables()
             described: dict[str, Any] = {"quality": self.request.frames_quality or 95}
@@ -753,13 +769,13 @@ class ShardWriter:
                 tables |= self._flow_tables(part)
                 described = {key: getattr(self.request, key) for key in FLOW_ATTRIBUTES if key != "device"}
                 described["device"] = device
-            dataset = write_tables(root.create_group(name), tables, described)
+            dataset = write_tables(root.create_group(group_name(part)), tables, described)
             self._spools[part].write(dataset)
         elif self.keep is not None and part in (
             "frames" if self.keep.has_frames else "",
             *self.keep.directions,
         ):
-            copy_part(self.keep, part, root.create_group(name))
+            copy_part(self.keep, part, root.create_group(group_name(part)))
 
     def _flow_tables(self, direction: str) -> dict[str, npt.NDArray[Any]]:
         assert self.codec is not None
@@ -777,9 +793,21 @@ class ShardWriter:
         return {"table": self.codec.quantiser.table} | columns
 
 
+def copy_shard(shard: Shard, group: h5py.Group) -> None:
+    """Copy a whole shard into an empty group, the streams unchanged."""
+    write_attributes(group, {"format": FORMAT, "version": VERSION, **shard.contents.attributes})
+    for part in parts(shard):
+        copy_part(shard, part, group.create_group(group_name(part)))
+
+
+def group_name(part: str) -> str:
+    """Where a part lies in its shard's group."""
+    return "rgb" if part == "frames" else f"flow/{part}"
+
+
 def copy_part(shard: Shard, part: str, group: h5py.Group) -> None:
     """Copy "frames" or the flow of a direction into a new group, the streams in blocks and unchanged."""
-    streams = shard._part(part)
+    streams = shard.part(part)
     tables: dict[str, npt.NDArray[Any]] = {"start": streams.start, "crc32": streams.crc32}
     described: Mapping[str, Any] = {"quality": shard.contents.frames_quality}
     if isinstance(streams, Flow):
@@ -818,12 +846,22 @@ def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
 
 
 def verify_written(path: Path) -> None:
-    """Raise InputError unless the file is a valid shard whose streams match their check sums."""
+    """Raise InputError unless the file is a valid shard whose streams are complete and match their check sums."""
     with open_shard(path) as shard:
-        for part, index in bad_streams(shard):
-            raise InputError(
-                f"{path.parent}: what was written did not come back from the disk ({part} {index}): check the disk"
-            )
+        for fault in faults(shard):
+            raise InputError(f"{path.parent}: the shard of {shard.video} is not good as written: {fault}")
+
+
+def faults(shard: Shard) -> Iterator[str]:
+    """What is wrong inside an open shard: too few streams, or streams that fail their check sum."""
+    if shard.has_frames and len(shard.part("frames")) != shard.frame_count:
+        yield f"it holds {len(shard.part('frames'))} of {shard.frame_count} frames"
+    for direction in shard.directions:
+        least, flows = max(shard.frame_count - shard.step(direction), 0), shard.flow_count(direction)
+        if not least <= flows <= shard.frame_count:
+            yield f"it holds {flows} {direction} flows of {shard.frame_count} frames at step {shard.step(direction)}"
+    for part, index in bad_streams(shard):
+        yield f"{part} {index} fails its check sum"
 
 
 def parts(shard: Shard) -> list[str]:
@@ -834,7 +872,7 @@ def parts(shard: Shard) -> list[str]:
 def bad_streams(shard: Shard) -> Iterator[tuple[str, int]]:
     """Streams that fail their CRC-32, as (part, index); read a block at a time."""
     for part in parts(shard):
-        streams = shard._part(part)
+        streams = shard.part(part)
         start = 0
         while start < len(streams):
             stop = max(
@@ -850,17 +888,42 @@ def bad_streams(shard: Shard) -> Iterator[tuple[str, int]]:
 
 
 def index_shards(folder: str | Path) -> dict[str, ShardAddress]:
-    """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike.
+    """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
 
     Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts.
+
+    Raises:
+        InputError: a pack that cannot be read.
     """
     folder = Path(folder)
     loose: dict[str, ShardAddress] = {}
     packed: dict[str, ShardAddress] = {}
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
+    for parent, _, names in os.walk(folder):
+        for name in names:
             path = Path(parent, name)
-            if name.endswith(SUFFIX) and not atomic.is_temporary(name):
+            if atomic.is_temporary(name):
+                continue
+            if name.endswith(SUFFIX):
                 loose[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = ShardAddress(path)
-    return packed | loose
+            elif name.endswith(PACK_SUFFIX):
+                packed.update(index_pack(path))
+    return dict(sorted((packed | loose).items()))
+
+
+def index_pack(path: Path) -> dict[str, ShardAddress]:
+    """Shards of one pack by video id, which is the group's path. InputError if it is none or damaged."""
+    with _opened(ShardAddress(path)) as (file, _):
+        root = h5py.h5g.open(file, b"/")
+        if not h5py.h5a.exists(root, b"format") or _attribute(root, "format", str) != PACK_FORMAT:
+            raise Invalid(f"it is not a {PACK_FORMAT}")
+        names = [name.decode() for name in _groups_of_shards(root)]
+    return {name: ShardAddress(path, f"/{name}") for name in names}
+
+
+def _groups_of_shards(group: Any, depth: int = 0) -> Iterator[bytes]:
+    for name in list(group):
+        child = _child(group, name.decode(), h5py.h5g.open)
+        if h5py.h5a.exists(child, b"format"):
+            yield name
+        elif depth < DEEPEST_GROUP:
+            yield from (name + b"/" + below for below in _groups_of_shards(child, depth + 1))
