@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
 
@@ -158,7 +158,8 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
 
     Args:
         dataset: every video's path lies below `root`.
-        root: the folder of the videos. Recorded relative to the record if it lies beside it, so that such a dataset can be moved.
+        root: the folder of the videos. Recorded relative to the record if it lies beside it, so that such a dataset
+            can be moved.
         data: the data root, see `pipeline.paths`.
 
     Raises:
@@ -190,18 +191,10 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         "missing": list(dataset.missing),
     }
     try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=paths.root, prefix=".dataset.", suffix=".tmp", delete=False
-        ) as file:
-            try:
-                json.dump(record, file, ensure_ascii=False, separators=(",", ":"))
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(paths.record)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with atomic.writing(paths.record) as temporary:
+            temporary.write_text(
+                json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
+            )
     except OSError as error:
         raise InputError(f"{paths.record}: the dataset's record cannot be written: {error}") from error
     return paths.record

@@ -1,14 +1,14 @@
 """The embedded dataset: rendered clips of three objects times three motions, nine classes that need both streams.
 
-What each stream can know is kept apart by construction. The three objects differ in hue alone: frames are drawn
-as luma and chroma, and luma, from which flow is computed, does not depend on the object. The three motions
-differ in the path alone: its phase is random and its size the same for all, so that one frame tells nothing about it. Each
+What each stream can know is kept apart by construction. The three objects differ in hue alone: frames are drawn as
+luma and chroma, and luma, from which flow is computed, does not depend on the object. The three motions differ in
+the path alone: its phase is random and its size the same for all, so that one frame tells nothing about it. Each
 stream by itself can therefore tell three groups of three classes apart and no more, an accuracy of a third; the
 two together can tell all nine.
 
-To be an honest test all else varies: backgrounds, a decoy that stands still, position, size, speed and phase, camera drift
-and shake, noise, colour cast. Objects belong to subjects, each with its own texture, tint, size and pace, and the
-splits hold subjects out.
+To be an honest test all else varies: backgrounds, a decoy that stands still, position, size, speed and phase, camera
+drift and shake, noise, colour cast. Objects belong to subjects, each with its own texture, tint, size and pace, and
+the splits hold subjects out.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import catalog
+from pipeline import atomic, catalog
 from pipeline.catalog import Dataset, Split, Video
 from pipeline.errors import InputError, command_errors
 from pipeline.paths import DatasetPaths, data_root
@@ -34,7 +35,8 @@ CODEC = "libx264"
 HUES = {"Ember": 110.0, "Leaf": 230.0, "Sky": 350.0}
 """The object's direction in the (Cb, Cr) plane, in degrees."""
 
-# Displacement from the middle of the path for a phase in radians. Mean square displacement and speed are the same for all.
+# Displacement from the middle of the path for a phase in radians; its mean square, and so the speed's, is the same for
+# all.
 MOTIONS: dict[str, Callable[[float], tuple[float, float]]] = {
     "Sway": lambda phase: (float(np.sin(phase)), 0.0),
     "Bob": lambda phase: (0.0, float(np.sin(phase))),
@@ -42,7 +44,7 @@ MOTIONS: dict[str, Callable[[float], tuple[float, float]]] = {
 }
 CLASSES = tuple(f"{hue}{motion}" for hue in HUES for motion in MOTIONS)
 
-Plane = npt.NDArray[np.float32]
+Plane = npt.NDArray[np.floating]
 
 
 def render(seed: int, hue: str, motion: str, subject: int, take: int) -> npt.NDArray[np.uint8]:
@@ -104,13 +106,11 @@ def shifted(plane: Plane, offset: npt.NDArray[np.float64], shape: tuple[int, ...
     import cv2
 
     matrix = np.array([[1, 0, offset[0]], [0, 1, offset[1]]])
-    return cv2.warpAffine(
-        plane.astype(np.float32),
-        matrix,
-        (shape[1], shape[0]),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REFLECT,
+    size = (shape[1], shape[0])
+    window = cv2.warpAffine(
+        plane.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
     )
+    return np.asarray(window, np.float32)
 
 
 def paste(
@@ -137,26 +137,20 @@ def paste(
 
 
 def encode(clip: npt.NDArray[np.uint8], path: Path) -> None:
-    """Write a clip as H.264 in MP4 at a constant quantiser, under a temporary name that is then renamed.
+    """Write a clip as H.264 in MP4 at a constant quantiser.
 
     A constant quantiser keeps what the chroma costs from changing how the luma is coded.
     """
     import av
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            stream = container.add_stream(CODEC, rate=FPS)
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-            stream.thread_count = 1
-            stream.options = {"qp": "20", "preset": "veryfast"}
-            for planes in clip:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
-            container.mux(stream.encode(None))
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic.writing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream: Any = container.add_stream(CODEC, rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.thread_count = 1
+        stream.options = {"qp": "20", "preset": "veryfast"}
+        for planes in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        container.mux(stream.encode(None))
 
 
 @dataclass(frozen=True)
@@ -253,6 +247,7 @@ def render_demo(
     try:
         # The record comes first: it says of which demo the clips are that an interruption leaves behind.
         catalog.save(dataset, paths.videos, data)
+        atomic.sweep(paths.videos)
         rendered = sum(Parallel(n_jobs=jobs)(delayed(make)(clip) for clip in clips(videos_per_class)))
     except OSError as error:
         raise InputError(f"{paths.videos}: the demo cannot be written: {error}") from error
