@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +51,31 @@ def writing(path: str | Path, verify: Callable[[Path], object] | None = None) ->
             temporary.replace(path)
             sync(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
+
+
+@contextlib.contextmanager
+def writing_folder(path: str | Path) -> Iterator[Path]:
+    """The same for a folder of files: a temporary folder beside `path`, renamed to it in place of what was there."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in [*temporary.rglob("*"), temporary]:
+                sync(file)
+            if path.exists():
+                old = temporary_path(path)
+                path.rename(old)
+                temporary.rename(path)
+                remove(old)
+            else:
+                temporary.rename(path)
+            sync(path.parent)
+        finally:
+            remove(temporary)
 
 
 @contextlib.contextmanager
@@ -68,7 +93,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def temporary_path(path: Path) -> Path:
-    """A new name in the folder of `path`, with its suffix. It leaves the stem out, which may be as long as names can be."""
+    """A new name in the folder of `path`, with its suffix but not its stem, which may be as long as names can be."""
     process = os.getpid()
     owner = f"{host_token()}-{process}-{process_started(process) or 0}"
     return path.with_name(f".tmp-{owner}-{next(_counter)}{path.suffix}")
@@ -80,28 +105,37 @@ def is_temporary(name: str) -> bool:
 
 
 def sweep(folder: str | Path) -> list[Path]:
-    """Remove temporary files in and below a folder whose owner is gone; returns what was removed.
+    """Remove temporary files and folders in and below a folder whose owner is gone; returns what was removed.
 
     An owner on this host is gone if no living process has its number and start time (numbers are reused). Owners on
     other hosts cannot be asked: their files go when they are older than a day.
     """
     removed = []
-    here = host_token()
-    for parent, _, names in os.walk(folder):
-        for name in names:
+    for parent, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
             match = TEMPORARY.fullmatch(name)
-            if match is None:
-                continue
             path = Path(parent, name)
             with contextlib.suppress(FileNotFoundError):
-                if match["host"] == here:
-                    gone = process_started(int(match["process"])) != int(match["started"])
-                else:
-                    gone = time.time() - path.stat().st_mtime > DAY
-                if gone:
-                    path.unlink()
+                if match is not None and owner_is_gone(match, path):
+                    remove(path)
                     removed.append(path)
+        folders[:] = [name for name in folders if not is_temporary(name)]
     return removed
+
+
+def owner_is_gone(match: re.Match[str], path: Path) -> bool:
+    """Whether the owner in a temporary file's name is gone for certain, or on another host and a day old."""
+    if match["host"] == host_token():
+        return process_started(int(match["process"])) != int(match["started"])
+    return time.time() - path.stat().st_mtime > DAY
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -120,7 +154,10 @@ def host_token() -> str:
     """The host's name and a digest of what makes process numbers comparable: the boot and the process namespace."""
     marks = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        marks += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+        marks += [
+            Path("/proc/sys/kernel/random/boot_id").read_text(),
+            str(Path("/proc/self/ns/pid").readlink()),
+        ]
     name = re.sub(r"[^A-Za-z0-9.]", "_", marks[0])[:64]
     return f"{name}-{hashlib.sha256(repr(marks).encode()).hexdigest()[:8]}"
 

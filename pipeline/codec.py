@@ -24,7 +24,7 @@ Levels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 DEFAULT_BOUND = 20.0
-# Means are sums of whole multiples of MEAN_UNIT, so that they do not depend on the order of summation, nor on the device.
+# Means are sums of whole multiples of MEAN_UNIT, so that they do not depend on the order of summation or the device.
 MEAN_UNIT = 2.0**-20
 MEAN_LIMIT = 2.0**17
 JPEG_LARGEST_SIDE = 65500
@@ -234,7 +234,7 @@ def _value_table(table: bytes, scale: float, offset: float) -> ValueTable:
     return ValueTable(np.frombuffer(table, np.float32) * np.float32(scale) + np.float32(offset))
 
 
-# --- image coding ---------------------------------------------------------------------------------------------------------
+# --- image coding ----------------------------------------------------------------------------------------------------
 
 
 def stack(levels: Levels, block: int = BLOCK) -> Levels:
@@ -362,7 +362,7 @@ class Codec:
         return decode_levels(stream, height, width, lowest_level(self.quantiser.table))
 
 
-# --- presets --------------------------------------------------------------------------------------------------------------
+# --- presets ---------------------------------------------------------------------------------------------------------
 
 
 def asinh_quantiser(softness: float, bound: float) -> Quantiser:
@@ -388,7 +388,7 @@ def range_quantiser() -> Quantiser:
 
 
 def zero_centred(positive: npt.NDArray[np.float64]) -> Floats:
-    """The antisymmetric table with the 127 given values above level 128, zero there, and level 0 the same as level 1."""
+    """The antisymmetric table with the 127 given values above level 128, zero there, and level 0 as level 1."""
     values = positive.astype(np.float32)
     return np.concatenate([-values[-1:], -values[::-1], np.zeros(1, np.float32), values])
 

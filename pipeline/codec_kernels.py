@@ -1,4 +1,4 @@
-"""The codec's loops over pixels, compiled by numba; imported only when first used, since numba takes a while to load."""
+"""The codec's loops over pixels, compiled by numba; imported when first used, since numba takes a while to load."""
 
 from __future__ import annotations
 
