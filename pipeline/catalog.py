@@ -264,7 +264,7 @@ def parse_record(record: Any, name: str, folder: Path) -> Dataset:
             for number, ids in record["splits"].items()
         },
         missing=tuple(map(as_text, record["missing"])),
-        origin={as_text(key): value for key, value in record["origin"].items()},
+        origin={"kind": as_text(record["origin"]["kind"]), **record["origin"]},
     )
 
 

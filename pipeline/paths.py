@@ -99,6 +99,10 @@ class DatasetPaths:
         return self.root / "shards"
 
     @property
+    def outcomes_root(self) -> Path:
+        return self.root / "outcomes"
+
+    @property
     def runs(self) -> Path:
         return self.root / "runs"
 
@@ -121,7 +125,7 @@ class DatasetPaths:
 
     def outcomes(self, stage: str) -> Path:
         """The folder of one stage's outcome records."""
-        return self.root / "outcomes" / check_name(stage, "stage")
+        return self.outcomes_root / check_name(stage, "stage")
 
     def run(self, run: str) -> Path:
         """The folder of one training run."""

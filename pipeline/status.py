@@ -1,0 +1,203 @@
+"""What is done, what is missing and what failed: shards by listing folders, the rest from outcome records.
+
+No shard is opened, so that a whole dataset is told in about a second; `python -m pipeline verify` reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from pipeline.catalog import Dataset, known_datasets, load_dataset
+from pipeline.errors import InputError, command_errors
+from pipeline.outcome import Outcome, read_outcomes, readable_bytes
+from pipeline.paths import NAME, DatasetPaths, data_root
+from pipeline.shard import index_shards
+
+
+@dataclass(frozen=True)
+class SetStatus:
+    """How far one set of shards is.
+
+    Attributes:
+        shard_set: its name.
+        videos: in the dataset.
+        done: videos with a shard.
+        failed: videos without a shard whose last attempt failed -> the reason.
+        stale: videos with a shard whose last attempt failed, for example with other settings -> the reason.
+        missing: videos without a shard that did not fail; not tried yet, or interrupted.
+        foreign: shards of videos that the dataset does not have.
+        flows: in the shards, as far as there are records of making them.
+        unrecorded: shards without such a record.
+        bytes: of the shards.
+        seconds: that workers spent on the recorded flows.
+    """
+
+    shard_set: str
+    videos: int
+    done: int
+    failed: Mapping[str, str]
+    stale: Mapping[str, str]
+    missing: tuple[str, ...]
+    foreign: tuple[str, ...]
+    flows: int
+    unrecorded: int
+    bytes: int
+    seconds: float
+
+    @property
+    def speed(self) -> float | None:
+        """Pairs of frames per second and worker, or None where no time is recorded."""
+        return self.flows / self.seconds if self.seconds > 0 else None
+
+
+def shard_sets(paths: DatasetPaths) -> list[str]:
+    """Names of a dataset's shard sets: those with a folder, and those that only failures are recorded of."""
+    folders = {folder.name for folder in folders_in(paths.shard_sets)}
+    tried = {
+        record.shard_set for folder in folders_in(paths.outcomes_root) for record in latest(folder).values()
+    }
+    return sorted(name for name in folders | tried if NAME.fullmatch(name))
+
+
+def folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def latest(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
+    """`read_outcomes`, with an unreadable file as something the user can put right."""
+    try:
+        return read_outcomes(folder, shard_set)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or folder}: outcome records cannot be read: {error.strerror}"
+        ) from error
+
+
+def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str) -> SetStatus:
+    """The state of one set of shards of a dataset; reads folders and outcome records only."""
+    outcomes = {
+        video: record
+        for folder in folders_in(paths.outcomes_root)
+        for video, record in latest(folder, shard_set).items()
+        if video in dataset.videos
+    }
+    index = index_shards(paths.shards(shard_set))
+    there = index.keys() & dataset.videos.keys()
+    made = {video: outcomes[video] for video in there & outcomes.keys() if outcomes[video].flows}
+    failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
+    timed = [record for record in made.values() if record.seconds > 0]
+    return SetStatus(
+        shard_set=shard_set,
+        videos=len(dataset.videos),
+        done=len(there),
+        failed={video: reason for video, reason in failed.items() if video not in there},
+        stale={video: reason for video, reason in failed.items() if video in there},
+        missing=tuple(video for video in dataset.videos if video not in there and video not in failed),
+        foreign=tuple(sorted(index.keys() - dataset.videos.keys())),
+        flows=sum(record.flows for record in made.values()),
+        unrecorded=len(there) - len(made),
+        bytes=sum(file.stat().st_size for file in {index[video].file for video in there}),
+        seconds=sum(record.seconds for record in timed),
+    )
+
+
+def describe(status: SetStatus, show: int) -> list[str]:
+    """Lines for a user; at most `show` names of each kind."""
+    lines = [
+        f"{status.shard_set}: {status.done:,} of {status.videos:,} done, {len(status.missing):,} missing, "
+        f"{len(status.failed):,} failed",
+    ]
+    if status.done:
+        amount = f"  {status.flows:,} flows, {readable_bytes(status.bytes)}"
+        if status.speed:
+            amount += f", {status.speed:,.1f} pairs/s and worker"
+        if status.unrecorded:
+            amount += f" ({status.unrecorded:,} shards without a record of their flows)"
+        lines.append(amount)
+    kinds = (("failed", status.failed), ("failed, an earlier shard is there", status.stale))
+    for kind, videos in kinds:
+        lines += [f"  {kind}: {video}: {reason}" for video, reason in list(videos.items())[:show]]
+        if len(videos) > show:
+            lines.append(f"  {kind}: {len(videos) - show:,} more (--show N shows more)")
+    for kind, names in (("missing", status.missing), ("not in the dataset", status.foreign)):
+        if names:
+            more = f" and {len(names) - show:,} more" if len(names) > show else ""
+            lines.append(f"  {kind}: {', '.join(names[:show])}{more}")
+    return lines
+
+
+@click.command()
+@click.option("--dataset", default="demo", show_default=True, help="A dataset that is known.")
+@click.option("--set", "shard_set", help="This set of shards only (default: all there are).")
+@click.option(
+    "--show", type=click.IntRange(0), default=10, show_default=True, help="Names shown of each kind."
+)
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+@click.option("--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data).")
+@command_errors
+def command(dataset: str, shard_set: str | None, show: int, as_json: bool, data: str | None) -> None:
+    """Show what is done, missing and failed, and why, for each set of shards."""
+    known = load_dataset(dataset, data)
+    paths = DatasetPaths(data_root(data), dataset)
+    names = shard_sets(paths)
+    if shard_set is not None and shard_set not in names:
+        raise InputError(
+            f"dataset {dataset} has no set of shards {shard_set!r} (it has: {', '.join(names) or 'none'}); "
+            f"make one with: python -m extract_flow --dataset {dataset}"
+        )
+    statuses = [set_status(known, paths, name) for name in ([shard_set] if shard_set else names)]
+    if as_json:
+        click.echo(
+            json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
+        )
+        return
+    for status in statuses:
+        click.echo("\n".join(describe(status, show)))
+    if not statuses:
+        click.echo(f"{dataset}: no shards yet; make them with: python -m extract_flow --dataset {dataset}")
+
+
+@click.command()
+@click.option("--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data).")
+@command_errors
+def datasets_command(data: str | None) -> None:
+    """List the known datasets and how complete they are."""
+    names = known_datasets(data)
+    if not names:
+        click.echo(
+            f"no dataset is known in {data_root(data)}; make one known with: python -m pipeline demo, or "
+            "python -m pipeline import --help"
+        )
+    damaged = []
+    for name in names:
+        paths = DatasetPaths(data_root(data), name)
+        try:
+            dataset = load_dataset(name, data)
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        there = sum(video.path.exists() for video in dataset.videos.values())
+        listed = len(dataset.videos) + len(dataset.missing)
+        click.echo(
+            f"{name} ({dataset.origin['kind']}): {there:,} of {listed:,} videos are there, "
+            f"{len(dataset.classes):,} classes, splits: {', '.join(map(str, dataset.splits)) or 'none'}"
+        )
+        if dataset.missing:
+            click.echo(f"  {len(dataset.missing):,} were missing when it was imported and are left out")
+        if there < len(dataset.videos):
+            lost = next(video for video in dataset.videos.values() if not video.path.exists())
+            click.echo(
+                f"  {len(dataset.videos) - there:,} are gone since it was imported, for example {lost.path}"
+            )
+        for folder in folders_in(paths.shard_sets):
+            if NAME.fullmatch(folder.name):
+                shards = len(index_shards(folder).keys() & dataset.videos.keys())
+                click.echo(f"  shards {folder.name}: {shards:,} of {len(dataset.videos):,} videos")
+    if damaged:
+        raise InputError("\n".join(damaged))
