@@ -98,10 +98,13 @@ def visiting_order(pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 # --- kernels: polynomials of the fraction, one per lane (see cpu.TAPS) ------------------------------------------------
 
 
-def cubic_kernel() -> tuple[Plane, Plane]:
-    """Catmull-Rom (a = -1/2, as OpenCV's CUDA code) and its centred difference: [power, lane] each."""
-    a = -0.5
-    taps = [[0, a, -2 * a, a], [1, 0, -a - 3, a + 2], [0, -a, 2 * a + 3, -a - 2], [0, 0, a, -a]]
+def kernel(taps: list[list[float]]) -> tuple[Plane, Plane]:
+    """Weights of four taps, as polynomials of the fraction (constant first), and of the centred difference of what
+    they interpolate: [power, lane] each.
+
+    The derivative is that of OpenCV, which warps centred differences of the image; on Middlebury it is more accurate
+    than the spline's own derivative, which amplifies noise.
+    """
     value = np.zeros((4, cpu.TAPS))
     value[:, 1:5] = np.transpose(taps)
     slope = np.zeros((4, cpu.TAPS))
@@ -110,17 +113,11 @@ def cubic_kernel() -> tuple[Plane, Plane]:
     return value.astype(np.float32).ravel(), slope.astype(np.float32).ravel()
 
 
-def spline_kernel() -> tuple[Plane, Plane]:
-    """Cubic B-spline and its derivative: [power, lane] each; weighs coefficients (`SPLINE_PREFILTER`), not pixels."""
-    taps = [[1, -3, 3, -1], [4, 0, -6, 3], [1, 3, 3, -3], [0, 0, 0, 1]]
-    value = np.zeros((4, cpu.TAPS))
-    value[:, 1:5] = np.transpose(taps) / 6
-    slope = np.zeros((4, cpu.TAPS))
-    slope[:3] = value[1:] * np.array([[1], [2], [3]])
-    return value.astype(np.float32).ravel(), slope.astype(np.float32).ravel()
-
-
-KERNELS = {"cubic": cubic_kernel(), "bspline": spline_kernel()}
+A = -0.75
+"""Keys' parameter, that of cv2.remap; OpenCV's CUDA code has -0.5, which is less accurate (see docs)."""
+CUBIC = [[0, A, -2 * A, A], [1, 0, -A - 3, A + 2], [0, -A, 2 * A + 3, -A - 2], [0, 0, A, -A]]
+SPLINE = [[1 / 6, -1 / 2, 1 / 2, -1 / 6], [2 / 3, 0, -1, 1 / 2], [1 / 6, 1 / 2, 1 / 2, -1 / 2], [0, 0, 0, 1 / 6]]
+KERNELS = {"cubic": kernel(CUBIC), "bspline": kernel(SPLINE)}
 
 
 def spline_prefilter() -> Plane:
