@@ -1,0 +1,76 @@
+"""The scalar rules of the method, shared by the CPU sweeps and the CUDA kernels; every argument is a float32.
+
+Notation as in Brox et al. 2004: psi'(s^2) = 1 / (2 sqrt(s^2 + eps^2)) is the derivative of the robust function, a
+subscript z marks the difference between the warped second frame and the first. The unknown is the whole flow (u, v),
+not its increment: `linearised` folds the flow around which the data term is linearised into the constants, so the
+sweeps need neither increments nor the old flow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+EPSILON2 = np.float32(1e-6)
+"""eps^2 of the robust functions, for intensities in 0..1 (the paper's and OpenCV's value)."""
+
+TINY = np.float32(1e-12)
+"""Keeps an equation without data and without neighbours (a frame of one pixel) solvable; the solution is zero flow."""
+
+scalar_rule = njit(fastmath=True, error_model="numpy", cache=True)
+
+
+@scalar_rule
+def robust(squared):  # type: ignore[no-untyped-def]
+    """psi'(squared): the weight of a squared residual in the next linear system."""
+    return np.float32(0.5) / np.sqrt(squared + EPSILON2)
+
+
+@scalar_rule
+def diffusivity(across_u, along_u, across_v, along_v):  # type: ignore[no-untyped-def]
+    """Weight of the smoothness between two pixels, from the flow's gradient across and along their common edge."""
+    return robust(across_u * across_u + along_u * along_u + across_v * across_v + along_v * along_v)
+
+
+@scalar_rule
+def linearised(value, by_x, by_y, u, v):  # type: ignore[no-untyped-def]
+    """Constant of `value + by_x * (U - u) + by_y * (V - v)` when written as `constant + by_x * U + by_y * V`."""
+    return value - by_x * u - by_y * v
+
+
+@scalar_rule
+def data_equations(ix, iy, iz, ixx, ixy, iyy, ixz, iyz, u, v, gamma, half_inverse_alpha):  # type: ignore[no-untyped-def]
+    """Data term's share of a pixel's two equations, at the current flow (u, v).
+
+    Brightness constancy iz + ix u + iy v = 0 and gradient constancy (ixz + ixx u + ixy v, iyz + ixy u + iyy v) = 0
+    share one robust function (Brox et al. 2004, equation 4).
+
+    Returns:
+        (diagonal of u, diagonal of v, coupling, right side of u, right side of v), all divided by alpha.
+    """
+    brightness = iz + ix * u + iy * v
+    gradient_x = ixz + ixx * u + ixy * v
+    gradient_y = iyz + ixy * u + iyy * v
+    squared = brightness * brightness + gamma * (gradient_x * gradient_x + gradient_y * gradient_y)
+    weight = half_inverse_alpha / np.sqrt(squared + EPSILON2)
+    diagonal_u = weight * (ix * ix + gamma * (ixx * ixx + ixy * ixy))
+    diagonal_v = weight * (iy * iy + gamma * (iyy * iyy + ixy * ixy))
+    coupling = weight * (ix * iy + gamma * ixy * (ixx + iyy))
+    right_u = -weight * (ix * iz + gamma * (ixx * ixz + ixy * iyz))
+    right_v = -weight * (iy * iz + gamma * (iyy * iyz + ixy * ixz))
+    return diagonal_u, diagonal_v, coupling, right_u, right_v
+
+
+@scalar_rule
+def step_sizes(diagonal_u, diagonal_v, smoothness, relaxation):  # type: ignore[no-untyped-def]
+    """relaxation / diagonal of both equations, with one division; `smoothness` is the sum of the four diffusivities."""
+    diagonal_u = diagonal_u + smoothness + TINY
+    diagonal_v = diagonal_v + smoothness + TINY
+    shared = relaxation / (diagonal_u * diagonal_v)
+    return shared * diagonal_v, shared * diagonal_u
+
+
+@scalar_rule
+def relaxed(value, keep, step, neighbours, right, coupling, other):  # type: ignore[no-untyped-def]
+    """One over-relaxed Gauss-Seidel update of an unknown: `keep` is 1 - relaxation, `neighbours` the weighted sum."""
+    return keep * value + step * (neighbours + right - coupling * other)
