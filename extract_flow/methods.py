@@ -7,7 +7,8 @@ A method is a module with three names:
 - `PRESETS`: name -> Parameters; "default" is always there.
 - `create(parameters, device, threads) -> FlowMethod`.
 
-The command line makes its options from `Parameters`, a shard records them, so a new method needs an entry in `MODULES` only.
+The command line makes its options from `Parameters`, and a shard records them, so a new method needs only an entry in
+`MODULES`.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def describe(summary: Summary, seconds: float) -> list[str]:
         rate = summary.flows / max(seconds, 1e-9)
         lines.append(
             f"{summary.flows:,} flows, {readable_bytes(summary.bytes)} "
-            f"({summary.bytes / summary.flows:,.0f} bytes a flow) in {readable_seconds(seconds)}, {rate:,.1f} pairs/s"
+            f"(frames included) in {readable_seconds(seconds)}, {rate:,.1f} pairs/s"
         )
         stages = ", ".join(f"{name} {1e3 * s / summary.flows:.2f}" for name, s in summary.stages.items())
         if stages:

@@ -34,7 +34,8 @@ PRESETS = {"default": Parameters()}
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
     def make() -> Any:
-        return cv2.cuda.BroxOpticalFlow.create(
+        cuda: Any = cv2.cuda
+        return cuda.BroxOpticalFlow.create(
             parameters.alpha,
             parameters.gamma,
             parameters.scale_step,

@@ -15,6 +15,7 @@ __all__ = ["PRESETS", "Parameters", "create"]
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
     def make() -> Any:
-        return cv2.cuda.FarnebackOpticalFlow.create(*arguments(parameters).values())
+        cuda: Any = cv2.cuda
+        return cuda.FarnebackOpticalFlow.create(*arguments(parameters).values())
 
     return OpenCvCudaMethod("opencv-cuda-farneback", parameters, "FarnebackOpticalFlow", make, device)

@@ -16,7 +16,7 @@ class Parameters:
     """OpenCV's CUDA defaults, which dense_flow, denseflow and gpu_flow use."""
 
     tau: float = option(0.25, "time step of the numerical scheme")
-    lam: float = option(0.15, "weight of the data term: smaller is smoother")
+    lambda_: float = option(0.15, "weight of the data term: smaller is smoother")
     theta: float = option(0.3, "tightness between the two flow variables")
     scales: int = option(5, "pyramid levels")
     scale_step: float = option(0.8, "size of each level relative to the finer one")
@@ -26,7 +26,7 @@ class Parameters:
     gamma: float = option(0.0, "weight of the illumination term")
 
     def __post_init__(self) -> None:
-        positive(self, "tau", "lam", "theta", "scales", "warps", "epsilon", "iterations")
+        positive(self, "tau", "lambda_", "theta", "scales", "warps", "epsilon", "iterations")
         if not 0 < self.scale_step < 1:
             raise ValueError(f"scale_step: expected between 0 and 1, found {self.scale_step}")
 
@@ -36,9 +36,10 @@ PRESETS = {"default": Parameters()}
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
     def make() -> Any:
-        return cv2.cuda.OpticalFlowDual_TVL1.create(
+        cuda: Any = cv2.cuda
+        return cuda.OpticalFlowDual_TVL1.create(
             parameters.tau,
-            parameters.lam,
+            parameters.lambda_,
             parameters.theta,
             parameters.scales,
             parameters.warps,

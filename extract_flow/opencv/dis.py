@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 
@@ -47,8 +48,9 @@ PRESETS = {
 
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
-    def make() -> cv2.DISOpticalFlow:
-        solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    def make() -> Any:
+        opencv: Any = cv2  # its stubs leave this out
+        solver = opencv.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         solver.setFinestScale(parameters.finest_scale)
         solver.setGradientDescentIterations(parameters.iterations)
         solver.setPatchSize(parameters.patch_size)

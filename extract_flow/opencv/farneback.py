@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 
@@ -46,7 +47,8 @@ def arguments(parameters: Parameters) -> dict[str, object]:
 
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
-    def make() -> cv2.FarnebackOpticalFlow:
-        return cv2.FarnebackOpticalFlow_create(**arguments(parameters))
+    def make() -> Any:
+        opencv: Any = cv2  # its stubs leave this out
+        return opencv.FarnebackOpticalFlow_create(**arguments(parameters))
 
     return OpenCvMethod("farneback", parameters, make, device, threads)

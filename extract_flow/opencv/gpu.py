@@ -32,8 +32,8 @@ def require(name: str, flow_class: str, device: str) -> int:
     """
     if not hasattr(getattr(cv2, "cuda", None), flow_class):
         raise InputError(
-            f"{name} needs OpenCV built with CUDA, and the installed OpenCV {cv2.__version__} has no cv2.cuda.{flow_class}: "
-            f"`make opencv-cuda` builds one; {INSTEAD}"
+            f"{name} needs OpenCV built with CUDA, and the installed OpenCV {cv2.__version__} has no "
+            f"cv2.cuda.{flow_class}: `make opencv-cuda` builds one; {INSTEAD}"
         )
     count = cv2.cuda.getCudaEnabledDeviceCount()  # -1 where the driver is missing
     if count < 1:

@@ -6,6 +6,7 @@ About one pair a second at 340x256; `tvl1` is this project's own, many times fas
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 
@@ -19,7 +20,7 @@ class Parameters:
     """OpenCV's own defaults."""
 
     tau: float = option(0.25, "time step of the numerical scheme")
-    lam: float = option(0.15, "weight of the data term: smaller is smoother")
+    lambda_: float = option(0.15, "weight of the data term: smaller is smoother")
     theta: float = option(0.3, "tightness between the two flow variables")
     scales: int = option(5, "pyramid levels")
     scale_step: float = option(0.8, "size of each level relative to the finer one")
@@ -32,7 +33,15 @@ class Parameters:
 
     def __post_init__(self) -> None:
         positive(
-            self, "tau", "lam", "theta", "scales", "warps", "epsilon", "inner_iterations", "outer_iterations"
+            self,
+            "tau",
+            "lambda_",
+            "theta",
+            "scales",
+            "warps",
+            "epsilon",
+            "inner_iterations",
+            "outer_iterations",
         )
         if not 0 < self.scale_step < 1:
             raise ValueError(f"scale_step: expected between 0 and 1, found {self.scale_step}")
@@ -48,10 +57,11 @@ def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
             "and this OpenCV has none; `tvl1` needs no OpenCV"
         )
 
-    def make() -> cv2.optflow.DualTVL1OpticalFlow:
-        return cv2.optflow.DualTVL1OpticalFlow_create(
+    def make() -> Any:
+        optflow: Any = cv2.optflow
+        return optflow.DualTVL1OpticalFlow_create(
             tau=parameters.tau,
-            lambda_=parameters.lam,
+            lambda_=parameters.lambda_,
             theta=parameters.theta,
             nscales=parameters.scales,
             warps=parameters.warps,

@@ -1,0 +1,378 @@
+"""One video on its way into a shard: decode, flow, encode, write, in pieces, so that its length costs no memory.
+
+The stages are apart so that a worker can run them one after the other (CPU) or overlapped (GPU, see `worker.py`);
+the bytes in the shard are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from extract_flow.methods import FlowMethod
+from pipeline import codec, shard
+from pipeline.codec import Codec, Quantised, Quantiser
+from pipeline.errors import InputError
+from pipeline.outcome import Outcome
+from pipeline.shard import Request, Shard, ShardWriter, Source
+from pipeline.video import Selection, VideoError, VideoReader, list_pictures
+
+CHUNK_BYTES = 1 << 28
+BYTES_PER_PIXEL = 16
+"""Of a frame and pair in work: gray 1, RGB 3, flow 8, levels 2 and what encoding takes."""
+LEAST_FRAMES_KEPT = 2
+HEADER_SLACK = 1
+"""Headers that promise one frame too many (every HMDB-51 clip) are not worth a note."""
+
+
+class Task(NamedTuple):
+    """A video to extract: its identity, where it lies, where its shard goes."""
+
+    video: str
+    path: Path
+    shard: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run makes of every video.
+
+    Attributes:
+        method: name of the flow method.
+        parameters: its resolved options, by name.
+        selection: which frames, and their size.
+        directions: "forward" and "backward", either or both.
+        step: frames between the two of a pair.
+        codec_preset, bound, quality: of the flow's codec, as `pipeline.codec.codec` takes them.
+        rgb: whether RGB frames are stored.
+        rgb_quality: their JPEG quality.
+        on_corrupt: "fail", or "keep" the frames before the error if there are at least 2.
+        overwrite: make shards anew that were made with other settings.
+    """
+
+    method: str
+    parameters: Mapping[str, Any]
+    selection: Selection = dataclasses.field(default_factory=Selection)
+    directions: tuple[str, ...] = ("forward",)
+    step: int = 1
+    codec_preset: str = "default"
+    bound: float | None = None
+    quality: int | None = None
+    rgb: bool = True
+    rgb_quality: int = 90
+    on_corrupt: Literal["fail", "keep"] = "fail"
+    overwrite: bool = False
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """The codec of the flow; InputError for options that the preset refuses."""
+        return codec.codec(self.codec_preset, self.bound, self.quality)
+
+    def request(self, source_bytes: int) -> Request:
+        """What a shard of a video of that many bytes must match to count as done."""
+        selection = self.selection
+        if selection.size is not None:
+            size = f"{selection.size[0]}x{selection.size[1]}"
+        else:
+            size = "source" if selection.short_side is None else f"short side {selection.short_side}"
+        return Request(
+            source_bytes=source_bytes,
+            size=size,
+            every=selection.every,
+            start=selection.start,
+            end=selection.end,
+            directions=self.directions,
+            method=self.method,
+            parameters=self.parameters,
+            step=self.step,
+            quantiser=self.codec.quantiser.name,
+            image=self.codec.image,
+            quality=self.codec.quality,
+            frames=self.rgb,
+            frames_quality=self.rgb_quality if self.rgb else None,
+        )
+
+
+class Piece(NamedTuple):
+    """Consecutive frames of a clip with the pairs that end in them.
+
+    Attributes:
+        gray: uint8[T,H,W], the new frames after the `step` before them.
+        rgb: uint8[n,H,W,3], new frames only, or None.
+        pairs: direction -> int[n,2], indices into `gray`.
+    """
+
+    clip: Clip
+    gray: npt.NDArray[np.uint8]
+    rgb: npt.NDArray[np.uint8] | None
+    pairs: Mapping[str, npt.NDArray[np.int64]]
+
+
+def source_bytes(path: Path) -> int:
+    """Bytes of a video file, or of the pictures of a folder; VideoError if there is none."""
+    try:
+        if path.is_dir():
+            return sum(picture.stat().st_size for picture in list_pictures(path))
+        return path.stat().st_size
+    except OSError as error:
+        raise VideoError(path, f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def source_digest(path: Path) -> str:
+    """SHA-256 of a video file; of a folder, over the names and digests of its pictures in order."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for picture in list_pictures(path):
+        digest.update(picture.name.encode(errors="surrogateescape") + b"\0" + source_digest(picture).encode())
+    return digest.hexdigest()
+
+
+def is_done(task: Task, settings: Settings) -> bool:
+    """Whether the task's shard is there, whole in its tables, and what was asked for; opens the shard only."""
+    try:
+        return shard.check(task.shard, settings.request(source_bytes(task.path))).done
+    except InputError:
+        return False
+
+
+class Clip:
+    """One video in work; a context manager that leaves nothing behind unless `finish` was reached.
+
+    Attributes:
+        task: what to do.
+        error: what ended it; pieces of it that are still on their way are dropped.
+    """
+
+    def __init__(self, task: Task, settings: Settings, device: str) -> None:
+        """Begin; nothing is opened yet.
+
+        Args:
+            task: the video.
+            settings: what to make of it.
+            device: what computes the flow, recorded in the shard.
+        """
+        self.task = task
+        self.settings = settings
+        self.error: Exception | None = None
+        self._device = device
+        self._started = time.perf_counter()
+        self._stages = {"decode": 0.0, "flow": 0.0, "encode": 0.0, "write": 0.0}
+        self._notes: list[str] = []
+        self._reader: VideoReader | None = None
+        self._writer: ShardWriter | None = None
+        self._keep: Shard | None = None
+        self._frames = self._flows = 0
+        self._corrupt = ""
+
+    def __enter__(self) -> Clip:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the video, of the old shard, and of what was spooled for the new one."""
+        for held in (self._reader, self._keep):
+            if held is not None:
+                held.close()
+        if self._writer is not None:
+            self._writer.__exit__(None, None, None)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of the block to a stage."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.count(name, time.perf_counter() - before)
+
+    def count(self, name: str, seconds: float) -> None:
+        """Add to the time of a stage; each stage is counted by one thread."""
+        self._stages[name] += seconds
+
+    def open(self, on_frame: Callable[[], None] | None = None) -> bool:
+        """Look at the shard that is there, and open the video; False if there is nothing to do.
+
+        Raises:
+            VideoError: no frame can be decoded.
+            InputError: the shard that is there was made with other settings.
+        """
+        size = source_bytes(self.task.path)
+        self._source_bytes = size
+        request = self.settings.request(size)
+        self._missing = self._look_at_shard(request)
+        if not self._missing:
+            return False
+        with self.stage("decode"):
+            self._reader = VideoReader(
+                self.task.path, self.settings.selection, rgb="frames" in self._missing, on_frame=on_frame
+            )
+        self._notes.extend(self._reader.gaps)
+        self._writer = ShardWriter(self.task.shard, request, self.settings.codec, self._keep)
+        for part in self._missing:  # a video of one frame has no flow, yet its shard says so
+            self._writer.begin(part)
+        return True
+
+    def _look_at_shard(self, request: Request) -> tuple[str, ...]:
+        """The parts that must be made; keeps the shard open whose other parts will be copied."""
+        everything = ("frames",) * request.frames + request.directions
+        if not self.task.shard.exists():
+            return everything
+        try:
+            standing = shard.check(self.task.shard, request)
+        except InputError as error:
+            self._notes.append(f"made again, because it was damaged: {error}")
+            return everything
+        if standing.differences:
+            if self.settings.overwrite:
+                return everything
+            raise InputError(
+                f"{self.task.shard} was made with other settings ({'; '.join(standing.differences)}): ask for the "
+                "same, use another --set or --output, or --overwrite to make it anew"
+            )
+        if standing.missing:
+            self._keep = shard.open_shard(self.task.shard)
+        return standing.missing
+
+    def pieces(self, batch_pairs: int) -> Iterator[Piece]:
+        """Decode the whole video, at most `batch_pairs` pairs and a bounded number of bytes at a time.
+
+        Raises:
+            VideoError: the video is corrupt, and the policy is to fail.
+        """
+        reader, step = self._reader, self.settings.step
+        assert reader is not None
+        directions = [part for part in self._missing if part != "frames"]
+        fitting = CHUNK_BYTES // (BYTES_PER_PIXEL * reader.width * reader.height)
+        count = max(1, min(batch_pairs // max(1, len(directions)), fitting))
+        held = np.empty((0, reader.height, reader.width), np.uint8)
+        while True:
+            try:
+                with self.stage("decode"):
+                    frames = reader.read(count)
+            except VideoError as error:
+                if self.settings.on_corrupt == "fail" or self._frames < LEAST_FRAMES_KEPT:
+                    raise
+                self._corrupt = error.reason
+                self._notes.append(f"{error.reason}: the {self._frames} frames before were kept")
+                break
+            if not len(frames.gray):
+                break
+            self._frames += len(frames.gray)
+            gray = np.concatenate([held, frames.gray])
+            later = np.arange(max(step, len(held)), len(gray))
+            forward = np.stack([later - step, later], axis=1)
+            pairs = {d: forward if d == "forward" else forward[:, ::-1] for d in directions}
+            held = gray[-step:]
+            yield Piece(self, gray, frames.rgb, pairs)
+        self._check_count(reader)
+
+    def _check_count(self, reader: VideoReader) -> None:
+        """Compare the frames with what the old shard and the header say."""
+        if self._keep is not None and self._keep.frame_count != self._frames:
+            raise InputError(
+                f"{self.task.shard}: holds {self._keep.frame_count} frames, but {self.task.path} now decodes to "
+                f"{self._frames}: the video or the decoder changed; use --overwrite after deleting the shard"
+            )
+        whole = self.settings.selection.end is None and not self._corrupt
+        if whole and reader.header_frames and abs(reader.header_frames - reader.decoded) > HEADER_SLACK:
+            self._notes.append(f"its header says {reader.header_frames} frames, it holds {reader.decoded}")
+        if self._frames <= self.settings.step:
+            self._notes.append(f"{self._frames} frame(s) at step {self.settings.step}: it has no flow")
+
+    def store(self, piece: Piece, flows: Mapping[str, Quantised], pool: Executor | None = None) -> None:
+        """Encode a piece's frames and flow, on the pool's threads if there is one, and append them to the shard."""
+        assert self._writer is not None
+        spread = map if pool is None else pool.map
+        with self.stage("encode"):
+            streams: dict[str, list[bytes]] = {}
+            if piece.rgb is not None:
+                encode = functools.partial(shard.encode_frame, quality=self.settings.rgb_quality)
+                streams["frames"] = list(spread(encode, piece.rgb))
+            for direction, flow in flows.items():
+                streams[direction] = list(spread(self.settings.codec.encode, flow.levels))
+        with self.stage("write"):
+            if piece.rgb is not None:
+                self._writer.add_streams("frames", streams["frames"])
+            for direction, flow in flows.items():
+                self._writer.add_flows(direction, flow, streams[direction])
+                self._flows += len(flow.levels)
+
+    def finish(self) -> None:
+        """Put the shard in its place: written, flushed, read back, renamed."""
+        assert self._writer is not None
+        assert self._reader is not None
+        reader = self._reader
+        with self.stage("write"):
+            self._writer.finish(
+                video=self.task.video,
+                source=Source(
+                    self._source_bytes,
+                    source_digest(self.task.path),
+                    reader.source_width,
+                    reader.source_height,
+                ),
+                fps=reader.fps,
+                frames=self._frames,
+                width=reader.width,
+                height=reader.height,
+                device=self._device,
+                corrupt=self._corrupt,
+            )
+
+    def progress(self) -> tuple[int, float]:
+        """Flows so far, and about what part of the video they are (0 if its header says nothing)."""
+        expected = self._reader.header_frames if self._reader is not None else None
+        done = min(1.0, self._reader.decoded / expected) if self._reader is not None and expected else 0.0
+        return self._flows, done
+
+    def outcome(self, status: Literal["done", "skipped", "failed"], reason: str = "") -> Outcome:
+        """The record of how it ended."""
+        return Outcome(
+            video=self.task.video,
+            status=status,
+            reason=reason,
+            notes=tuple(self._notes),
+            frames=self._frames if status == "done" else 0,
+            flows=self._flows if status == "done" else 0,
+            bytes=self.task.shard.stat().st_size if status == "done" else 0,
+            seconds=time.perf_counter() - self._started,
+            stages=dict(self._stages),
+            method=f"{self.settings.method} on {self._device}",
+        )
+
+
+def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> list[dict[str, Quantised]]:
+    """Quantised flow of pieces of one frame size in one call: a dictionary by direction for each piece."""
+    frames = pieces[0].gray if len(pieces) == 1 else np.concatenate([piece.gray for piece in pieces])
+    offsets = np.cumsum([0] + [len(piece.gray) for piece in pieces[:-1]])
+    runs = [
+        (i, direction, pairs + offset)
+        for i, (piece, offset) in enumerate(zip(pieces, offsets, strict=True))
+        for direction, pairs in piece.pairs.items()
+    ]
+    results: list[dict[str, Quantised]] = [{} for _ in pieces]
+    if not runs:
+        return results
+    everything = method.run(frames, np.concatenate([pairs for _, _, pairs in runs]), "levels", quantiser)
+    at = 0
+    for i, direction, pairs in runs:
+        part = slice(at, at + len(pairs))
+        results[i][direction] = Quantised(
+            *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))
+        )
+        at += len(pairs)
+    return results

@@ -1,0 +1,109 @@
+"""Command-line options made from the methods' `Parameters`, so that a new method brings its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from extract_flow import methods
+
+PREFIX = "parameter_"
+
+
+class MethodCommand(click.Command):
+    """A command that takes every method's parameters as options, and lists them method by method in its help.
+
+    A name that several methods share is one option; the chosen method says what values it takes. The callback gets
+    them as keywords that begin with `PREFIX`, None where not given.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options, then the methods'."""
+        if not hasattr(self, "_method_options"):
+            self._method_options = method_options()
+        return super().get_params(ctx) + self._method_options
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options, then a section for each method with its defaults."""
+        super().format_options(ctx, formatter)  # leaves out hidden options, as the methods' are
+        for name in methods.MODULES:
+            module = methods.module(name)
+            rows = [
+                (
+                    _flags(field) + _metavar(field),
+                    f"{field.metadata.get('help', '')}  [default: {field.default}]",
+                )
+                for field in dataclasses.fields(module.Parameters)
+            ]
+            presets = ", ".join(module.PRESETS)
+            with formatter.section(f"Options of --method {name} (presets: {presets})"):
+                formatter.write_dl(rows)
+
+
+def method_options() -> list[click.Parameter]:
+    """One option for each name of a parameter, over all methods; hidden, because the help shows them by method."""
+    by_name: dict[str, list[dataclasses.Field[Any]]] = {}
+    for name in methods.MODULES:
+        for field in dataclasses.fields(methods.module(name).Parameters):
+            by_name.setdefault(field.name, []).append(field)
+    options: list[click.Parameter] = []
+    for name, fields in by_name.items():
+        if all(isinstance(field.default, bool) for field in fields):
+            flag = option_name(name)
+            options.append(
+                click.Option([f"--{flag}/--no-{flag}", PREFIX + name], default=None, hidden=True, type=bool)
+            )
+        else:
+            options.append(click.Option([f"--{option_name(name)}", PREFIX + name], default=None, hidden=True))
+    return options
+
+
+def option_name(field_name: str) -> str:
+    """`scale_step` -> `scale-step`; `lambda_`, spelled so because of Python's keyword -> `lambda`."""
+    return field_name.rstrip("_").replace("_", "-")
+
+
+def given_parameters(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that were given as options, converted to the types of the chosen method.
+
+    Raises:
+        click.UsageError: one that the method does not have.
+        click.BadParameter: a value of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(methods.module(method).Parameters)}
+    given = {}
+    for key, value in values.items():
+        if value is None:
+            continue
+        name = key.removeprefix(PREFIX)
+        if name not in fields:
+            having = [
+                other
+                for other in methods.MODULES
+                if any(field.name == name for field in dataclasses.fields(methods.module(other).Parameters))
+            ]
+            raise click.UsageError(
+                f"--{option_name(name)} is no option of the method {method}; {', '.join(having)} "
+                f"{'has' if len(having) == 1 else 'have'} it"
+            )
+        kind = type(fields[name].default)
+        parameter_type = click.types.convert_type(kind)
+        try:
+            given[name] = parameter_type.convert(value, None, None)
+        except click.BadParameter as error:
+            raise click.BadParameter(error.message, param_hint=f"--{option_name(name)}") from error
+    return given
+
+
+def _flags(field: dataclasses.Field[Any]) -> str:
+    name = option_name(field.name)
+    return f"--{name} / --no-{name}" if isinstance(field.default, bool) else f"--{name}"
+
+
+def _metavar(field: dataclasses.Field[Any]) -> str:
+    if field.metadata.get("choices"):
+        return f" [{'|'.join(map(str, field.metadata['choices']))}]"
+    return {bool: "", int: " INTEGER", float: " FLOAT"}.get(type(field.default), " TEXT")

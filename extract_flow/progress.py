@@ -1,0 +1,107 @@
+"""Telling the user how far a run is: a bar on a terminal, plain lines now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from pipeline.outcome import readable_seconds
+
+LINE_EVERY = 10.0
+"""Seconds between plain lines at first; the gap grows with the run, so that a long log stays short."""
+LINE_GAP = 0.02
+"""The gap as part of the time that the run has taken."""
+REFRESH = 0.1
+
+
+class Meter:
+    """Progress of a run, weighed by the videos' bytes.
+
+    Args:
+        weights: of each task.
+        plain: lines instead of a bar; None asks whether stderr is a terminal.
+    """
+
+    def __init__(self, weights: Mapping[int, int], plain: bool | None = None) -> None:
+        self._weights = {task: max(1, weight) for task, weight in weights.items()}
+        self._total = sum(self._weights.values())
+        self._parts: dict[int, float] = {}
+        self._flows_of: dict[int, int] = {}
+        self._finished_weight = 0
+        self._finished = 0
+        self._finished_flows = 0
+        self._started = self._told = time.monotonic()
+        self._plain = not sys.stderr.isatty() if plain is None else plain
+        self._bar = None if self._plain else _bar()
+
+    def __enter__(self) -> Meter:
+        if self._bar is not None:
+            self._bar.start()
+            self._row = self._bar.add_task("", total=1.0, text="starting")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def progress(self, task: int, flows: int, part: float) -> None:
+        """A task has made that many flows and is about that part (0..1) of its way."""
+        self._flows_of[task], self._parts[task] = flows, part
+        self._tell()
+
+    def finish(self, task: int) -> None:
+        """A task ended, however it did."""
+        self._parts.pop(task, None)
+        self._finished += 1
+        self._finished_weight += self._weights[task]
+        self._finished_flows += self._flows_of.pop(task, 0)
+        self._tell(last=self._finished == len(self._weights))
+
+    def line(self, text: str) -> None:
+        """Print a line without disturbing the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def describe(self) -> str:
+        """For example `12/72 videos, 912 pairs, 403.1 pairs/s, 1 min 3 s left`."""
+        seconds = time.monotonic() - self._started
+        flows = self._finished_flows + sum(self._flows_of.values())
+        rate = flows / max(seconds, 1e-3)
+        text = f"{self._finished}/{len(self._weights)} videos, {flows:,} pairs, {rate:,.1f} pairs/s"
+        done = self._done()
+        if 0 < done < 1:
+            text += f", {readable_seconds(seconds * (1 - done) / done)} left"
+        return text
+
+    def _done(self) -> float:
+        running = sum(self._weights[task] * part for task, part in self._parts.items())
+        return (self._finished_weight + running) / max(1, self._total)
+
+    def _tell(self, last: bool = False) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            if last or now - self._told >= REFRESH:
+                self._told = now
+                self._bar.update(self._row, completed=self._done(), text=self.describe(), refresh=True)
+        elif last or now - self._told >= max(LINE_EVERY, LINE_GAP * (now - self._started)):
+            self._told = now
+            self.line(self.describe())
+
+
+def _bar():  # type: ignore[no-untyped-def]
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    return Progress(
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[text]}", markup=False),
+        console=Console(stderr=True),
+        auto_refresh=False,
+    )

@@ -1,0 +1,345 @@
+"""What a worker process does with the videos it is given.
+
+On a CPU it makes one video after the other, and parallelism is many workers. On a GPU one worker feeds the device:
+threads decode several videos, the main thread computes batches that may hold pieces of several videos, and more
+threads encode and write, with bounded queues in between. FFmpeg, swscale, Pillow, OpenCV and file access let go of
+Python's lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from extract_flow import methods
+from extract_flow.extract import Clip, Piece, Settings, Task, compute
+from extract_flow.methods import DeviceMemoryError, FlowMethod
+from extract_flow.supervisor import Link, Ready
+from pipeline.codec import Quantised, Quantiser
+from pipeline.errors import InputError
+from pipeline.outcome import Outcome
+
+BEAT = 1.0
+"""Seconds between signs of life of a decoder."""
+DECODED_AHEAD = 2
+"""Pieces that wait for the device, for each decoding thread."""
+
+
+class Result(NamedTuple):
+    """How a video ended; `disk_full` means that no other will fare better."""
+
+    outcome: Outcome
+    disk_full: bool
+
+
+def serve(
+    link: Link, slot: int, settings: Settings, device: str, threads: int, cores: int, overlap: bool | None
+) -> None:
+    """Work until there is no more: the `serve` of `supervisor.supervise`.
+
+    Args:
+        link: to the parent.
+        slot: this worker's number; on GPUs, which one of the visible ones it takes.
+        settings: what to make of every video.
+        device: as `methods.load` takes it; "auto" and "cuda" leave the choice of the GPU to this function.
+        threads: CPU threads of the method on a CPU.
+        cores: of the CPU, for all workers; beside GPUs they are divided among the decoding threads.
+        overlap: run the stages in threads; None does so on a GPU.
+    """
+    try:
+        # Slot 0 asks first; the others exist only if it found a device for each of them.
+        chosen = f"cuda:{slot}" if slot and device == "cuda" else device
+        method = methods.load(settings.method, chosen, threads, **settings.parameters)
+    except InputError as error:
+        link.refuse(str(error))
+        return
+    on_gpu = method.device != "cpu"
+    overlap = on_gpu if overlap is None else overlap
+    implementation = f" ({method.implementation})" if method.implementation else ""
+    beside = max(1, cores // method.device_count)
+    ready = Ready(
+        method.device + implementation, method.device_count if on_gpu else None, 2 * beside if overlap else 1
+    )
+    link.ready(ready)
+    if overlap:
+        Overlapped(link, settings, method, ready.device, beside).run()
+        return
+    while (message := link.receive()) is not None:
+        number, task = message
+        link.finish(number, make(number, task, settings, method, ready.device, link))
+
+
+def make(
+    number: int, task: Task, settings: Settings, method: FlowMethod, device: str, link: Link | None = None
+) -> Result:
+    """Make one video's shard, stage after stage."""
+    clip = Clip(task, settings, device)
+    try:
+        with clip:
+            if not clip.open(_sign_of_life(number, link)):
+                return Result(clip.outcome("skipped"), False)
+            for piece in _watched(clip.pieces(method.batch_pairs), number, link):
+                with clip.stage("flow"):
+                    flows = compute_with_care([piece], method, settings.codec.quantiser)[0]
+                if isinstance(flows, Exception):
+                    raise flows
+                clip.store(piece, flows)
+                if link is not None:
+                    link.progress(number, clip.progress())
+            clip.finish()
+            return Result(clip.outcome("done"), False)
+    except Exception as error:  # noqa: BLE001  whatever goes wrong with one video must cost that video only
+        return failed(clip, error)
+
+
+def failed(clip: Clip, error: Exception) -> Result:
+    """The result of a clip that an error ended; an error that is nobody's fault but ours shows its origin."""
+    cause = error.__cause__
+    disk_full = isinstance(cause, OSError) and (
+        cause.errno in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}," in str(cause)
+    )
+    reason = str(error)
+    if not isinstance(error, InputError):
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        place = f" ({where[0].filename.rpartition('/')[2]}:{where[0].lineno})" if where else ""
+        reason = f"{type(error).__name__}: {reason}{place}"
+    return Result(clip.outcome("failed", reason), disk_full)
+
+
+def compute_with_care(
+    pieces: list[Piece], method: FlowMethod, quantiser: Quantiser
+) -> list[dict[str, Quantised] | Exception]:
+    """`compute`, but what is too much for the device is halved, and an error costs only the piece that causes it."""
+    try:
+        return list(compute(pieces, method, quantiser))
+    except DeviceMemoryError as error:
+        if len(pieces) > 1:
+            half = len(pieces) // 2
+            parts = (pieces[:half], pieces[half:])
+            return [flows for part in parts for flows in compute_with_care(part, method, quantiser)]
+        halves = _halves(pieces[0])
+        if halves is None:
+            return [error]
+        first, second = (compute_with_care([half], method, quantiser)[0] for half in halves)
+        for flows in (first, second):
+            if isinstance(flows, Exception):
+                return [flows]
+        assert isinstance(first, dict)
+        assert isinstance(second, dict)
+        return [{name: _joined(first.get(name), second.get(name)) for name in pieces[0].pairs}]
+    except Exception as error:  # noqa: BLE001  one clip's error must not cost the others in its batch
+        if len(pieces) == 1:
+            return [error]
+        return [compute_with_care([piece], method, quantiser)[0] for piece in pieces]
+
+
+def _halves(piece: Piece) -> tuple[Piece, Piece] | None:
+    """A piece's pairs in two pieces with only the frames they need; None if there is but one pair."""
+    flat = [(name, pair) for name, pairs in piece.pairs.items() for pair in pairs.tolist()]
+    if len(flat) < 2:
+        return None
+    halves = []
+    for part in (flat[: len(flat) // 2], flat[len(flat) // 2 :]):
+        used = sorted({frame for _, pair in part for frame in pair})
+        index = {frame: i for i, frame in enumerate(used)}
+        pairs: dict[str, list[list[int]]] = {}
+        for name, (before, after) in part:
+            pairs.setdefault(name, []).append([index[before], index[after]])
+        arrays = {name: np.array(values, np.int64) for name, values in pairs.items()}
+        halves.append(Piece(piece.clip, piece.gray[used], None, arrays))
+    return halves[0], halves[1]
+
+
+def _joined(first: Quantised | None, second: Quantised | None) -> Quantised:
+    parts = [part for part in (first, second) if part is not None]
+    names = [field.name for field in dataclasses.fields(Quantised)]
+    return Quantised(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _sign_of_life(number: int, link: Link | None) -> Callable[[], None] | None:
+    """A function for the decoder to call after each frame; it tells the parent now and then."""
+    if link is None:
+        return None
+    told = time.monotonic()
+    link.busy(number, True)
+
+    def on_frame() -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told > BEAT:
+            told = now
+            link.busy(number, True)
+
+    return on_frame
+
+
+def _watched(pieces: Iterator[Piece], number: int, link: Link | None) -> Iterator[Piece]:
+    """The pieces, with the parent told when decoding begins and ends, so that only decoding is watched."""
+    while True:
+        if link is not None:
+            link.busy(number, True)
+        piece = next(pieces, None)
+        if link is not None:
+            link.busy(number, False)
+        if piece is None:
+            return
+        yield piece
+
+
+class _Last(NamedTuple):
+    """Follows a clip's last piece through the queues; `error` ended its decoding."""
+
+    clip: Clip
+    number: int
+    error: Exception | None = None
+
+
+class _Computed(NamedTuple):
+    """A piece with its flow on its way to the encoder."""
+
+    piece: Piece
+    flows: dict[str, Quantised] | Exception
+
+
+class Overlapped:
+    """Decode, compute, and encode and write at the same time, for videos that keep arriving.
+
+    Every queue is bounded, so a slow stage holds the faster ones up instead of filling the memory.
+    """
+
+    def __init__(self, link: Link, settings: Settings, method: FlowMethod, device: str, threads: int) -> None:
+        """Prepare.
+
+        Args:
+            link: to the parent.
+            settings: what to make of every video.
+            method: computes; called by one thread only.
+            device: its name, recorded in the shards.
+            threads: that decode, and as many that encode.
+        """
+        self._link, self._settings, self._method, self._device = link, settings, method, device
+        self._threads = max(1, threads)
+        self._numbers: dict[int, int] = {}
+        self._tasks: queue.Queue[tuple[int, Task] | None] = queue.Queue()
+        self._decoded: queue.Queue[Piece | _Last | None] = queue.Queue(DECODED_AHEAD * self._threads)
+        self._computed: queue.Queue[_Computed | _Last | None] = queue.Queue(DECODED_AHEAD)
+
+    def run(self) -> None:
+        """Work until the parent has no more."""
+        receiver = threading.Thread(target=self._receive, daemon=True)
+        decoders = [threading.Thread(target=self._decode, daemon=True) for _ in range(self._threads)]
+        writer = threading.Thread(target=self._write, daemon=True)
+        for thread in (receiver, *decoders, writer):
+            thread.start()
+        try:
+            self._compute(len(decoders))
+        finally:
+            self._computed.put(None)
+        writer.join()
+
+    def _receive(self) -> None:
+        while (message := self._link.receive()) is not None:
+            self._tasks.put(message)
+        for _ in range(self._threads):
+            self._tasks.put(None)
+
+    def _decode(self) -> None:
+        while (message := self._tasks.get()) is not None:
+            number, task = message
+            clip = Clip(task, self._settings, self._device)
+            error: Exception | None = None
+            try:
+                if not clip.open(_sign_of_life(number, self._link)):
+                    self._link.finish(number, Result(clip.outcome("skipped"), False))
+                    clip.close()
+                    continue
+                self._numbers[id(clip)] = number
+                for piece in _watched(clip.pieces(self._method.batch_pairs), number, self._link):
+                    self._decoded.put(piece)
+                    if clip.error is not None:
+                        break
+            except Exception as raised:  # noqa: BLE001  whatever goes wrong with one video must cost that video only
+                error = raised
+                self._link.busy(number, False)
+            self._decoded.put(_Last(clip, number, error))
+        self._decoded.put(None)
+
+    def _compute(self, decoders: int) -> None:
+        """Batches of what is decoded, several clips of one size together, as long as something is waiting."""
+        held: Piece | _Last | None = None
+        while decoders or held is not None:
+            item = self._decoded.get() if held is None else held
+            held = None
+            if item is None:
+                decoders -= 1
+                continue
+            if isinstance(item, _Last):
+                self._computed.put(item)
+                continue
+            batch = [item]
+            pairs = _pair_count(item)
+            while pairs < self._method.batch_pairs and not self._decoded.empty():
+                following = self._decoded.get()
+                if following is None:
+                    decoders -= 1
+                elif isinstance(following, _Last) or following.gray.shape[1:] != item.gray.shape[1:]:
+                    held = following
+                    break
+                else:
+                    batch.append(following)
+                    pairs += _pair_count(following)
+            batch = [piece for piece in batch if piece.clip.error is None]
+            if not batch:
+                continue
+            before = time.perf_counter()
+            results = compute_with_care(batch, self._method, self._settings.codec.quantiser)
+            seconds = time.perf_counter() - before
+            for piece, flows in zip(batch, results, strict=True):
+                piece.clip.count("flow", seconds * _pair_count(piece) / max(1, sum(map(_pair_count, batch))))
+                self._computed.put(_Computed(piece, flows))
+
+    def _write(self) -> None:
+        with ThreadPoolExecutor(self._threads) as encoders, ThreadPoolExecutor(2) as finishers:
+            while (item := self._computed.get()) is not None:
+                if isinstance(item, _Last):
+                    finishers.submit(self._finish, item)
+                    continue
+                clip = item.piece.clip
+                if clip.error is not None:
+                    continue
+                try:
+                    if isinstance(item.flows, Exception):
+                        raise item.flows
+                    clip.store(item.piece, item.flows, encoders)
+                    self._link.progress(self._numbers[id(clip)], clip.progress())
+                except Exception as error:  # noqa: BLE001  costs that video only
+                    clip.error = error
+
+    def _finish(self, last: _Last) -> None:
+        """Put a clip's shard in its place, in a thread of its own: flushing to the disk takes its time."""
+        clip = last.clip
+        error = clip.error or last.error
+        try:
+            with clip:
+                if error is None:
+                    clip.finish()
+                    result = Result(clip.outcome("done"), False)
+                else:
+                    result = failed(clip, error)
+        except Exception as raised:  # noqa: BLE001  costs that video only
+            result = failed(clip, raised)
+        self._numbers.pop(id(clip), None)
+        self._link.finish(last.number, result)
+
+
+def _pair_count(piece: Piece) -> int:
+    return sum(map(len, piece.pairs.values()))
