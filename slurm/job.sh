@@ -8,14 +8,14 @@ fail() {
 
 # prepare: the site's modules and environment; from here on the log ends with one line that says how the task ended.
 prepare() {
-    local site=${SITE:-slurm/site.env}
+    local site=${TWO_STREAM_SITE:-slurm/site.env}
     ended="failed before its work began"
     trap 'echo "$SLURM_JOB_NAME, job $(this_task) on ${SLURMD_NODENAME:-$HOSTNAME}: $ended (${SECONDS} s)"' EXIT
     echo "$SLURM_JOB_NAME, job $(this_task) on ${SLURMD_NODENAME:-$HOSTNAME}: begins, restart ${SLURM_RESTART_COUNT:-0}"
     max_restarts=${MAX_RESTARTS:-100}
     # Bash would run what is hidden in a value such as a[$(...)] when it takes it for a number.
     [[ $max_restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS='$max_restarts' is no number"
-    [[ -f $site ]] || fail "no file '$site': SITE names the file with this cluster's settings (default slurm/site.env)"
+    [[ -f $site ]] || fail "no file '$site': TWO_STREAM_SITE names the file with this cluster's settings (default slurm/site.env)"
     # shellcheck source=slurm/site.env
     source "$site"
     prepare_node || fail "prepare_node in '$site' failed"
@@ -40,18 +40,17 @@ choose_stream_and_split() {
     split=${splits[SLURM_ARRAY_TASK_ID / ${#streams[@]}]}
 }
 
-# work SIGNAL COMMAND...: run the command and exit as it does. When SLURM warns that time is up (USR1, see `--signal` in
-# the scripts) the command gets SIGNAL, saves what it has and ends, and the task goes back into the queue to go on there.
+# work COMMAND...: run the command and exit as it does. When SLURM warns that time is up (USR1, see `--signal` in the
+# scripts) the command is told: it saves what it has and ends, and the task goes back into the queue to go on there.
 work() {
-    local signal=$1 status warned=no interrupted=yes
-    shift
+    local status warned=no interrupted=yes
     "$@" &
     local command=$!
-    trap 'warned=yes interrupted=yes; echo "SLURM warns that time is up: saving"; kill -s "$signal" "$command"' USR1
+    trap 'warned=yes interrupted=yes; save "$command"' USR1
     trap 'interrupted=yes; kill -s TERM "$command"' TERM
     while [[ $interrupted == yes ]]; do
         interrupted=no status=0
-        wait "$command" || status=$? # also returns when a signal came: then wait again
+        wait "$command" || status=$? # it also returns when a signal came: then wait again
     done
     ended="finished"
     ((status == 0)) || ended="failed with exit status $status"
@@ -59,6 +58,14 @@ work() {
         queue_again
     fi
     exit "$status"
+}
+
+# save PROCESS: ask the command to save and end; if it is not done 90 s later it has to stop as it is, because SLURM
+# warns 120 s before it kills, and the task must be back in the queue by then.
+save() {
+    echo "SLURM warns that time is up: saving"
+    kill -s USR1 "$1"
+    { sleep 90; kill -s TERM "$1"; } &
 }
 
 queue_again() {

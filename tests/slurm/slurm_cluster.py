@@ -205,7 +205,7 @@ class Cluster:
 
         def idle() -> bool:
             listing = self.run(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N %T"], check=False).stdout
-            return sorted(listing.splitlines()) == [f"{node} idle" for node in NODES]
+            return sorted(set(listing.splitlines())) == [f"{node} idle" for node in NODES]
 
         wait_until(idle, seconds, f"idle nodes (logs in {self.folder / 'log'})")
 

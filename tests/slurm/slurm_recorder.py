@@ -15,10 +15,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 RECORDING_PYTHON = """\
 #!{python}
 # Stands in for `python`: notes its arguments and surroundings, and behaves as the first of its arguments below says.
-import json, os, signal, subprocess, sys, time, uuid
+import json, os, signal, sys, time, uuid
 arguments = sys.argv[1:]
-if arguments[:1] == ["-"]:  # a script on stdin, as for the port: run it
-    sys.exit(subprocess.run([{python!r}, *arguments]).returncode)
 record = {{"arguments": arguments, "environment": dict(os.environ), "began": time.time(), "signal": None}}
 file = os.path.join({folder!r}, uuid.uuid4().hex)
 def save():
@@ -38,6 +36,8 @@ if "--sleep" in arguments and first_time:
     time.sleep(float(arguments[arguments.index("--sleep") + 1]))
 record["ended"] = time.time()
 save()
+if "--fail-stream" in arguments and arguments[arguments.index("--fail-stream") + 1] in arguments[:8]:
+    sys.exit("error: this stream fails")
 sys.exit(int(arguments[arguments.index("--fail") + 1]) if "--fail" in arguments else 0)
 """
 

@@ -1,0 +1,145 @@
+"""What has become of a chain: SLURM's word on each task, our logs where it has forgotten, our outcome records."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.catalog import Dataset
+from pipeline.errors import InputError
+from pipeline.outcome import read_outcomes
+from pipeline.paths import DatasetPaths
+from pipeline.shard import index_shards
+from slurm import record, scheduler
+from slurm.chain import STAGES
+from slurm.record import Submitted
+from slurm.scheduler import Task
+
+SHOWN = 10
+"""Failed tasks or videos that are listed; the rest is counted."""
+
+TAIL_BYTES = 4096
+
+
+def describe(dataset: Dataset, paths: DatasetPaths, shard_set: str | None, where: Sequence[str]) -> list[str]:
+    """The lines of `python -m slurm status`.
+
+    Args:
+        where: the options that name the dataset, for the commands shown.
+
+    Raises:
+        InputError: there are several sets of shards and none was named.
+    """
+    chain = record.latest(paths.logs)
+    if chain is None:
+        lines = [f"no chain was submitted for {dataset.name}: python -m slurm submit {shlex.join(where)}"]
+        return [*lines, *_videos(dataset, paths, shard_set)]
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(chain.submitted))
+    lines = [f"chain of {dataset.name}, submitted {when}"]
+    stages = {job.stage: tasks_of(job, paths.logs) for job in chain.jobs}
+    for job in chain.jobs:
+        lines.extend(_stage(job, stages[job.stage], paths.logs))
+    lines.extend(_videos(dataset, paths, shard_set))
+    lines.extend(_next(stages, [*chain.options], where))
+    return lines
+
+
+def is_alive(job: Submitted) -> bool:
+    """Whether any task of the job is still to end."""
+    return any(task.state in scheduler.UNFINISHED for task in scheduler.states(job.job))
+
+
+def tasks_of(job: Submitted, logs: Path) -> list[Task]:
+    """Every task of a job: from SLURM, else from the last line of its log, else unknown."""
+    told = {task.name: task for task in scheduler.states(job.job)}
+    return [told.get(name) or _from_log(name, logs) for name in job.task_names()]
+
+
+def _from_log(name: str, logs: Path) -> Task:
+    """A task as the end of its log has it; job.sh writes that line."""
+    match = re.search(rf", job {re.escape(name)} on (\S+): (.+)", (log_end(logs, name) or [""])[-1])
+    if match is None:
+        return Task(name, "UNKNOWN", "SLURM has forgotten it and it has no finished log")
+    node, ended = match.groups()
+    if ended.startswith("finished"):
+        return Task(name, "COMPLETED", "", node)
+    return Task(name, "UNKNOWN" if ended.startswith("begins") else "FAILED", ended, node)
+
+
+def log_end(logs: Path, name: str) -> list[str]:
+    """The last lines of a task's log, without empty ones; none where there is no log."""
+    for path in logs.glob(f"*-{name}.log"):
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    return []
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """The line of a log that says most about a failure: the last error, else the last line."""
+    errors = [line for line in lines if re.match(r"error: |\w*(Error|Exception)\b|slurmstepd: error: ", line)]
+    return (errors or lines or [""])[-1]
+
+
+def _stage(job: Submitted, tasks: Sequence[Task], logs: Path) -> list[str]:
+    counts = ", ".join(
+        f"{count} {state.lower()}" for state, count in Counter(task.state for task in tasks).items()
+    )
+    waiting = {task.reason for task in tasks if task.state == "PENDING" and task.reason}
+    why = f" ({', '.join(sorted(waiting))})" if waiting else ""
+    lines = [f"  {job.stage:<7} {job.job:>8}  {counts}{why}"]
+    bad = [task for task in tasks if scheduler.ended_badly(task)]
+    for task in bad[:SHOWN]:
+        told = telling_line(log_end(logs, task.name)) or task.reason or "it never started"
+        lines.append(f"          {task.name} {task.state} on {task.nodes or 'no node'}: {told}")
+    if len(bad) > SHOWN:
+        lines.append(f"          and {len(bad) - SHOWN} more")
+    if any(log_end(logs, task.name) for task in bad[:SHOWN]):
+        lines.append(f"          logs: {logs}/*-{job.job}*.log")
+    return lines
+
+
+def _videos(dataset: Dataset, paths: DatasetPaths, shard_set: str | None) -> list[str]:
+    sets = sorted(folder.name for folder in paths.shard_sets.iterdir()) if paths.shard_sets.is_dir() else []
+    if not sets:
+        return [f"no shards yet of {len(dataset.videos):,} videos"]
+    if shard_set is None and len(sets) > 1:
+        raise InputError(
+            f"{paths.shard_sets} holds several sets of shards: name one with --set ({', '.join(sets)})"
+        )
+    chosen = shard_set or sets[0]
+    there = set(index_shards(paths.shards(chosen))) & set(dataset.videos)
+    failed = {
+        video: outcome.reason
+        for video, outcome in read_outcomes(paths.outcomes("flow"), chosen).items()
+        if outcome.status == "failed" and video in dataset.videos and video not in there
+    }
+    missing = len(dataset.videos) - len(there)
+    lines = [
+        f"videos ({chosen}): {len(there):,} of {len(dataset.videos):,} done, "
+        f"{missing:,} missing, {len(failed):,} of them failed"
+    ]
+    lines += [f"  failed: {video}: {reason}" for video, reason in list(failed.items())[:SHOWN]]
+    return lines + (
+        [f"  and {len(failed) - SHOWN} more: python -m pipeline status"] if len(failed) > SHOWN else []
+    )
+
+
+def _next(stages: dict[str, list[Task]], options: list[str], where: Sequence[str]) -> list[str]:
+    """What to do now."""
+    tasks = [task for tasks in stages.values() for task in tasks]
+    if any(task.state in scheduler.UNFINISHED for task in tasks):
+        jobs = ",".join(dict.fromkeys(task.name.split("_")[0] for task in tasks))
+        return [f"under way; watch: squeue -j {jobs}"]
+    open_stages = [
+        stage for stage in STAGES if any(task.state != "COMPLETED" for task in stages.get(stage, []))
+    ]
+    if not open_stages:
+        return ["finished"]
+    again = shlex.join(["python", "-m", "slurm", "submit", *options, f"--from={open_stages[0]}"])
+    return [f"to go on: {again}"]
