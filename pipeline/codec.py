@@ -275,7 +275,7 @@ def decode_image(stream: bytes | memoryview, height: int, width: int) -> Levels:
     )
     if image is None or image.shape != (rows, columns):
         raise ValueError("an image that cannot be decoded")
-    return image
+    return np.asarray(image, np.uint8)
 
 
 def decode_levels(
@@ -379,7 +379,9 @@ def linear_quantiser(bound: float) -> Quantiser:
 
 def field_quantiser(bound: float) -> Quantiser:
     """The literature's mapping, level = round(255 (v + bound) / (2 bound)): zero lies between levels 127 and 128."""
-    return Quantiser(f"field bound={bound:g}", np.arange(256, dtype=np.float64) * (2 * bound / 255) - bound)
+    return Quantiser(
+        f"field bound={bound:g}", (np.arange(256) * (2 * bound / 255) - bound).astype(np.float32)
+    )
 
 
 def range_quantiser() -> Quantiser:
@@ -387,7 +389,7 @@ def range_quantiser() -> Quantiser:
     return Quantiser("range", zero_centred(np.arange(1, 128) / 127), per_field=True)
 
 
-def zero_centred(positive: npt.NDArray[np.float64]) -> Floats:
+def zero_centred(positive: npt.NDArray[np.floating]) -> Floats:
     """The antisymmetric table with the 127 given values above level 128, zero there, and level 0 as level 1."""
     values = positive.astype(np.float32)
     return np.concatenate([-values[-1:], -values[::-1], np.zeros(1, np.float32), values])

@@ -541,7 +541,7 @@ def tables_crc32(tables: Mapping[str, npt.NDArray[Any]]) -> int:
     """CRC-32 over the bytes of the tables, little-endian, in the order of STREAM_TABLES and then FLOW_TABLES."""
     crc = 0
     for values in tables.values():
-        crc = zlib.crc32(np.ascontiguousarray(values), crc)
+        crc = zlib.crc32(values.tobytes(), crc)
     return crc
 
 
@@ -644,7 +644,10 @@ class Spool:
             at += len(block)
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk, where the buffer cannot be flushed: it is not wanted any more
+            self.file.close()
 
 
 class ShardWriter:
@@ -685,8 +688,9 @@ class ShardWriter:
 
     def begin(self, part: str) -> None:
         """Announce "frames", "forward" or "backward", which a part without any stream needs."""
-        with atomic.disk_errors(self.path):
-            self._spools.setdefault(part, Spool(self.path.parent))
+        if part not in self._spools:
+            with atomic.disk_errors(self.path):
+                self._spools[part] = Spool(self.path.parent)
 
     def add_frames(self, frames: Levels) -> None:
         """Append RGB frames uint8[n,H,W,3], coded with the request's `frames_quality`."""
@@ -697,10 +701,12 @@ class ShardWriter:
     def add_flows(
         self, direction: str, flows: Quantised, streams: Iterable[bytes | memoryview] | None = None
     ) -> None:
-        """Append flows of a direction as the quantiser gave them; `streams` if the codec has coded them already."""
+        """Append flows of a direction as the quantiser gave them; `streams` if they are coded already."""
         if self.codec is None:
             raise ValueError("flows need a codec")
-        self.add_streams(direction, streams or (self.codec.encode(levels) for levels in flows.levels))
+        if streams is None:
+            streams = (self.codec.encode(levels) for levels in flows.levels)
+        self.add_streams(direction, streams)
         self._quantised.setdefault(direction, []).append(
             Quantised(flows.levels[:0], flows.scale, flows.offset, flows.mean, flows.clipped)
         )
@@ -887,26 +893,36 @@ def bad_streams(shard: Shard) -> Iterator[tuple[str, int]]:
 # --- folders of shards ----------------------------------------------------------------------------------------------
 
 
-def index_shards(folder: str | Path) -> dict[str, ShardAddress]:
+def index_shards(folder: str | Path, unreadable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
     """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
 
     Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts.
 
+    Args:
+        folder: a set of shards.
+        unreadable: gets the packs that cannot be read, instead of an exception.
+
     Raises:
-        InputError: a pack that cannot be read.
+        InputError: a pack that cannot be read, if there is no list for it.
     """
     folder = Path(folder)
     loose: dict[str, ShardAddress] = {}
     packed: dict[str, ShardAddress] = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
             path = Path(parent, name)
             if atomic.is_temporary(name):
                 continue
             if name.endswith(SUFFIX):
                 loose[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = ShardAddress(path)
             elif name.endswith(PACK_SUFFIX):
-                packed.update(index_pack(path))
+                try:
+                    packed.update(index_pack(path))
+                except InputError:
+                    if unreadable is None:
+                        raise
+                    unreadable.append(ShardAddress(path))
     return dict(sorted((packed | loose).items()))
 
 

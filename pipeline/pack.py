@@ -1,0 +1,167 @@
+"""Many shards in few files, for file systems that do not like many: `python -m pipeline pack`.
+
+A shard is a group wherever it lies, so a pack is an HDF5 file with a group `class/stem` per video, and readers find it
+through the same index as loose files.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import h5py
+
+from pipeline import atomic
+from pipeline.errors import InputError, command_errors
+from pipeline.shard import (
+    PACK_FORMAT,
+    PACK_SUFFIX,
+    SUFFIX,
+    VERSION,
+    ShardAddress,
+    copy_shard,
+    faults,
+    index_pack,
+    index_shards,
+    open_shard,
+    verify_written,
+    write_attributes,
+)
+from pipeline.targets import set_folder
+
+
+def write_pack(path: Path, members: Iterable[ShardAddress]) -> None:
+    """Write a pack of the given shards, in place of what was there; each is verified in the new file first.
+
+    Raises:
+        InputError: a member is damaged or there twice, or the disk is full.
+    """
+    addresses = list(members)
+
+    def verify(temporary: Path) -> None:
+        written = index_pack(temporary)
+        if len(written) != len(addresses):
+            raise InputError(
+                f"{path}: expected {len(addresses)} shards in the pack, found {len(written)} as written"
+            )
+        for address in written.values():
+            check_whole(address)
+
+    with (
+        atomic.writing(path, verify=verify) as temporary,
+        h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+    ):
+        write_attributes(file, {"format": PACK_FORMAT, "version": VERSION})
+        for address in addresses:
+            check_whole(address)
+            with open_shard(address) as shard:
+                if shard.video in file:
+                    raise InputError(f"{address}: {shard.video} is in this pack already")
+                copy_shard(shard, file.create_group(shard.video))
+
+
+def check_whole(address: ShardAddress) -> None:
+    """InputError if a shard has a fault, so that no damage is packed or unpacked as if it were good."""
+    with open_shard(address) as shard:
+        for fault in faults(shard):
+            raise InputError(
+                f"{address}: {fault}; run python -m pipeline verify --repair and extract it again"
+            )
+
+
+def unpack(address: ShardAddress, path: Path) -> None:
+    """Write one shard of a pack as a loose file, verified."""
+    check_whole(address)
+    with (
+        atomic.writing(path, verify=verify_written) as temporary,
+        h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+        open_shard(address) as shard,
+    ):
+        copy_shard(shard, file)
+
+
+def plan_by_class(shards: dict[str, ShardAddress], folder: Path) -> dict[Path, list[ShardAddress]]:
+    """One pack per class with its loose and packed shards; classes that have no loose ones are left as they are."""
+    packs: dict[Path, list[ShardAddress]] = {}
+    for video, address in shards.items():
+        name = video.rpartition("/")[0] or "videos"
+        packs.setdefault(folder / f"{name}{PACK_SUFFIX}", []).append(address)
+    return {
+        path: members for path, members in packs.items() if any(member.group == "/" for member in members)
+    }
+
+
+def plan_by_number(
+    shards: dict[str, ShardAddress], folder: Path, videos: int
+) -> dict[Path, list[ShardAddress]]:
+    """Packs of a number of videos each, of the loose shards only, numbered after the packs that are there."""
+    loose = [address for address in shards.values() if address.group == "/"]
+    taken = [int(path.stem) for path in folder.glob(f"*{PACK_SUFFIX}") if path.stem.isdecimal()]
+    numbers = itertools.count(max(taken, default=0) + 1)
+    firsts = range(0, len(loose), videos)
+    return {folder / f"{next(numbers):05d}{PACK_SUFFIX}": loose[first : first + videos] for first in firsts}
+
+
+@click.command(name="pack")
+@click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--dataset", help="The shards of a known dataset, instead of a folder.")
+@click.option("--set", "shard_set", help="Which set of the dataset's shards; its only one if not given.")
+@click.option("--data", help="The data root; else $TWO_STREAM_DATA, else ./data.")
+@click.option(
+    "--videos", type=click.IntRange(1), help="So many videos to a pack, instead of one pack per class."
+)
+@click.option("--unpack", "take_out", is_flag=True, help="The other way: packs become loose shards again.")
+@click.option(
+    "--keep", is_flag=True, help="Leave the original files; if not given, they are deleted once verified."
+)
+@command_errors
+def command(
+    folder: Path | None,
+    dataset: str | None,
+    shard_set: str | None,
+    data: str | None,
+    videos: int | None,
+    take_out: bool,
+    keep: bool,
+) -> None:
+    """Put many shards into few files, and take them out again.
+
+    Works on a folder of shards or a dataset's set, between extractions: not while one is writing there. Packs lie in
+    the same folder and are read like loose shards. Each is written under a temporary name and verified before
+    any original goes.
+    """
+    if (folder is None) == (dataset is None):
+        raise click.UsageError("give either a folder of shards or --dataset NAME")
+    if take_out and videos is not None:
+        raise click.UsageError("--videos goes with packing, not with --unpack")
+    folder = folder or set_folder(str(dataset), shard_set, data)
+    atomic.sweep(folder)
+    shards = index_shards(folder)
+    if take_out:
+        done = unpack_all(shards, folder, keep)
+        click.echo(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")
+        return
+    packs = plan_by_class(shards, folder) if videos is None else plan_by_number(shards, folder, videos)
+    packed = 0
+    for path, members in packs.items():
+        write_pack(path, members)
+        packed += len(members)
+        click.echo(f"{path}: {len(members)} shards, {path.stat().st_size / 1e6:.1f} MB")
+        if not keep:
+            for member in members:
+                if member.group == "/":
+                    member.file.unlink(missing_ok=True)
+    click.echo(f"{folder}: {packed} shards in {len(packs)} packs; {len(shards) - packed} were packed already")
+
+
+def unpack_all(shards: dict[str, ShardAddress], folder: Path, keep: bool) -> int:
+    """Unpack every packed shard of a folder; returns how many."""
+    packed = {video: address for video, address in shards.items() if address.group != "/"}
+    for video, address in packed.items():
+        unpack(address, folder / f"{video}{SUFFIX}")
+    if not keep:
+        for file in {address.file for address in packed.values()}:
+            file.unlink()
+    return len(packed)
