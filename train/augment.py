@@ -1,0 +1,62 @@
+"""Random variation of samples: where they are cut, and the colour of their light."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from train.volume import VolumeSpec, cut_side
+
+Box = tuple[int, int, int, int]
+
+# Principal components of ImageNet's colours in 0..1 (Krizhevsky et al. 2012, section 4.1; values as published with
+# fb.resnet.torch): spread along each, and its direction in RGB.
+_SPREAD = np.array([0.2175, 0.0188, 0.0045])
+_DIRECTION = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+
+def random_box(
+    random: np.random.Generator,
+    height: int,
+    width: int,
+    spec: VolumeSpec,
+    cut: str = "random",
+    scales: Sequence[float] = (),
+) -> Box:
+    """Region of a stored frame to train on: (top, left, height, width) in stored pixels.
+
+    Args:
+        random: draws; the same number of them whatever the frame's size.
+        height, width: of the stored frame.
+        spec: its crop and short_side give the region's side if there is no scale jitter.
+        cut: "random" for anywhere in the frame, "corner" for one of the four corners or the centre.
+        scales: sides as shares of the frame's smaller side; both sides of the region are drawn, at most one entry
+            apart (Wang et al. 2015, "Towards good practices for very deep two-stream ConvNets").
+    """
+    if scales:
+        first = int(random.integers(len(scales)))
+        second = min(max(first + int(random.integers(-1, 2)), 0), len(scales) - 1)
+        rows, columns = (max(round(min(height, width) * scales[i]), 1) for i in (first, second))
+    else:
+        rows = columns = cut_side(spec, height, width)
+    if cut == "corner":
+        corner = int(random.integers(5))
+        if corner == 4:
+            return (height - rows) // 2, (width - columns) // 2, rows, columns
+        return (height - rows) * (corner // 2), (width - columns) * (corner % 2), rows, columns
+    top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
+    return int(top), int(left), rows, columns
+
+
+def centre_box(height: int, width: int, spec: VolumeSpec) -> Box:
+    """The region that validation looks at."""
+    side = cut_side(spec, height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def lighting_noise(random: np.random.Generator, deviation: float) -> npt.NDArray[np.float32]:
+    """What is added to every pixel of a frame (RGB, in 0..255): float32[3]."""
+    amount = random.normal(0, 1, 3) * deviation * _SPREAD
+    return (255 * _DIRECTION @ amount).astype(np.float32)

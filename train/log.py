@@ -1,0 +1,114 @@
+"""What a run writes about itself: log.jsonl, curves.png and, where tensorboard is installed, its events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import atomic
+
+LOG = "log.jsonl"
+CURVES = "curves.png"
+
+
+class RunLog:
+    """The log of a run folder, one JSON object per line; lines with "loss" are iterations, with "validation" are that."""
+
+    def __init__(self, folder: Path, resumed_at: int, tensorboard: bool) -> None:
+        """Open the log; records of iterations after `resumed_at`, which will be done again, are dropped."""
+        self.path = folder / LOG
+        kept = [record for record in read_log(folder) if record.get("iteration", 0) <= resumed_at]
+        with atomic.writing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._events = open_events(folder, resumed_at) if tensorboard else None
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append one record, as one write, so that a reader never sees half a line."""
+        with self.path.open("ab", buffering=0) as file:
+            file.write((json.dumps(record) + "\n").encode())
+        if self._events is not None and "iteration" in record:
+            for name, value in flat(record):
+                self._events.add_scalar(name, value, record["iteration"])
+
+    def close(self) -> None:
+        """Flush what is still held back."""
+        if self._events is not None:
+            self._events.close()
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Numbers of a nested record with names like validation/demo/accuracy, without the iteration."""
+    found: list[tuple[str, float]] = []
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found += flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "iteration":
+            found.append((prefix + name, float(value)))
+    return found
+
+
+def open_events(folder: Path, resumed_at: int) -> Any:
+    """A TensorBoard writer, or None where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Records of a run's log in order; a last line that was cut short by a crash is left out."""
+    path = folder / LOG
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def draw_curves(folder: Path) -> Path:
+    """Loss, accuracy and learning rate over iterations as curves.png; the path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_log(folder)
+    steps = [record for record in records if "loss" in record]
+    checks = [record for record in records if "validation" in record]
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right, rate = figure.subplot_mosaic(
+        [["loss", "accuracy"], ["rate", "rate"]], height_ratios=[3, 1]
+    ).values()
+    for axes, name in ((left, "loss"), (right, "accuracy")):
+        axes.plot(
+            [record["iteration"] for record in steps],
+            [record[name] for record in steps],
+            lw=0.8,
+            label="training",
+        )
+        if checks:
+            for head in checks[0]["validation"]:
+                axes.plot(
+                    [record["iteration"] for record in checks],
+                    [record["validation"][head][name] for record in checks],
+                    marker="o",
+                    ms=3,
+                    label=f"validation {head}",
+                )
+        axes.set(xlabel="iteration", ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    right.set_ylim(0, 1.02)
+    rate.plot([record["iteration"] for record in steps], [record["learning_rate"] for record in steps])
+    rate.set(xlabel="iteration", ylabel="learning rate", yscale="log")
+    with atomic.writing(folder / CURVES) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return folder / CURVES
