@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from pipeline.plan import share
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,6 +28,7 @@ from evaluate.views import CROPS, cut_crops, positions
 from pipeline import atomic, catalog
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
+from pipeline.plan import share
 from pipeline.shard import Shard, ShardAddress, index_shards, open_shard
 from train.checkpoint import Checkpoint
 from train.dataset import read_volumes, shard_positions
@@ -239,10 +239,32 @@ def standing(work: Work) -> Standing:
         raise InputError(f"{work.dataset.name} split {work.split}: its {work.part} list is empty")
     scored = _collect(work)
     done = set(scored.videos) if scored else set()
-    shards = index_shards(work.paths.shards(work.shard_set))
-    missing = tuple(video for video in work.videos if video not in shards and video not in done)
-    todo = {video: shards[video] for video in work.videos if video in shards and video not in done}
-    return Standing(scored, todo, missing)
+    shards, missing = shards_of(work)
+    todo = {video: shard for video, shard in shards.items() if video not in done}
+    return Standing(scored, todo, tuple(video for video in missing if video not in done))
+
+
+def shards_of(work: Work) -> tuple[dict[str, ShardAddress], tuple[str, ...]]:
+    """The list's videos with their shards, and those that have none."""
+    there = index_shards(work.paths.shards(work.shard_set))
+    return (
+        {video: there[video] for video in work.videos if video in there},
+        tuple(video for video in work.videos if video not in there),
+    )
+
+
+def check_missing(work: Work, missing: Sequence[str], allowed: bool) -> None:
+    """Refuse to go on without some of the list's videos, unless the user allowed it.
+
+    Raises:
+        InputError: names them and says what to do; also if every single one is missing.
+    """
+    if missing and (not allowed or len(missing) == len(work.videos)):
+        raise InputError(
+            f"{work.paths.shards(work.shard_set)}: {len(missing)} of the {len(work.videos)} videos of the {work.part} "
+            f"list of split {work.split} have no shard ({catalog.some(missing)}): extract them with "
+            f"python -m extract_flow --dataset {work.dataset.name}, or score the others with --allow-missing"
+        )
 
 
 def score(
