@@ -108,7 +108,10 @@ def check_dataset(dataset: Dataset) -> None:
         raise InputError(f"{where}: classes named twice: {some(twice)}")
     known = set(dataset.classes)
     for video_id, video in dataset.videos.items():
-        check_video_id(video_id)
+        try:
+            check_video_id(video_id)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         if video.id != video_id or video_id.split("/")[0] != video.label:
             raise InputError(f"{where}: {video_id!r} does not begin with its class {video.label!r}")
         if video.label not in known:

@@ -50,31 +50,33 @@ Plane = npt.NDArray[np.floating]
 def render(seed: int, hue: str, motion: str, subject: int, take: int) -> npt.NDArray[np.uint8]:
     """One clip as planar YUV 4:2:0 (BT.601, limited range): uint8[FRAMES, HEIGHT * 3 // 2, WIDTH].
 
-    Everything but the hue and the path is drawn from (seed, subject) or from (seed, class, subject, take).
+    Every scene (subject and take) is filmed with each object and each motion, so that no background or place tells
+    the class, in training neither. Numbers are drawn for the subject, the scene and the movement in it; the hue draws
+    none, so that clips that differ in their hue alone have the same luma.
     """
     person = np.random.default_rng([seed, 1, subject])
     tint, pace, girth = person.uniform(-12, 12), person.uniform(0.92, 1.08), person.uniform(0.92, 1.08)
     coat = noise_field(person, (64, 64), (2, 5))
     place = noise_field(person, (HEIGHT + 64, WIDTH + 64), (3, 12))
 
-    # The stream of this clip's own numbers is named by its whole identity, so that no two clips share a background.
-    draw = np.random.default_rng([seed, 2, list(HUES).index(hue), list(MOTIONS).index(motion), subject, take])
-    background = 0.5 * place + noise_field(draw, (HEIGHT + 64, WIDTH + 64), (2, 16))
+    scene = np.random.default_rng([seed, 2, subject, take])
+    background = 0.5 * place + noise_field(scene, (HEIGHT + 64, WIDTH + 64), (2, 16))
     background = 118 + 22 * background / background.std()
-    chroma = np.stack([noise_field(draw, (HEIGHT // 2, WIDTH // 2), (8, 16)) for _ in range(2)])
-    chroma = 128 + 7 * chroma + draw.uniform(-6, 6, size=(2, 1, 1))
-    angle = np.deg2rad(HUES[hue] + tint + draw.uniform(-8, 8))
-    colour = 128 + draw.uniform(38, 48) * np.array([np.cos(angle), np.sin(angle)])
-
-    radius = girth * draw.uniform(13, 17)
-    reach, period = draw.uniform(7, 9), draw.uniform(10.5, 13.5) / pace
-    start, turn = draw.uniform(0, 2 * np.pi), draw.choice([-1, 1])
+    chroma = np.stack([noise_field(scene, (HEIGHT // 2, WIDTH // 2), (8, 16)) for _ in range(2)])
+    chroma = 128 + 7 * chroma + scene.uniform(-6, 6, size=(2, 1, 1))
+    angle = np.deg2rad(HUES[hue] + tint + scene.uniform(-8, 8))
+    colour = 128 + scene.uniform(38, 48) * np.array([np.cos(angle), np.sin(angle)])
+    shade = scene.uniform(-18, 18)
+    decoy_at, decoy_radius = scene.uniform([0, 0], [WIDTH, HEIGHT]), scene.uniform(9, 15)
+    decoy_coat = noise_field(scene, (64, 64), (2, 5))
+    radius, reach = girth * scene.uniform(13, 17), scene.uniform(7, 9)
     margin = radius + reach
-    middle = draw.uniform([margin, margin], [WIDTH - margin, HEIGHT - margin])
-    drift, shake = draw.uniform(-0.5, 0.5, size=2), draw.normal(0, 0.15, size=(FRAMES, 2))
-    shade = draw.uniform(-18, 18)
-    decoy_at, decoy_radius = draw.uniform([0, 0], [WIDTH, HEIGHT]), draw.uniform(9, 15)
-    decoy_coat = noise_field(draw, (64, 64), (2, 5))
+    middle = scene.uniform([margin, margin], [WIDTH - margin, HEIGHT - margin])
+
+    movement = np.random.default_rng([seed, 3, list(MOTIONS).index(motion), subject, take])
+    start, turn = movement.uniform(0, 2 * np.pi), movement.choice([-1, 1])
+    period = movement.uniform(10.5, 13.5) / pace
+    drift, shake = movement.uniform(-0.5, 0.5, size=2), movement.normal(0, 0.15, size=(FRAMES, 2))
 
     clip = np.empty((FRAMES, HEIGHT * 3 // 2, WIDTH), np.uint8)
     for index in range(FRAMES):
@@ -84,7 +86,7 @@ def render(seed: int, hue: str, motion: str, subject: int, take: int) -> npt.NDA
         tones = np.stack([shifted(plane, camera / 2, plane.shape) for plane in chroma])
         luma, _ = paste(luma, tones, decoy_at + camera, decoy_radius, 118 - shade + 24 * decoy_coat, None)
         luma, tones = paste(luma, tones, middle + reach * path, radius, 118 + shade + 24 * coat, colour)
-        luma = luma + draw.normal(0, 2.5, size=luma.shape)
+        luma = luma + movement.normal(0, 2.5, size=luma.shape)
         clip[index, :HEIGHT] = np.clip(np.rint(luma), 16, 235)
         clip[index, HEIGHT:] = np.clip(np.rint(tones), 16, 240).reshape(HEIGHT // 2, WIDTH)
     return clip

@@ -852,7 +852,7 @@ def describe(dataset: Dataset) -> list[str]:
     lines = [
         f"{dataset.name}: {many(tuple(dataset.videos), 'video')} of {many(dataset.classes, 'class')} in "
         f"{many(tuple(groups), 'group')}"
-        + (f", {sum(frames):,} frames by their headers" if len(frames) == len(dataset.videos) else "")
+        + (f", {sum(frames):,} frames" if len(frames) == len(dataset.videos) else "")
     ]
     lines += [
         f"  split {number}: {len(split.train):,} to train on, {len(split.test):,} to test on"

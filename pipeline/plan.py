@@ -96,10 +96,11 @@ def command(dataset: str, tasks: int, task: int | None, data: str | None) -> Non
             click.echo(video.id)
         return
     cost = costs(videos)
-    unknown = sum(not (video.frames and video.width and video.height) for video in videos)
     for line in describe(cost, shares(videos, tasks)):
         click.echo(line)
-    if unknown:
-        click.echo(
-            f"note: frames or size of {unknown:,} videos are not known; the usual ones stand in for them"
-        )
+    for what, known in (
+        ("frames", [video.frames for video in videos]),
+        ("the size", [video.width and video.height for video in videos]),
+    ):
+        if unknown := sum(not value for value in known):
+            click.echo(f"note: {what} of {unknown:,} videos not known: the median of the others stands in")
