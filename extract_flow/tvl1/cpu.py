@@ -35,6 +35,7 @@ PLANES = 12
 LARGE = 160_000
 """Pixels from which a level is swept in blocks of `BLOCKED` iterations, since it falls out of the caches."""
 BLOCKED = 5
+MEDIAN_BLOCK = 64
 
 Plane = npt.NDArray[np.float32]
 
@@ -185,10 +186,15 @@ def filter_plane(source, plane, level, taps, scratch):  # type: ignore[no-untype
 
 @compiled
 def resize_plane(  # type: ignore[no-untyped-def]
-    source, source_start, source_level, plane, level, ratio_y, ratio_x, factor, scratch
+    source, source_start, source_level, plane, level, ratio_y, ratio_x, factor, scratch, index
 ):  # fmt: skip
     """Bilinear resampling with aligned centres, the border repeated, times `factor` (as cv2.resize INTER_LINEAR)."""
     bottom, right = source_level.height - 1, source_level.width - 1
+    weights = max(source_level.pitch, level.pitch)  # where the scratch's second row starts
+    for x in range(level.width):
+        across = min(max((x + 0.5) * ratio_x - 0.5, 0.0), float(right))
+        index[x] = np.int32(across)
+        scratch[weights + x] = np.float32(across - np.floor(across))
     for y in range(level.height):
         position = min(max((y + 0.5) * ratio_y - 0.5, 0.0), float(bottom))
         upper = int(position)
@@ -201,12 +207,14 @@ def resize_plane(  # type: ignore[no-untyped-def]
             at(scratch, 0),
         )
         scratch[right + 1] = scratch[right]
-        start = level.origin + y * level.pitch
-        for x in range(level.width):
-            across = min(max((x + 0.5) * ratio_x - 0.5, 0.0), float(right))
-            left = np.uint32(across)
-            value = scratch[left]
-            plane[start + x] = value + np.float32(across - left) * (scratch[left + np.uint32(1)] - value)
+        sample_row(level.width, at(scratch, 0), at(index, 0), at(scratch, weights), at(plane, level.origin + y * level.pitch))
+
+
+@row_function
+def sample_row(count, source, index, fraction, row):  # type: ignore[no-untyped-def]
+    for x in range(count):
+        left = source[index[x]]
+        row[x] = left + fraction[x] * (source[index[x] + 1] - left)
 
 
 @row_function
@@ -226,11 +234,12 @@ def polynomial(kernel, lane, t):  # type: ignore[no-untyped-def]
 
 @row_function
 def locate_row(  # type: ignore[no-untyped-def]
-    count, y, height, width, origin, pitch, u1, u2, value_kernel, slope_kernel, masked, index, fraction, weights, slopes,
-    inside, stride
+    count, y, level, u1, u2, value_kernel, masked, index, fraction_x, fraction_y, inside
 ):  # fmt: skip
-    """Where each pixel of a row goes: index of the first tap, fractions, weights in y, and whether it stays inside."""
+    """Where each pixel of a row goes: index of its lane 0, fractions, and 1 where it may have a data term, else 0."""
+    height, width, pitch, origin, _ = level
     right, bottom = np.float32(width - 1), np.float32(height - 1)
+    start = np.int32(origin - 2 * pitch - 2)
     for x in range(count):
         to_x = np.float32(np.int32(x)) + u1[x]
         to_y = np.float32(y) + u2[x]
@@ -240,19 +249,46 @@ def locate_row(  # type: ignore[no-untyped-def]
         to_x = min(max(to_x, np.float32(-2)), right + np.float32(2))
         to_y = min(max(to_y, np.float32(-2)), bottom + np.float32(2))
         whole_x, whole_y = np.floor(to_x), np.floor(to_y)
-        index[x] = np.int32(origin - 2 * pitch - 2) + np.int32(whole_y) * np.int32(pitch) + np.int32(whole_x)
-        fraction[x] = to_x - whole_x
-        t = to_y - whole_y
-        for k in range(6):
-            weights[k * stride + x] = polynomial(value_kernel, k, t)
-            slopes[k * stride + x] = polynomial(slope_kernel, k, t)
+        index[x] = start + np.int32(whole_y) * np.int32(pitch) + np.int32(whole_x)
+        fraction_x[x] = to_x - whole_x
+        fraction_y[x] = to_y - whole_y
+
+
+@row_function
+def weigh_row(count, kernel, first, last, fraction, weights, stride):  # type: ignore[no-untyped-def]
+    """Weights of lanes first..last-1 at each pixel's fraction, a row per lane."""
+    for x in range(count):
+        for k in range(first, last):
+            weights[k * stride + x] = polynomial(kernel, k, fraction[x])
 
 
 @row_function
 def warp_row(  # type: ignore[no-untyped-def]
+    count, image, pitch, index, fraction, weights, stride, kernel, warped
+):  # fmt: skip
+    """Interpolate at the located positions: 4 rows of 4 pixels each."""
+    for x in range(count):
+        i = np.int64(index[x])
+        t = fraction[x]
+        w1, w2 = weights[stride + x], weights[2 * stride + x]
+        w3, w4 = weights[3 * stride + x], weights[4 * stride + x]
+        value = ZERO
+        for k in range(1, 5):
+            column = (
+                w1 * image[i + pitch + k]
+                + w2 * image[i + 2 * pitch + k]
+                + w3 * image[i + 3 * pitch + k]
+                + w4 * image[i + 4 * pitch + k]
+            )
+            value += column * polynomial(kernel, k, t)
+        warped[x] = value
+
+
+@row_function
+def warp_gradient_row(  # type: ignore[no-untyped-def]
     count, image, pitch, index, fraction, weights, slopes, stride, value_kernel, slope_kernel, warped, warped_x, warped_y
 ):  # fmt: skip
-    """Interpolate value and both derivatives at the located positions, 6 rows of `TAPS` pixels each."""
+    """Interpolate value and both derivatives at the located positions: 6 rows of `TAPS` pixels each."""
     for x in range(count):
         i = np.int64(index[x])
         t = fraction[x]
@@ -274,13 +310,21 @@ def warp_row(  # type: ignore[no-untyped-def]
 
 
 @row_function
-def normalise_row(count, image, u1, u2, data_weight, nx, ny, rc, limit):  # type: ignore[no-untyped-def]
-    """From warped value (rc), gradient (nx, ny) and mask (limit) to the constants of `data_step`, in place."""
+def difference_row(count, left, right, above, below, across, down):  # type: ignore[no-untyped-def]
+    """Centred differences of a row."""
+    for x in range(count):
+        across[x] = HALF * (right[x] - left[x])
+        down[x] = HALF * (below[x] - above[x])
+
+
+@row_function
+def normalise_row(count, image, warped, u1, u2, data_weight, nx, ny, rc, limit):  # type: ignore[no-untyped-def]
+    """From warped value, gradient (nx, ny) and mask (limit) to the constants of `data_step`, in place."""
     for x in range(count):
         ix, iy = nx[x], ny[x]
         squared = ix * ix + iy * iy
         inverse = inverse_gradient(squared)
-        residual = rc[x] - image[x] - ix * u1[x] - iy * u2[x]
+        residual = warped[x] - image[x] - ix * u1[x] - iy * u2[x]
         nx[x] = ix * inverse
         ny[x] = iy * inverse
         rc[x] = residual * inverse
@@ -289,28 +333,49 @@ def normalise_row(count, image, u1, u2, data_weight, nx, ny, rc, limit):  # type
 
 @compiled
 def linearise(  # type: ignore[no-untyped-def]
-    image, target, u1, u2, nx, ny, rc, limit, level, value_kernel, slope_kernel, masked, data_weight, scratch, index
+    image, target, u1, u2, nx, ny, rc, limit, warped, level, value_kernel, slope_kernel, warp_gradients, masked,
+    data_weight, scratch, index
 ):  # fmt: skip
     """Warp the target by the flow and linearise the residual there: fills nx, ny, rc, limit."""
     height, width, pitch, origin, _ = level
     padded = padded_width(width)
     stride = padded + LANES
+    fraction, weights, slopes = stride, 2 * stride, 8 * stride  # rows of the scratch; row 0 holds the y fraction
     for y in range(height):
         start = origin + y * pitch
         locate_row(
-            padded, y, height, width, origin, pitch, at(u1, start), at(u2, start), at(value_kernel, 0),
-            at(slope_kernel, 0), masked, at(index, 0), at(scratch, 0), at(scratch, stride),
-            at(scratch, 7 * stride), at(limit, start), stride,
+            padded, y, level, at(u1, start), at(u2, start), at(value_kernel, 0), masked, at(index, 0),
+            at(scratch, fraction), at(scratch, 0), at(limit, start),
         )  # fmt: skip
-        warp_row(
-            width, at(target, 0), pitch, at(index, 0), at(scratch, 0), at(scratch, stride), at(scratch, 7 * stride),
-            stride, at(value_kernel, 0), at(slope_kernel, 0), at(rc, start), at(nx, start), at(ny, start),
-        )  # fmt: skip
-        normalise_row(
-            width, at(image, start), at(u1, start), at(u2, start), data_weight, at(nx, start), at(ny, start),
-            at(rc, start), at(limit, start),
-        )  # fmt: skip
+        if warp_gradients:
+            weigh_row(padded, at(value_kernel, 0), 0, 6, at(scratch, 0), at(scratch, weights), stride)
+            weigh_row(padded, at(slope_kernel, 0), 0, 6, at(scratch, 0), at(scratch, slopes), stride)
+            warp_gradient_row(
+                width, at(target, 0), pitch, at(index, 0), at(scratch, fraction), at(scratch, weights),
+                at(scratch, slopes), stride, at(value_kernel, 0), at(slope_kernel, 0), at(warped, start), at(nx, start),
+                at(ny, start),
+            )  # fmt: skip
+        else:
+            weigh_row(padded, at(value_kernel, 0), 1, 5, at(scratch, 0), at(scratch, weights), stride)
+            warp_row(
+                width, at(target, 0), pitch, at(index, 0), at(scratch, fraction), at(scratch, weights), stride,
+                at(value_kernel, 0), at(warped, start),
+            )  # fmt: skip
+            warped[start - 1] = warped[start]
+            warped[start + width] = warped[start + width - 1]
         fill_row(padded - width, at(limit, start + width), ZERO)
+    for y in range(height):
+        start = origin + y * pitch
+        if not warp_gradients:
+            above, below = origin + max(y - 1, 0) * pitch, origin + min(y + 1, height - 1) * pitch
+            difference_row(
+                width, at(warped, start - 1), at(warped, start + 1), at(warped, above), at(warped, below), at(nx, start),
+                at(ny, start),
+            )  # fmt: skip
+        normalise_row(
+            width, at(image, start), at(warped, start), at(u1, start), at(u2, start), data_weight, at(nx, start),
+            at(ny, start), at(rc, start), at(limit, start),
+        )  # fmt: skip
 
 
 # --- per iteration -------------------------------------------------------------------------------------------------
@@ -400,11 +465,72 @@ def change_since(before1, before2, u1, u2, level):  # type: ignore[no-untyped-de
     return total
 
 
+# --- median filter -------------------------------------------------------------------------------------------------
+
+
+def median_network(count: int) -> npt.NDArray[np.int32]:
+    """Compare-exchanges [n,2] of (low, high) after which the middle one of `count` values is their median.
+
+    Batcher's odd-even merge sort without the exchanges that do not lead to the middle.
+    """
+    exchanges = []
+    power = 1
+    while power < count:
+        half = power
+        while half >= 1:
+            for start in range(half % power, count - half, 2 * half):
+                for low in range(start, min(start + half, count - half)):
+                    if low // (2 * power) == (low + half) // (2 * power):
+                        exchanges.append((low, low + half))
+            half //= 2
+        power *= 2
+    needed, kept = {count // 2}, []
+    for low, high in reversed(exchanges):
+        if low in needed or high in needed:
+            needed |= {low, high}
+            kept.append((low, high))
+    return np.array(kept[::-1], np.int32).reshape(-1, 2)
+
+
+@row_function
+def exchange_row(low, high):  # type: ignore[no-untyped-def]
+    for x in range(MEDIAN_BLOCK):
+        smaller, larger = min(low[x], high[x]), max(low[x], high[x])
+        low[x] = smaller
+        high[x] = larger
+
+
+@compiled
+def median_filter(plane, filtered, level, network, side, scratch):  # type: ignore[no-untyped-def]
+    """Median over side x side pixels, in place, the border repeated; `filtered` is a plane to work in.
+
+    The network runs on blocks of pixels, so that each exchange is a few vector instructions.
+    """
+    extend_border(plane, level, False)
+    reach = side // 2
+    padded = padded_width(level.width)
+    for y in range(level.height):
+        start = level.origin + y * level.pitch
+        for x in range(0, padded, MEDIAN_BLOCK):
+            for i in range(side * side):
+                shifted = start + x + (i // side - reach) * level.pitch + i % side - reach
+                copy_row(MEDIAN_BLOCK, at(plane, shifted), at(scratch, i * MEDIAN_BLOCK))
+            for k in range(len(network)):
+                exchange_row(
+                    at(scratch, network[k, 0] * MEDIAN_BLOCK), at(scratch, network[k, 1] * MEDIAN_BLOCK)
+                )  # fmt: skip
+            middle = at(scratch, side * side // 2 * MEDIAN_BLOCK)
+            copy_row(min(MEDIAN_BLOCK, padded - x), middle, at(filtered, start + x))
+    for y in range(level.height):
+        start = level.origin + y * level.pitch
+        copy_row(level.width, at(filtered, start), at(plane, start))
+
+
 # --- per level -----------------------------------------------------------------------------------------------------
 
 
 @compiled
-def start_level(workspace, coarser, planes, level, factor, scratch):  # type: ignore[no-untyped-def]
+def start_level(workspace, coarser, planes, level, factor, scratch, index):  # type: ignore[no-untyped-def]
     """The coarser level's flow, at the start of the workspace, becomes the first two planes of this level.
 
     The flow is parked in the last planes of this level meanwhile; all planes but the flow end zeroed.
@@ -416,14 +542,14 @@ def start_level(workspace, coarser, planes, level, factor, scratch):  # type: ig
     ratio_y, ratio_x = coarser.height / level.height, coarser.width / level.width
     for component in range(2):
         start = parked + component * coarser.size
-        resize_plane(workspace, start, coarser, planes[component], level, ratio_y, ratio_x, factor, scratch)
+        resize_plane(workspace, start, coarser, planes[component], level, ratio_y, ratio_x, factor, scratch, index)
     planes[2:] = ZERO
 
 
 @compiled
 def refine_level(  # type: ignore[no-untyped-def]
     planes, image, target, level, value_kernel, slope_kernel, scratch, index, changes, tau, data_weight, step, warps,
-    warp_stop, epsilon, iterations, masked
+    warp_stop, epsilon, iterations, masked, warp_gradients, median, network
 ):  # fmt: skip
     """All warps of one level, on the flow in the first two planes; step is tau/theta, data_weight lambda theta."""
     u1, u2 = planes[0], planes[1]
@@ -435,8 +561,7 @@ def refine_level(  # type: ignore[no-untyped-def]
     times = BLOCKED if area > LARGE else 1
     for warp in range(warps):
         linearise(
-            image, target, u1, u2, nx, ny, rc, limit, level, value_kernel, slope_kernel, masked, data_weight, scratch,
-            index,
+            image, target, u1, u2, nx, ny, rc, limit, before1, level, value_kernel, slope_kernel, warp_gradients, masked, data_weight, scratch, index,
         )  # fmt: skip
         before1[:] = u1
         before2[:] = u2
@@ -449,6 +574,9 @@ def refine_level(  # type: ignore[no-untyped-def]
             iterate(u1, u2, p11, p12, p21, p22, nx, ny, rc, limit, inside, level, step, tau, now, changes)
             done += now
             converged = changes[now - 1] <= epsilon * epsilon * area
+        if median > 1:
+            median_filter(u1, nx, level, network, median, scratch)
+            median_filter(u2, nx, level, network, median, scratch)
         if warp_stop > 0 and warp + 1 < warps:
             moved = change_since(before1, before2, u1, u2, level)
             if moved <= warp_stop * warp_stop * area:

@@ -43,7 +43,10 @@ class Parameters:
     iterations: int = option(30, "most iterations per warp")
     warp_stop: float = option(0.1, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never")
     interpolation: str = option(
-        "bspline", "how images are warped: bspline, or cubic with centred differences as OpenCV", ("bspline", "cubic")
+        "bspline", "how the target is interpolated: bspline, or cubic as in cv2.remap", ("bspline", "cubic")
+    )
+    gradient: str = option(
+        "warped", "gradient of the warped image, or the warped gradient of the target, as OpenCV", ("warped", "target")
     )
     mask: bool = option(True, "drop the data term where the target lies outside the frame")
     blur: float = option(0.0, "sigma of the Gaussian that both frames are smoothed with first, in pixels")
@@ -66,14 +69,16 @@ class Parameters:
             raise ValueError(f"scale-step must be between 0.2 and 0.95, found {self.scale_step}")
         if self.interpolation not in ("bspline", "cubic"):
             raise ValueError(f"interpolation must be bspline or cubic, found {self.interpolation!r}")
+        if self.gradient not in ("warped", "target"):
+            raise ValueError(f"gradient must be warped or target, found {self.gradient!r}")
         if self.median not in (1, 3, 5):
             raise ValueError(f"median must be 1, 3 or 5, found {self.median}")
 
 
 PRESETS = {
     "default": Parameters(),
-    "field": Parameters(scales=5, iterations=300, warp_stop=0.0, interpolation="cubic", mask=False),
-    "accurate": Parameters(lambda_=0.5, blur=0.6),
+    "field": Parameters(scales=5, iterations=300, warp_stop=0.0, interpolation="cubic", gradient="target", mask=False),
+    "accurate": Parameters(lambda_=0.5, blur=0.6, median=5),
 }
 
 
@@ -158,7 +163,8 @@ class Solver:
         finest = self.levels[0]
         self.workspace = cpu.aligned(cpu.PLANES * finest.size)
         row = finest.pitch + cpu.LANES
-        self.scratch = cpu.aligned(cpu.SCRATCH_ROWS * row)
+        self.network = cpu.median_network(parameters.median**2)
+        self.scratch = cpu.aligned(max(cpu.SCRATCH_ROWS * row, parameters.median**2 * cpu.MEDIAN_BLOCK))
         self.index = np.zeros(row, np.int32)
         self.changes = np.zeros(cpu.BLOCKED)
         self.features = [FrameFeatures(self.levels, parameters.interpolation) for _ in range(2)]
@@ -183,7 +189,7 @@ class Solver:
             cpu.filter_plane(source, images[0], finest, gaussian(self.parameters.blur), self.scratch)
         step = 1 / self.parameters.scale_step
         for image, coarser, fine, coarse in zip(images, images[1:], self.levels, self.levels[1:], strict=False):
-            cpu.resize_plane(image, 0, fine, coarser, coarse, step, step, np.float32(1), self.scratch)
+            cpu.resize_plane(image, 0, fine, coarser, coarse, step, step, np.float32(1), self.scratch, self.index)
         for image, target, level in zip(images, features.targets, self.levels, strict=True):
             if target is not image:
                 cpu.filter_plane(image, target, level, SPLINE_PREFILTER, self.scratch)
@@ -202,12 +208,12 @@ class Solver:
                 planes[:] = 0
             else:
                 grow = np.float32(1 / settings.scale_step)
-                cpu.start_level(self.workspace, coarser, planes, level, grow, self.scratch)
+                cpu.start_level(self.workspace, coarser, planes, level, grow, self.scratch, self.index)
             cpu.refine_level(
                 planes, source.images[number], target.targets[number], level, *kernels, self.scratch, self.index,
                 self.changes, np.float32(settings.tau), np.float32(settings.lambda_ * settings.theta),
                 np.float32(settings.tau / settings.theta), settings.warps, settings.warp_stop, settings.epsilon, settings.iterations,
-                settings.mask,
+                settings.mask, settings.gradient == "target", settings.median, self.network,
             )  # fmt: skip
             coarser = level
         cpu.store_flow(planes, level, flow)
