@@ -31,7 +31,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "OpticalFlowDual_TVL1",
         {
             "tau": 0.25,
-            "lambda": 0.15,
+            "lambda_": 0.15,
             "theta": 0.3,
             "scales": 5,
             "warps": 5,

@@ -326,7 +326,10 @@ def step(plan: Plan, name: str) -> Iterator[None]:
     try:
         yield
     except (BuildError, OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise BuildError(f"step {name} failed, its log: {plan.log(name)}\n    {error}") from error
+        log = plan.log(name)
+        raise BuildError(
+            f"step {name} failed{f', its log: {log}' if log.exists() else ''}\n    {error}"
+        ) from error
 
 
 def run(plan: Plan, name: str, command: Sequence[str | Path], cwd: Path | None = None) -> list[str]:
