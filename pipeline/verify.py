@@ -114,6 +114,7 @@ def repair(bad: Iterable[Finding]) -> None:
 @click.option(
     "--repair", "mend", is_flag=True, help="Delete bad shards, so that the next extraction makes them again."
 )
+@click.option("--complete", is_flag=True, help="A video without a shard is a fault as well (with --dataset).")
 @click.option("--jobs", type=click.IntRange(1), help="Threads; one per usable core if not given.")
 @command_errors
 def command(
@@ -123,12 +124,15 @@ def command(
     data: str | None,
     deep: bool,
     mend: bool,
+    complete: bool,
     jobs: int | None,
 ) -> None:
     """Re-read shards, check their check sums and name each bad one.
 
     Reads every byte of the shards at the given paths, or of a dataset's set. Exit status 1 if one is bad.
     """
+    if complete and dataset is None:
+        raise click.UsageError("--complete goes with --dataset, which says what videos there are")
     if mend:
         for folder in (
             [set_folder(dataset, shard_set, data)] if dataset else [t for t in targets if t.is_dir()]
@@ -162,6 +166,12 @@ def command(
         if bad
         else "nothing to do"
     )
-    click.echo(f"{len(found)} shards: {len(found) - len(bad)} good, {len(bad)} bad ({then})")
-    if bad:
+    missing = (
+        load_dataset(dataset, data).videos.keys() - {t.video for t in found} if complete and dataset else ()
+    )
+    for video in sorted(missing):
+        click.echo(f"{video}: no shard; run the extraction again")
+    lacking = f", {len(missing)} missing" if complete else ""
+    click.echo(f"{len(found)} shards: {len(found) - len(bad)} good, {len(bad)} bad ({then}){lacking}")
+    if bad or missing:
         sys.exit(1)
