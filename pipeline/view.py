@@ -18,8 +18,14 @@ from pipeline.errors import InputError, command_errors
 from pipeline.shard import Shard, open_shard
 from pipeline.targets import targets_at
 
-HUES = (("red", "yellow", 15), ("yellow", "green", 6), ("green", "cyan", 4), ("cyan", "blue", 11), ("blue", "magenta", 13), ("magenta", "red", 6))  # fmt: skip
-RGB = {"red": (255, 0, 0), "yellow": (255, 255, 0), "green": (0, 255, 0), "cyan": (0, 255, 255), "blue": (0, 0, 255), "magenta": (255, 0, 255)}  # fmt: skip
+WHEEL = (  # hue, and the number of steps from it to the next
+    ((255, 0, 0), 15),
+    ((255, 255, 0), 6),
+    ((0, 255, 0), 4),
+    ((0, 255, 255), 11),
+    ((0, 0, 255), 13),
+    ((255, 0, 255), 6),
+)
 FASTEST_FRACTION = 99.5
 SLOWEST_FULL_COLOUR = 0.5
 BATCH = 16
@@ -27,14 +33,14 @@ BATCH = 16
 
 @functools.cache
 def colour_wheel() -> Levels:
-    """The 55 colours of the Middlebury wheel, uint8[55,3] RGB (Baker et al., A Database and Evaluation Methodology for
-    Optical Flow, IJCV 2011; `colorcode.cpp` there): steps between hues chosen after how well the eye tells them apart."""
-    steps = []
-    for start, end, count in HUES:
-        part = np.floor(255 * np.arange(count) / count)[:, None] / 255
-        rgb = np.array(RGB[start]) + part * (np.array(RGB[end]) - np.array(RGB[start]))
-        steps.append(np.rint(rgb))
-    return np.concatenate(steps).astype(np.uint8)
+    """The 55 colours of the Middlebury wheel, uint8[55,3] RGB: red to yellow in 15 steps, to green in 6, and so on,
+    after how well the eye tells hues apart (Baker et al., A Database and Evaluation Methodology for Optical Flow,
+    IJCV 2011, and `colorcode.cpp` of its site)."""
+    parts = []
+    for (hue, count), (following, _) in zip(WHEEL, WHEEL[1:] + WHEEL[:1], strict=True):
+        rising = 255 * np.arange(count)[:, None] // count
+        parts.append(np.array(hue) + rising * np.sign(np.subtract(following, hue)))
+    return np.concatenate(parts).astype(np.uint8)
 
 
 def flow_colours(flow: Floats, fastest: float) -> Levels:
@@ -110,11 +116,13 @@ def write_video(shard: Shard, path: Path, direction: str) -> None:
     count = shard.flow_count(direction)
     sample = np.unique(np.linspace(0, count - 1, BATCH).astype(int))
     fastest = full_colour_speed(np.concatenate([shard.flows(i, i + 1, direction) for i in sample]))
-    with atomic.writing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic.writing(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as container:
         stream: Any = None
         for picture in pictures(shard, direction, fastest):
             if stream is None:
-                stream = container.add_stream("libx264", rate=Fraction(shard.fps).limit_denominator(1001))
+                stream = container.add_stream(
+                    "libx264", rate=Fraction(shard.fps or 25).limit_denominator(1001)
+                )
                 stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
                 stream.options = {"crf": "18"}
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
