@@ -248,15 +248,15 @@ def main(
         shard_set = shard_set or method
         chosen = share(load_dataset(dataset, data).videos.values(), task, tasks)
         work = [Task(video.id, video.path, paths.shard(shard_set, video.id)) for video in chosen]
-        outcomes = paths.outcomes(STAGE)
+        folder, outcomes = paths.shards(shard_set), paths.outcomes(STAGE)
     else:
         assert output is not None
         shard_set = ""
         work = run.find_videos(videos, output)[task::tasks]
-        outcomes = output / "outcomes"
+        folder, outcomes = output, output / "outcomes"
     how = run.Run(device, jobs, threads, patience or None, task)
     try:
-        ended = run.run(work, settings, how, outcomes, shard_set)
+        ended = run.run(work, settings, how, folder, outcomes, shard_set)
     except run.Stopped as stopped:
         print(f"{stopped}: finished videos are kept; the same command goes on", file=sys.stderr)
         sys.exit(STOPPED + stopped.number)

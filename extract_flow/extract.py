@@ -24,7 +24,7 @@ from pipeline import codec, shard
 from pipeline.codec import Codec, Quantised, Quantiser
 from pipeline.errors import InputError
 from pipeline.outcome import Outcome
-from pipeline.shard import Request, Shard, ShardWriter, Source
+from pipeline.shard import Request, Shard, ShardAddress, ShardWriter, Source
 from pipeline.video import Selection, VideoError, VideoReader, list_pictures
 
 CHUNK_BYTES = 1 << 28
@@ -36,11 +36,16 @@ HEADER_SLACK = 1
 
 
 class Task(NamedTuple):
-    """A video to extract: its identity, where it lies, where its shard goes."""
+    """A video to extract: its identity, where it lies, where its shard goes, and the pack that holds it if one does."""
 
     video: str
     path: Path
     shard: Path
+    packed: ShardAddress | None = None
+
+    def existing(self) -> ShardAddress | None:
+        """Where its shard is now, if anywhere; a loose one counts before a packed one."""
+        return ShardAddress(self.shard) if self.shard.exists() else self.packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +146,9 @@ def source_digest(path: Path) -> str:
 
 def is_done(task: Task, settings: Settings) -> bool:
     """Whether the task's shard is there, whole in its tables, and what was asked for; opens the shard only."""
+    address = task.existing()
     try:
-        return shard.check(task.shard, settings.request(source_bytes(task.path))).done
+        return address is not None and shard.check(address, settings.request(source_bytes(task.path))).done
     except InputError:
         return False
 
@@ -229,10 +235,11 @@ class Clip:
     def _look_at_shard(self, request: Request) -> tuple[str, ...]:
         """The parts that must be made; keeps the shard open whose other parts will be copied."""
         everything = ("frames",) * request.frames + request.directions
-        if not self.task.shard.exists():
+        address = self.task.existing()
+        if address is None:
             return everything
         try:
-            standing = shard.check(self.task.shard, request)
+            standing = shard.check(address, request)
         except InputError as error:
             self._notes.append(f"made again, because it was damaged: {error}")
             return everything
@@ -240,11 +247,11 @@ class Clip:
             if self.settings.overwrite:
                 return everything
             raise InputError(
-                f"{self.task.shard} was made with other settings ({'; '.join(standing.differences)}): ask for the "
+                f"{address} was made with other settings ({'; '.join(standing.differences)}): ask for the "
                 "same, use another --set or --output, or --overwrite to make it anew"
             )
         if standing.missing:
-            self._keep = shard.open_shard(self.task.shard)
+            self._keep = shard.open_shard(address)
         return standing.missing
 
     def pieces(self, batch_pairs: int) -> Iterator[Piece]:

@@ -53,12 +53,13 @@ class Meter:
         self._flows_of[task], self._parts[task] = flows, part
         self._tell()
 
-    def finish(self, task: int) -> None:
-        """A task ended, however it did."""
+    def finish(self, task: int, flows: int) -> None:
+        """A task ended, however it did, with that many flows in its shard."""
         self._parts.pop(task, None)
         self._finished += 1
         self._finished_weight += self._weights[task]
-        self._finished_flows += self._flows_of.pop(task, 0)
+        self._flows_of.pop(task, None)
+        self._finished_flows += flows
         self._tell(last=self._finished == len(self._weights))
 
     def line(self, text: str) -> None:

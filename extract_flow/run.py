@@ -16,6 +16,7 @@ from extract_flow.worker import serve
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
+from pipeline.shard import index_shards
 from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures
 
 MANY = 2000
@@ -108,6 +109,7 @@ def run(
     tasks: Sequence[Task],
     settings: Settings,
     how: Run,
+    folder: Path,
     outcomes: Path,
     shard_set: str,
     *,
@@ -119,6 +121,7 @@ def run(
         tasks: the videos.
         settings: what to make of them.
         how: on what device, with how many processes.
+        folder: that all shards lie below.
         outcomes: folder of the outcome records.
         shard_set: name of the set, recorded with each outcome.
         plain: progress as lines instead of a bar; None asks whether stderr is a terminal.
@@ -131,9 +134,9 @@ def run(
         Stopped: a signal ended the run; finished videos are recorded.
     """
     jobs = how.jobs or usable_cores()
-    for folder in {task.shard.parent for task in tasks}:
-        if folder.is_dir():
-            atomic.sweep(folder)
+    atomic.sweep(folder)
+    there = index_shards(folder)
+    tasks = [task._replace(packed=there.get(task.video)) for task in tasks]
     ended: dict[int, Outcome] = {}
     for number in _done(tasks, settings, jobs):
         ended[number] = Outcome(tasks[number].video, "skipped", shard_set=shard_set)
@@ -146,6 +149,7 @@ def run(
             _work(tasks, left, settings, how, jobs, log, shard_set, ended, plain)
     finally:
         log.close()
+        atomic.sweep(folder)  # what a worker left that was killed
     return [ended[number] for number in range(len(tasks))]
 
 
@@ -157,7 +161,7 @@ def _record_skipped(log: OutcomeLog, folder: Path, skipped: list[Outcome], shard
 
 def _done(tasks: Sequence[Task], settings: Settings, jobs: int) -> list[int]:
     """Numbers of the tasks whose shards are there and as asked."""
-    there = [number for number, task in enumerate(tasks) if task.shard.exists()]
+    there = [number for number, task in enumerate(tasks) if task.packed is not None]
     if len(there) < MANY or jobs < 2:
         return [number for number in there if is_done(tasks[number], settings)]
     parts = min(jobs, 8)
@@ -197,7 +201,7 @@ def _work(
                 log.append(outcome)
             if outcome.status == "failed":
                 meter.line(f"failed: {outcome.video}: {outcome.reason}")
-            meter.finish(i)
+            meter.finish(i, outcome.flows)
 
         try:
             for event in events:
@@ -219,9 +223,6 @@ def _work(
                     record(event.task, Outcome(task.video, "failed", f"{task.path}: {event.reason}"))
         finally:
             events.close()  # ends the workers
-            for folder in {tasks[number].shard.parent for number in left}:
-                if folder.is_dir():
-                    atomic.sweep(folder)
 
 
 def _weight(path: Path) -> int:

@@ -6,8 +6,8 @@ whole planes, and each of a pixel's neighbours lies in one other plane at one co
 loop over contiguous memory. One guard column and guard rows hold what lies beyond the border: mirrored flow, zero
 diffusivity.
 
-**Wavefront.** One pass over a level's blocks of rows does a whole inner iteration: diffusivities of block i, equations of
-block i - 1, and SOR half-sweep k on block i - 1 - k. Each half-sweep sees exactly the values that it would see in
+**Wavefront.** One pass over a level's blocks of rows does a whole inner iteration: diffusivities of block i, equations
+of block i - 1, and SOR half-sweep k on block i - 1 - k. Each half-sweep sees exactly the values that it would see in
 separate passes, but they are still in the cache.
 """
 
@@ -219,44 +219,63 @@ def _linearise(first, second, u, v, data, origin, pitch, mirror):  # type: ignor
     for y in range(height):
         for q in range(2):
             plane = 2 * (y % 2) + q
-            start = origin + (y // 2) * pitch
-            for k in range((width - q + 1) // 2):
-                n = start + k
-                x = 2 * k + q
-                here_u, here_v = u[plane, n], v[plane, n]
-                target_x, target_y = np.float32(x) + here_u, np.float32(y) + here_v
-                if not mirror and not (
-                    target_x >= 0 and target_y >= 0 and target_x <= width - 1 and target_y <= height - 1
-                ):
-                    for channel in range(8):
-                        data[channel, plane, n] = 0
-                    continue
-                # Far outside the reflection is meaningless; the limits keep the conversion to int defined.
-                target_x = min(max(target_x, np.float32(-width)), np.float32(2 * width - 1))
-                target_y = min(max(target_y, np.float32(-height)), np.float32(2 * height - 1))
-                left, top = int(np.floor(target_x)), int(np.floor(target_y))
-                right_weight, low_weight = target_x - np.float32(left), target_y - np.float32(top)
-                x0, x1 = _reflected(left, width, 0), _reflected(left + 1, width, 0)
-                y0, y1 = _reflected(top, height, 0), _reflected(top + 1, height, 0)
-                w11 = right_weight * low_weight
-                w01 = right_weight - w11
-                w10 = low_weight - w11
-                w00 = np.float32(1) - right_weight - w10
-                a, b, c, d = second[y0, x0], second[y0, x1], second[y1, x0], second[y1, x1]
-                i1 = w00 * a[0] + w01 * b[0] + w10 * c[0] + w11 * d[0]
-                ix = w00 * a[1] + w01 * b[1] + w10 * c[1] + w11 * d[1]
-                iy = w00 * a[2] + w01 * b[2] + w10 * c[2] + w11 * d[2]
-                ixx = w00 * a[3] + w01 * b[3] + w10 * c[3] + w11 * d[3]
-                ixy = w00 * a[4] + w01 * b[4] + w10 * c[4] + w11 * d[4]
-                iyy = w00 * a[5] + w01 * b[5] + w10 * c[5] + w11 * d[5]
-                data[0, plane, n] = ix
-                data[1, plane, n] = iy
-                data[2, plane, n] = ixx
-                data[3, plane, n] = ixy
-                data[4, plane, n] = iyy
-                data[5, plane, n] = rules.linearised(i1 - first[y, x, 0], ix, iy, here_u, here_v)
-                data[6, plane, n] = rules.linearised(ix - first[y, x, 1], ixx, ixy, here_u, here_v)
-                data[7, plane, n] = rules.linearised(iy - first[y, x, 2], ixy, iyy, here_u, here_v)
+            _linearise_row(
+                first.reshape(-1), second.reshape(-1), u[plane], v[plane],
+                data[0, plane], data[1, plane], data[2, plane], data[3, plane],
+                data[4, plane], data[5, plane], data[6, plane], data[7, plane],
+                y, q, height, width, origin + (y // 2) * pitch, mirror,
+            )  # fmt: skip
+
+
+@_loop
+def _linearise_row(  # type: ignore[no-untyped-def]
+    first, second, u, v, ix, iy, ixx, ixy, iyy, constant, constant_x, constant_y, y, q, height, width, start, mirror
+):
+    """The pixels of one row in one plane."""
+    limit_x, limit_y = np.float32(width - 1), np.float32(height - 1)
+    for k in range((width - q + 1) // 2):
+        n, x = _at(start + k), 2 * k + q
+        here_u, here_v = u[n], v[n]
+        target_x, target_y = np.float32(x) + here_u, np.float32(y) + here_v
+        inside = (target_x >= 0) & (target_y >= 0) & (target_x <= limit_x) & (target_y <= limit_y)
+        if not inside and not mirror:
+            ix[n] = iy[n] = ixx[n] = ixy[n] = iyy[n] = constant[n] = constant_x[n] = constant_y[n] = 0
+            continue
+        # Far outside the reflection is meaningless; the limits keep the conversion to int defined.
+        target_x = min(max(target_x, np.float32(-width)), np.float32(2 * width - 1))
+        target_y = min(max(target_y, np.float32(-height)), np.float32(2 * height - 1))
+        left, top = int(np.floor(target_x)), int(np.floor(target_y))
+        across, down = target_x - np.float32(left), target_y - np.float32(top)
+        right, bottom = left + 1, top + 1
+        if not (left >= 0 and top >= 0 and right < width and bottom < height):
+            left, right = _reflected(left, width, 0), _reflected(right, width, 0)
+            top, bottom = _reflected(top, height, 0), _reflected(bottom, height, 0)
+        a, b = _at(CHANNELS * (top * width + left)), _at(CHANNELS * (top * width + right))
+        c, d = _at(CHANNELS * (bottom * width + left)), _at(CHANNELS * (bottom * width + right))
+        f = _at(CHANNELS * (y * width + x))
+        weight_d = across * down
+        weight_b, weight_c = across - weight_d, down - weight_d
+        weight_a = np.float32(1) - across - weight_c
+        weights = (weight_a, weight_b, weight_c, weight_d)
+        value = _blend(second, a, b, c, d, weights, 0)
+        by_x = _blend(second, a, b, c, d, weights, 1)
+        by_y = _blend(second, a, b, c, d, weights, 2)
+        by_xx = _blend(second, a, b, c, d, weights, 3)
+        by_xy = _blend(second, a, b, c, d, weights, 4)
+        by_yy = _blend(second, a, b, c, d, weights, 5)
+        ix[n], iy[n], ixx[n], ixy[n], iyy[n] = by_x, by_y, by_xx, by_xy, by_yy
+        constant[n] = rules.linearised(value - first[f], by_x, by_y, here_u, here_v)
+        constant_x[n] = rules.linearised(by_x - first[f + np.uint64(1)], by_xx, by_xy, here_u, here_v)
+        constant_y[n] = rules.linearised(by_y - first[f + np.uint64(2)], by_xy, by_yy, here_u, here_v)
+
+
+@njit(forceinline=True, fastmath=True, cache=True)
+def _blend(image, a, b, c, d, weights, channel):  # type: ignore[no-untyped-def]
+    """Weighted mean of one channel of four pixels."""
+    k = np.uint64(channel)
+    return (
+        weights[0] * image[a + k] + weights[1] * image[b + k] + weights[2] * image[c + k] + weights[3] * image[d + k]
+    )
 
 
 # ---- per pair: one block of one plane ----
