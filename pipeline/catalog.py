@@ -137,11 +137,11 @@ def shared_groups(dataset: Dataset, number: int) -> list[str]:
     return sorted(set.intersection(*sides))
 
 
-def some(names: Iterable[str], limit: int = 5) -> str:
+def some(names: Iterable[str], limit: int = 5, quoted: bool = True) -> str:
     """A few of many names for a message, and how many more there are."""
     names = list(names)
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    shown = ", ".join(repr(name) if quoted else name for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 
 def known_datasets(data: str | os.PathLike[str] | None = None) -> list[str]:

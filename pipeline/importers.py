@@ -237,6 +237,7 @@ def read_ucf_lists(files: Sequence[Path]) -> Lists:
         for number, line in read_lines(path):
             where = f"{path}:{number}"
             name, labels = split_labels(line)
+            check_inside(name, where)
             label = canonical_class(PurePosixPath(name).parent.name)
             if not label:
                 raise InputError(f"{where}: expected Class/name.avi, found {line!r}")
@@ -627,7 +628,7 @@ def probe(path: Path) -> Header:
                 frames = sum(packet.size > 0 for packet in container.demux(stream))
             return Header(frames or None, stream.width or None, stream.height or None)
     except (FFmpegError, OSError, ValueError) as error:
-        return Header(fault=str(error))
+        return Header(fault=getattr(error, "strerror", None) or str(error))
 
 
 def probe_all(paths: Sequence[Path], jobs: int = -1) -> list[Header]:
@@ -783,7 +784,7 @@ def problems_of(
     if matching.duplicates:
         lines.append(
             f"duplicates: {many(matching.duplicates, 'video')} in more than one file: "
-            f"{some(matching.duplicates, limit)}; keep one of each"
+            f"{some(matching.duplicates, limit, quoted=False)}; keep one of each"
         )
     if found.outside:
         lines.append(
@@ -792,7 +793,7 @@ def problems_of(
         )
     if found.unusable:
         shown = [f"{path!a} ({fault})" for path, fault in found.unusable.items()]
-        lines.append(f"names: {many(shown, 'name')} that cannot be used: {', '.join(shown[:limit])}")
+        lines.append(f"names: {many(shown, 'name')} that cannot be used: {some(shown, limit, quoted=False)}")
     return lines
 
 
@@ -821,7 +822,9 @@ def notes_of(
         notes.append(f"empty: {many(found.empty, 'file')} of zero bytes: {some(found.empty, limit)}")
     if bad := {video_id: fault for video_id, fault in faults.items() if fault != "the file is empty"}:
         shown = [f"{video_id}: {fault}" for video_id, fault in bad.items()]
-        notes.append(f"headers: {many(shown, 'video')} whose header cannot be read: {some(shown, limit)}")
+        notes.append(
+            f"headers: {many(shown, 'video')} whose header cannot be read: {some(shown, limit, quoted=False)}"
+        )
     if counts and (
         unknown := [i for i, video in dataset.videos.items() if not {i, i.split("/")[1]} & counts.keys()]
     ):
