@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -104,7 +105,7 @@ def motion_of(luma: npt.NDArray[np.uint8]) -> str:
     import cv2
 
     solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    flows = np.stack([solver.calc(a, b, None) for a, b in zip(luma[:-1], luma[1:], strict=True)])
+    flows = np.stack([solver.calc(a, b, None) for a, b in itertools.pairwise(luma)])
     flows -= np.median(flows, axis=(1, 2), keepdims=True)
     x, y = (np.sort(flows[..., axis].ravel() ** 2)[-3000:].mean() for axis in (0, 1))
     wanted = {"Sway": 1.0, "Bob": 0.0, "Orbit": 0.5}
