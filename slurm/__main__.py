@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pipeline.catalog import Dataset, load_dataset
 from pipeline.errors import InputError, command_errors
-from pipeline.paths import DatasetPaths, data_root
+from pipeline.paths import DatasetPaths, check_name, data_root
 from slurm import record, scheduler, state
 from slurm.chain import STAGES, Job, Request, as_shell_script, plan
 from slurm.record import Chain, Submitted
@@ -21,6 +24,18 @@ from slurm.record import Chain, Submitted
 PROJECT = Path(__file__).resolve().parent.parent
 STREAMS = ("spatial", "temporal")
 USUAL_TASKS = 64
+
+SEVERAL = {"evaluate": ("score", "fuse"), "all": STAGES}
+"""Names that stand for several stages in --pass and --sbatch."""
+
+COMMANDS = {
+    "flow": ("extract_flow.__main__", "main"),
+    "verify": ("pipeline.verify", "command"),
+    "train": ("train.__main__", "main"),
+    "score": ("evaluate.__main__", "score_command"),
+    "fuse": ("evaluate.__main__", "main"),
+}
+"""Where the command of each stage lies."""
 
 data_option = click.option(
     "--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data)."
@@ -42,8 +57,18 @@ def main() -> None:
     help=f"Tasks that share the videos (default: {USUAL_TASKS}, or one per video if fewer).",
 )
 @click.option("--at-once", type=click.IntRange(1), help="Flow tasks that may run at a time (default: all).")
+@click.option("--method", default="tvl1", show_default=True, help="Flow method.")
 @click.option(
-    "--split", "splits", type=int, multiple=True, help="Split to train on; repeatable (default: all)."
+    "--set",
+    "shard_set",
+    help="Set of shards that flow writes and training reads (default: the method's name).",
+)
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="NUMBERS",
+    help="Splits to train on, as 1 or 1,2 (default: all).",
 )
 @click.option(
     "--stream",
@@ -52,6 +77,15 @@ def main() -> None:
     multiple=True,
     help="Stream to train; repeatable (default: both).",
 )
+@click.option("--run", help="Names the runs RUN-STREAM-splitK (default: STREAM-splitK).")
+@click.option(
+    "--fusion",
+    "fusions",
+    type=click.Choice(["average", "weighted", "svm", "none"]),
+    multiple=True,
+    help="How streams are fused; repeatable (default: average).",
+)
+@click.option("--allow-missing", is_flag=True, help="Train and score without the videos that have no shard.")
 @click.option(
     "--from", "first", type=click.Choice(STAGES), default=STAGES[0], show_default=True, help="First stage."
 )
@@ -63,75 +97,47 @@ def main() -> None:
     "passed",
     metavar="STAGE=ARGUMENT",
     multiple=True,
-    help="Argument for a stage's command, as in --pass train=--recipe=paper; repeatable.",
+    help="Argument for a stage's command, as --pass train=--recipe=NAME; STAGE may be evaluate (score, fuse) or all.",
 )
 @click.option(
     "--sbatch",
-    "sbatch",
     metavar="STAGE=OPTION",
     multiple=True,
-    help="Option for sbatch, as in --sbatch train=--gpus-per-node=4; STAGE may be `all`; repeatable.",
+    help="Option for sbatch, as --sbatch train=--gpus-per-node=4; STAGE as for --pass.",
 )
 @click.option("--dry-run", is_flag=True, help="Only print the sbatch commands, as a bash script.")
 @click.option("--force", is_flag=True, help="Submit although an earlier chain of this dataset has not ended.")
+@click.pass_context
 @command_errors
-def submit(
-    dataset: str,
-    data: str | None,
-    tasks: int | None,
-    at_once: int | None,
-    splits: tuple[int, ...],
-    streams: tuple[str, ...],
-    first: str,
-    last: str,
-    passed: tuple[str, ...],
-    sbatch: tuple[str, ...],
-    dry_run: bool,
-    force: bool,
-) -> None:
+def submit(context: click.Context, **options: Any) -> None:
     """Send the chain flow -> verify -> train -> score -> fuse to SLURM.
 
     Work that is done is skipped, so the same command goes on after a failure. What a cluster needs (partition,
     account, GPUs, modules) is set once in slurm/site.env.
     """
-    known = load_dataset(dataset, data)
-    paths = DatasetPaths(data_root(data), dataset)
-    stages = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
-    if not stages:
-        raise InputError(f"--from {first} --until {last}: the order is {', '.join(STAGES)}")
-    options = scheduler.site_options(Path(os.environ.get("TWO_STREAM_SITE", "slurm/site.env")), PROJECT)
-    for stage, words in _by_stage(sbatch, "--sbatch").items():
-        options[stage] = [*options[stage], *words]
-    request = Request(
-        dataset=dataset,
-        data=data_root(data),
-        logs=paths.logs,
-        tasks=tasks or min(USUAL_TASKS, max(len(known.videos), 1)),
-        at_once=at_once,
-        splits=_splits(known, splits, stages),
-        streams=list(dict.fromkeys(streams)) or STREAMS,
-        stages=stages,
-        arguments=_by_stage(passed, "--pass"),
-        options=options,
-    )
-    jobs = plan(request)
-    if dry_run:
+    dataset, data = load_dataset(options["dataset"], options["data"]), options["data"]
+    paths = DatasetPaths(data_root(data), dataset.name)
+    jobs = plan(_request(dataset, paths, options))
+    if options["dry_run"]:
+        for job in jobs:
+            check_arguments(job)
         click.echo(as_shell_script(jobs, PROJECT))
         return
     _check_output(paths)
     scheduler.require_slurm()
-    if not force:
+    if not options["force"]:
         _check_nothing_runs(paths)
     for job in jobs:
         scheduler.check(job, PROJECT)
+    for job in jobs:
+        check_arguments(job)
     submitted = _submit_all(jobs)
-    repeat = _repeat(dataset, data, tasks, at_once, splits, streams, last, passed, sbatch)
-    record.save(Chain(time.time(), tuple(repeat), tuple(submitted)), paths.logs)
+    record.save(Chain(time.time(), tuple(_repeat(context)), tuple(submitted)), paths.logs)
     numbers = [each.job for each in submitted]
     for each in submitted:
         click.echo(f"{each.stage:<7} {each.job:>8}  {f'{each.tasks} tasks' if each.tasks else '1 job'}")
     click.echo(f"watch:  squeue -j {','.join(numbers)}")
-    click.echo(f"state:  python -m slurm status {shlex.join(_where(dataset, data))}")
+    click.echo(f"state:  python -m slurm status {shlex.join(_where(dataset.name, data))}")
     click.echo(f"logs:   {paths.logs}")
     click.echo(f"cancel: scancel {' '.join(numbers)}")
 
@@ -139,7 +145,7 @@ def submit(
 @main.command()
 @dataset_option
 @data_option
-@click.option("--set", "shard_set", help="The set of shards to count (default: the only one there is).")
+@click.option("--set", "shard_set", help="Set of shards to count (default: all).")
 @command_errors
 def status(dataset: str, data: str | None, shard_set: str | None) -> None:
     """Show the state of the chain submitted last, which videos failed, and the command that goes on."""
@@ -147,6 +153,50 @@ def status(dataset: str, data: str | None, shard_set: str | None) -> None:
     paths = DatasetPaths(data_root(data), dataset)
     for line in state.describe(known, paths, shard_set, _where(dataset, data)):
         click.echo(line)
+
+
+def _request(dataset: Dataset, paths: DatasetPaths, options: Mapping[str, Any]) -> Request:
+    """What the options of `submit` mean for the dataset; InputError for what does not fit it."""
+    stages = STAGES[STAGES.index(options["first"]) : STAGES.index(options["last"]) + 1]
+    if not stages:
+        raise InputError(
+            f"--from {options['first']} --until {options['last']}: the order is {', '.join(STAGES)}"
+        )
+    site = scheduler.site_options(Path(os.environ.get("TWO_STREAM_SITE", "slurm/site.env")), PROJECT)
+    given = _by_stage(options["sbatch"], "--sbatch")
+    return Request(
+        dataset=dataset.name,
+        data=paths.data,
+        logs=paths.logs,
+        method=options["method"],
+        shard_set=check_name(options["shard_set"] or options["method"], "shard set"),
+        tasks=options["tasks"] or min(USUAL_TASKS, max(len(dataset.videos), 1)),
+        at_once=options["at_once"],
+        splits=_splits(dataset, options["splits"], stages),
+        streams=list(dict.fromkeys(options["streams"])) or STREAMS,
+        run=check_name(options["run"], "run") if options["run"] else None,
+        fusions=list(dict.fromkeys(options["fusions"])),
+        allow_missing=options["allow_missing"],
+        stages=stages,
+        arguments=_by_stage(options["passed"], "--pass"),
+        options={stage: [*site[stage], *given[stage]] for stage in STAGES},
+    )
+
+
+def check_arguments(job: Job) -> None:
+    """Have the stage's own command read the arguments that the job will give it, so that a slip is told now.
+
+    Raises:
+        InputError: the command does not understand them.
+    """
+    module, name = COMMANDS[job.stage]
+    command: click.Command = getattr(importlib.import_module(module), name)
+    try:
+        command.make_context(job.stage, list(job.arguments))
+    except click.UsageError as error:
+        raise InputError(
+            f"the command of stage '{job.stage}' does not take its arguments: {error.format_message()}"
+        ) from error
 
 
 def _submit_all(jobs: Sequence[Job]) -> list[Submitted]:
@@ -164,29 +214,31 @@ def _submit_all(jobs: Sequence[Job]) -> list[Submitted]:
     return submitted
 
 
-def _splits(dataset: Dataset, wanted: Sequence[int], stages: Sequence[str]) -> list[int]:
+def _splits(dataset: Dataset, wanted: Sequence[str], stages: Sequence[str]) -> list[int]:
     """The splits to train on, each once, all of which the dataset has."""
-    for number in wanted:
-        dataset.split(number)
-    found = list(dict.fromkeys(wanted)) or list(dataset.splits)
+    numbers = [number for text in wanted for number in text.split(",")]
+    if wrong := [number for number in numbers if not number.isdecimal()]:
+        raise InputError(f"--split {wrong[0]!r}: expected numbers, as 1 or 1,2,3")
+    for number in numbers:
+        dataset.split(int(number))
+    found = list(dict.fromkeys(map(int, numbers))) or list(dataset.splits)
     if not found and not {"train", "score", "fuse"}.isdisjoint(stages):
-        raise InputError(
-            f"dataset {dataset.name} has no splits to train on: import it with lists, or use --until verify"
-        )
+        raise InputError(f"dataset {dataset.name} has no splits: import it with lists, or use --until verify")
     return found
 
 
 def _by_stage(words: Sequence[str], option: str) -> dict[str, list[str]]:
-    """`train=--lr=1` and the like by stage; what is for `all` comes first in each."""
-    given: dict[str, list[str]] = {"all": [], **{stage: [] for stage in STAGES}}
+    """The values of `train=VALUE`, `all=VALUE` and the like by stage, in the order given."""
+    given: dict[str, list[str]] = {stage: [] for stage in STAGES}
     for word in words:
-        stage, equals, argument = word.partition("=")
-        if stage not in given or not equals or not argument:
-            raise InputError(
-                f"{option} {word!r}: expected STAGE=VALUE, where STAGE is all, {', '.join(STAGES)}"
-            )
-        given[stage].append(argument)
-    return {stage: [*given["all"], *given[stage]] for stage in STAGES}
+        name, equals, value = word.partition("=")
+        stages = SEVERAL.get(name, (name,))
+        if not equals or not value or not set(stages) <= set(STAGES):
+            names = ", ".join([*STAGES, *SEVERAL])
+            raise InputError(f"{option} {word!r}: expected STAGE=VALUE, where STAGE is one of {names}")
+        for stage in stages:
+            given[stage].append(value)
+    return given
 
 
 def _check_output(paths: DatasetPaths) -> None:
@@ -220,31 +272,22 @@ def _where(dataset: str, data: str | None) -> list[str]:
     return [f"--dataset={dataset}", *([f"--data={data}"] if data else [])]
 
 
-def _repeat(
-    dataset: str,
-    data: str | None,
-    tasks: int | None,
-    at_once: int | None,
-    splits: Sequence[int],
-    streams: Sequence[str],
-    last: str,
-    passed: Sequence[str],
-    sbatch: Sequence[str],
-) -> list[str]:
-    """The options that submit the same chain again."""
-    given: Mapping[str, Sequence[object]] = {
-        "--tasks": [tasks] if tasks else [],
-        "--at-once": [at_once] if at_once else [],
-        "--split": splits,
-        "--stream": streams,
-        "--until": [last] if last != STAGES[-1] else [],
-        "--pass": passed,
-        "--sbatch": sbatch,
-    }
-    return [
-        *_where(dataset, data),
-        *(f"{name}={value}" for name, values in given.items() for value in values),
-    ]
+def _repeat(context: click.Context) -> list[str]:
+    """The options of `submit` that were given, but for those that say where in the chain to begin."""
+    words = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not given or name in ("first", "force", "dry_run"):
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            words.append(parameter.opts[0])
+        else:
+            words += [
+                f"{parameter.opts[0]}={each}" for each in (value if isinstance(value, tuple) else [value])
+            ]
+    return words
 
 
 if __name__ == "__main__":

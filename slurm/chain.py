@@ -30,9 +30,14 @@ class Request:
         dataset: its name.
         data: the data root, absolute.
         logs: the folder for the logs, absolute; its name holds no backslash.
+        method: of flow.
+        shard_set: where flow goes and training reads.
         tasks: how many tasks share the videos.
         at_once: how many of them may run at a time; None for as many as SLURM allows.
         splits, streams: what is trained and scored, one task for each pair.
+        run: beginning of the names of the runs; None for the trainer's own names.
+        fusions: how streams are fused; empty for the evaluation's default.
+        allow_missing: go on without the videos that have no shard.
         stages: those to submit, a run of `STAGES`.
         arguments: by stage, more arguments for its command.
         options: by stage, more options for sbatch.
@@ -41,10 +46,15 @@ class Request:
     dataset: str
     data: Path
     logs: Path
+    method: str
+    shard_set: str
     tasks: int
     at_once: int | None
     splits: Sequence[int]
     streams: Sequence[str]
+    run: str | None
+    fusions: Sequence[str]
+    allow_missing: bool
     stages: Sequence[str]
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -86,33 +96,58 @@ def plan(request: Request) -> list[Job]:
 
 
 def _job(request: Request, stage: str, first: bool) -> Job:
-    environment: dict[str, str] = {}
-    arguments = [f"--dataset={request.dataset}", f"--data={request.data}"]
-    tasks: int | None = None
-    array = ""
+    tasks, array = None, []
     if stage == "flow":
         tasks = request.tasks
-        environment = {"TASKS": str(request.tasks)}
-        array = f"--array=0-{tasks - 1}" + (f"%{request.at_once}" if request.at_once else "")
+        array = [f"--array=0-{tasks - 1}" + (f"%{request.at_once}" if request.at_once else "")]
     elif stage in ("train", "score"):
         tasks = len(request.splits) * len(request.streams)
-        environment = {"SPLITS": " ".join(map(str, request.splits)), "STREAMS": " ".join(request.streams)}
-        array = f"--array=0-{tasks - 1}"
-    elif stage == "fuse":
-        arguments += [f"--split={split}" for split in request.splits]
+        array = [f"--array=0-{tasks - 1}"]
     # SLURM replaces % in the name of a log, and does so in the folder's name too.
     log = f"{str(request.logs).replace('%', '%%')}/%x-{'%A_%a' if tasks else '%j'}.log"
-    options = [f"--job-name={stage}-{request.dataset}", f"--output={log}", "--export=ALL"]
-    options += [array] if array else []
+    options = [f"--job-name={stage}-{request.dataset}", f"--output={log}", "--export=ALL", *array]
+    where = [f"--dataset={request.dataset}", f"--data={request.data}"]
     return Job(
         stage=stage,
         tasks=tasks,
-        environment=environment,
+        environment=_environment(request, stage),
         options=[*options, *request.options.get(stage, ())],
         script=SCRIPTS[stage],
-        arguments=[*arguments, *request.arguments.get(stage, ())],
+        arguments=[*where, *_arguments(request, stage), *request.arguments.get(stage, ())],
         waits=None if first else WAITS[stage],
     )
+
+
+def _environment(request: Request, stage: str) -> dict[str, str]:
+    """What the stage's script reads from its environment."""
+    if stage == "flow":
+        return {"TASKS": str(request.tasks)}
+    if stage not in ("train", "score"):
+        return {}
+    values = {"SPLITS": " ".join(map(str, request.splits)), "STREAMS": " ".join(request.streams)}
+    values |= {"RUN": request.run} if request.run else {}
+    return values | ({"PARTS": "test train"} if stage == "score" and "svm" in request.fusions else {})
+
+
+def _arguments(request: Request, stage: str) -> list[str]:
+    """What the stage's command needs beside the dataset."""
+    lenient = ["--allow-missing"] if request.allow_missing else []
+    if stage == "flow":
+        return [f"--method={request.method}", f"--set={request.shard_set}"]
+    if stage == "verify":
+        return [f"--set={request.shard_set}", *([] if request.allow_missing else ["--complete"])]
+    if stage == "train":
+        return [f"--shards={request.shard_set}", *lenient]
+    if stage == "score":
+        return lenient
+    pairs = [(stream, split) for split in request.splits for stream in request.streams]
+    return [
+        f"--split={','.join(map(str, request.splits))}",
+        *(f"--stream={stream}" for stream in request.streams),
+        *(f"--run={request.run}-{stream}-split{split}" for stream, split in pairs if request.run),
+        *(f"--fusion={fusion}" for fusion in request.fusions),
+        *lenient,
+    ]
 
 
 def as_shell_script(jobs: Sequence[Job], project: Path) -> str:

@@ -19,7 +19,8 @@ prepare() {
     # shellcheck source=slurm/site.env
     source "$site"
     prepare_node || fail "prepare_node in '$site' failed"
-    export PYTHONUNBUFFERED=1
+    cores=${SLURM_CPUS_PER_TASK:-1}
+    export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cores}
 }
 
 # this_task: the name by which scontrol knows this job or this one task of an array. SLURM_JOB_ID alone will not do: the
@@ -28,7 +29,8 @@ this_task() {
     echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 }
 
-# choose_stream_and_split: array task i takes the i-th pair of $SPLITS x $STREAMS, streams fastest.
+# choose_stream_and_split: array task i takes the i-th pair of $SPLITS x $STREAMS, streams fastest. `run` holds the options
+# that name the pair's run: none, so that it is STREAM-splitK, unless RUN gives the names a beginning of their own.
 choose_stream_and_split() {
     local streams splits
     read -r -a streams <<<"${STREAMS:-spatial temporal}"
@@ -38,12 +40,14 @@ choose_stream_and_split() {
         "SPLITS='${splits[*]}' make $pairs pairs: submit with --array=0-$((pairs - 1)), or name more splits"
     stream=${streams[SLURM_ARRAY_TASK_ID % ${#streams[@]}]}
     split=${splits[SLURM_ARRAY_TASK_ID / ${#streams[@]}]}
+    run=(${RUN:+"--run=$RUN-$stream-split$split"})
 }
 
-# work COMMAND...: run the command and exit as it does. When SLURM warns that time is up (USR1, see `--signal` in the
-# scripts) the command is told: it saves what it has and ends, and the task goes back into the queue to go on there.
+# work COMMAND...: run the command; the task ends here unless it succeeds. When SLURM warns that time is up (USR1, see
+# `--signal` in the scripts) the command is told: it saves what it has and ends, and the task goes back into the queue.
 work() {
-    local status warned=no interrupted=yes
+    local status interrupted=yes
+    warned=no
     "$@" &
     local command=$!
     trap 'warned=yes interrupted=yes; save "$command"' USR1
@@ -52,12 +56,12 @@ work() {
         interrupted=no status=0
         wait "$command" || status=$? # it also returns when a signal came: then wait again
     done
-    ended="finished"
-    ((status == 0)) || ended="failed with exit status $status"
-    if [[ $warned == yes && $status != 0 ]]; then
-        queue_again
+    if ((status != 0)); then
+        ended="failed with exit status $status"
+        [[ $warned == no ]] || queue_again
+        exit "$status"
     fi
-    exit "$status"
+    ended="finished"
 }
 
 # save PROCESS: ask the command to save and end; if it is not done 90 s later it has to stop as it is, because SLURM

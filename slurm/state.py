@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.catalog import Dataset
-from pipeline.errors import InputError
-from pipeline.outcome import read_outcomes
 from pipeline.paths import DatasetPaths
-from pipeline.shard import index_shards
+from pipeline.status import describe as describe_set
+from pipeline.status import set_status, shard_sets
 from slurm import record, scheduler
 from slurm.chain import STAGES
 from slurm.record import Submitted
@@ -29,10 +28,8 @@ def describe(dataset: Dataset, paths: DatasetPaths, shard_set: str | None, where
     """The lines of `python -m slurm status`.
 
     Args:
+        shard_set: the set of shards to count; None for all.
         where: the options that name the dataset, for the commands shown.
-
-    Raises:
-        InputError: there are several sets of shards and none was named.
     """
     chain = record.latest(paths.logs)
     if chain is None:
@@ -105,29 +102,10 @@ def _stage(job: Submitted, tasks: Sequence[Task], logs: Path) -> list[str]:
 
 
 def _videos(dataset: Dataset, paths: DatasetPaths, shard_set: str | None) -> list[str]:
-    sets = sorted(folder.name for folder in paths.shard_sets.iterdir()) if paths.shard_sets.is_dir() else []
-    if not sets:
-        return [f"no shards yet of {len(dataset.videos):,} videos"]
-    if shard_set is None and len(sets) > 1:
-        raise InputError(
-            f"{paths.shard_sets} holds several sets of shards: name one with --set ({', '.join(sets)})"
-        )
-    chosen = shard_set or sets[0]
-    there = set(index_shards(paths.shards(chosen))) & set(dataset.videos)
-    failed = {
-        video: outcome.reason
-        for video, outcome in read_outcomes(paths.outcomes("flow"), chosen).items()
-        if outcome.status == "failed" and video in dataset.videos and video not in there
-    }
-    missing = len(dataset.videos) - len(there)
-    lines = [
-        f"videos ({chosen}): {len(there):,} of {len(dataset.videos):,} done, "
-        f"{missing:,} missing, {len(failed):,} of them failed"
-    ]
-    lines += [f"  failed: {video}: {reason}" for video, reason in list(failed.items())[:SHOWN]]
-    return lines + (
-        [f"  and {len(failed) - SHOWN} more: python -m pipeline status"] if len(failed) > SHOWN else []
-    )
+    """How far each set of shards is, and which videos failed."""
+    names = [shard_set] if shard_set else shard_sets(paths)
+    lines = [line for name in names for line in describe_set(set_status(dataset, paths, name), SHOWN)]
+    return lines or [f"no shards yet of {len(dataset.videos):,} videos"]
 
 
 def _next(stages: dict[str, list[Task]], options: list[str], where: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 RECORDING_PYTHON = """\
 #!{python}
-# Stands in for `python`: notes its arguments and surroundings, and behaves as the first of its arguments below says.
+# Stands in for `python`: notes its arguments and surroundings, then sleeps or fails as STAND_IN_... say.
 import json, os, signal, sys, time, uuid
 arguments = sys.argv[1:]
 record = {{"arguments": arguments, "environment": dict(os.environ), "began": time.time(), "signal": None}}
@@ -32,13 +32,15 @@ signal.signal(signal.SIGUSR1, stop)
 signal.signal(signal.SIGTERM, stop)
 save()
 first_time = os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
-if "--sleep" in arguments and first_time:
-    time.sleep(float(arguments[arguments.index("--sleep") + 1]))
+if first_time:
+    time.sleep(float(os.environ.get("STAND_IN_SLEEP", "0")))
 record["ended"] = time.time()
 save()
-if "--fail-stream" in arguments and arguments[arguments.index("--fail-stream") + 1] in arguments[:8]:
-    sys.exit("error: this stream fails")
-sys.exit(int(arguments[arguments.index("--fail") + 1]) if "--fail" in arguments else 0)
+for rule in os.environ.get("STAND_IN_FAIL", "").split():  # as in "train,temporal=3"
+    marks, _, code = rule.partition("=")
+    if set(marks.split(",")) <= set(arguments):
+        print("error: this is to fail", file=sys.stderr)
+        sys.exit(int(code))
 """
 
 

@@ -34,6 +34,11 @@ def request(**changes: object) -> Request:
         "dataset": "ucf101",
         "data": Path("/data"),
         "logs": Path("/data/ucf101/logs"),
+        "method": "tvl1",
+        "shard_set": "tvl1",
+        "run": None,
+        "fusions": [],
+        "allow_missing": False,
         "tasks": 64,
         "at_once": None,
         "splits": [1, 2, 3],
@@ -88,6 +93,20 @@ def test_each_stage_waits_for_what_it_needs() -> None:
     assert "--dependency=aftercorr:12" in command
     assert "--kill-on-invalid-dep=yes" in command
     assert plan(request(stages=("score", "fuse")))[0].waits is None
+
+
+def test_what_the_stages_are_told_fits_together() -> None:
+    jobs = {job.stage: job for job in plan(request(shard_set="brox", run="try", fusions=["svm"], splits=[2]))}
+    assert "--set=brox" in jobs["flow"].arguments
+    assert {"--set=brox", "--complete"} <= set(jobs["verify"].arguments)
+    assert "--shards=brox" in jobs["train"].arguments
+    assert jobs["train"].environment == {"SPLITS": "2", "STREAMS": "spatial temporal", "RUN": "try"}
+    assert jobs["score"].environment == {**jobs["train"].environment, "PARTS": "test train"}
+    runs = ["--run=try-spatial-split2", "--run=try-temporal-split2"]
+    assert set(jobs["fuse"].arguments) >= {"--split=2", "--fusion=svm", *runs}
+    lenient = {job.stage: job.arguments for job in plan(request(allow_missing=True))}
+    assert "--complete" not in lenient["verify"]
+    assert all("--allow-missing" in lenient[stage] for stage in ("train", "score", "fuse"))
 
 
 def test_a_log_folder_with_a_percent_sign_is_not_a_pattern() -> None:

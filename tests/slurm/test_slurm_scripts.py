@@ -41,9 +41,8 @@ def test_every_task_of_64_sees_its_own_device_and_share(cluster: Cluster, record
         *SMALL,
         "--gpus-per-node=1",
         "slurm/flow.sbatch",
-        "--sleep",
-        "0.3",
         cwd=recorder.project,
+        STAND_IN_SLEEP="0.3",
     )
     states = cluster.wait(job, seconds=120)
     assert states == {f"{job}_{task}": "COMPLETED" for task in range(64)}
@@ -125,7 +124,7 @@ def test_part_of_an_array_says_of_how_many(cluster: Cluster, recorder: Recorder)
 
 def test_the_log_ends_with_how_the_task_ended(cluster: Cluster, recorder: Recorder) -> None:
     good = cluster.sbatch("--array=0", *SMALL, "slurm/flow.sbatch", cwd=recorder.project)
-    bad = cluster.sbatch(*SMALL, "slurm/verify.sbatch", "--fail", "3", cwd=recorder.project)
+    bad = cluster.sbatch(*SMALL, "slurm/verify.sbatch", cwd=recorder.project, STAND_IN_FAIL="pipeline=3")
     nowhere = cluster.sbatch(
         *SMALL, "slurm/verify.sbatch", cwd=recorder.project, TWO_STREAM_SITE="no such file"
     )
@@ -140,7 +139,9 @@ def test_the_log_ends_with_how_the_task_ended(cluster: Cluster, recorder: Record
 
 def test_a_warned_task_saves_and_goes_on_after_a_requeue_alone(cluster: Cluster, recorder: Recorder) -> None:
     """The last task of an array shares its number with the array: requeueing by that number would restart all."""
-    job = cluster.sbatch("--array=0-1", *SMALL, "slurm/train.sbatch", "--sleep", "60", cwd=recorder.project)
+    job = cluster.sbatch(
+        "--array=0-1", *SMALL, "slurm/train.sbatch", cwd=recorder.project, STAND_IN_SLEEP="60"
+    )
     dependency = ("--kill-on-invalid-dep=yes", f"--dependency=aftercorr:{job}")
     after = cluster.sbatch("--array=0-1", *SMALL, *dependency, "slurm/evaluate.sbatch", cwd=recorder.project)
     wait_until(lambda: len(recorder.calls()) == 2, 20, "both tasks to work")
@@ -171,7 +172,7 @@ def test_a_warned_task_saves_and_goes_on_after_a_requeue_alone(cluster: Cluster,
 
 def test_restarts_are_limited(cluster: Cluster, recorder: Recorder) -> None:
     job = cluster.sbatch(
-        "--array=0", *SMALL, "slurm/flow.sbatch", "--sleep", "60", cwd=recorder.project, MAX_RESTARTS="0"
+        "--array=0", *SMALL, "slurm/flow.sbatch", cwd=recorder.project, STAND_IN_SLEEP="60", MAX_RESTARTS="0"
     )
     wait_until(lambda: len(recorder.calls()) == 1, 20, "the task to work")
     cluster.run(["scancel", "--batch", "--signal=USR1", f"{job}_0"])

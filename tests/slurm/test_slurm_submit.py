@@ -21,11 +21,6 @@ SMALL = ("--sbatch=all=--cpus-per-task=1", "--sbatch=all=--mem-per-cpu=100M")
 ONE_PAIR = ("--split=1", "--stream=temporal")
 
 
-def failing(stage: str, code: int) -> list[str]:
-    """Options that make the stand-in for a stage's command exit with a code."""
-    return [f"--pass={stage}=--fail", f"--pass={stage}={code}"]
-
-
 @dataclass(frozen=True)
 class User:
     """Someone on a login node with one known dataset."""
@@ -34,19 +29,19 @@ class User:
     recorder: Recorder
     data: Path
 
-    def slurm(self, *arguments: str, data: Path | None = None) -> tuple[int, str]:
+    def slurm(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """Exit status and all output of `python -m slurm`."""
         done = self.cluster.run(
-            [sys.executable, "-m", "slurm", *arguments, "--data", data or self.data],
+            [sys.executable, "-m", "slurm", *arguments, "--data", self.data],
             check=False,
             cwd=self.recorder.project,
-            environment={"PYTHONPATH": f"{self.recorder.project}:{PROJECT}"},
+            environment={"PYTHONPATH": f"{self.recorder.project}:{PROJECT}", **environment},
         )
         return done.returncode, done.stdout + done.stderr
 
-    def submit(self, *arguments: str) -> dict[str, str]:
+    def submit(self, *arguments: str, **environment: str) -> dict[str, str]:
         """Submit a chain of tiny jobs; the jobs' numbers by stage."""
-        code, output = self.slurm("submit", "--dataset=toy", *SMALL, *arguments)
+        code, output = self.slurm("submit", "--dataset=toy", *SMALL, *arguments, **environment)
         assert code == 0, output
         jobs = dict(re.findall(r"^(flow|verify|train|score|fuse) +(\d+) ", output, re.MULTILINE))
         assert f"squeue -j {','.join(jobs.values())}" in output
@@ -71,22 +66,32 @@ def user(cluster: Cluster, recorder: Recorder, tmp_path: Path) -> User:
 
 
 def test_the_chain_runs_in_order_and_status_tells_its_end(user: User) -> None:
-    jobs = user.submit("--tasks=3", "--at-once=2", "--pass=train=$(touch executed)")
+    jobs = user.submit("--tasks=3", "--at-once=2", "--pass=train=--init=$(touch executed)", "--fusion=svm")
     states = user.cluster.wait(*jobs.values(), seconds=90)
     assert set(states.values()) == {"COMPLETED"}
     assert len(states) == 3 + 1 + 4 + 4 + 1
     calls = user.recorder.calls()
     stages = [call["arguments"][1] for call in calls]
-    assert stages == ["extract_flow"] * 3 + ["pipeline"] + ["train"] * 4 + ["evaluate"] * 5
-    for before, after in ((2, 3), (3, 4), (11, 12)):
+    assert stages == ["extract_flow"] * 3 + ["pipeline"] + ["train"] * 4 + ["evaluate"] * 9
+    for before, after in ((2, 3), (3, 4), (15, 16)):
         assert max(call["ended"] for call in calls[: before + 1]) <= calls[after]["began"]
     for call in calls:
         assert "--dataset=toy" in call["arguments"]
         assert f"--data={user.data}" in call["arguments"]
-    assert "$(touch executed)" in calls[4]["arguments"]
-    scored = {tuple(call["arguments"][5:9]) for call in calls if "score" in call["arguments"]}
-    assert scored == {("--stream", s, "--split", k) for s in ("spatial", "temporal") for k in ("1", "2")}
-    assert calls[-1]["arguments"][-2:] == ["--split=1", "--split=2"]
+    assert "--init=$(touch executed)" in calls[4]["arguments"]
+    scored = sorted(tuple(call["arguments"][5:11]) for call in calls if "score" in call["arguments"])
+    assert scored == [
+        ("--stream", stream, "--split", split, "--part", part)
+        for stream in ("spatial", "temporal")
+        for split in ("1", "2")
+        for part in ("test", "train")
+    ]
+    assert calls[-1]["arguments"][-4:] == [
+        "--split=1,2",
+        "--stream=spatial",
+        "--stream=temporal",
+        "--fusion=svm",
+    ]
     logs = sorted(path.name for path in (user.data / "toy" / "logs").glob("*.log"))
     assert len(logs) == len(states)
     assert f"train-toy-{jobs['train']}_3.log" in logs
@@ -98,14 +103,7 @@ def test_the_chain_runs_in_order_and_status_tells_its_end(user: User) -> None:
 
 
 def test_a_failed_flow_task_is_verified_and_stops_the_training(user: User) -> None:
-    jobs = user.submit(
-        "--tasks=2",
-        "--split=1",
-        "--pass=flow=--fail",
-        "--pass=flow=3",
-        "--pass=verify=--fail",
-        "--pass=verify=1",
-    )
+    jobs = user.submit("--tasks=2", "--split=1", STAND_IN_FAIL="extract_flow=3 pipeline=1")
     states = user.cluster.wait(*jobs.values(), seconds=90)
     assert states[jobs["verify"]] == "FAILED"
     later = (jobs["train"], jobs["score"], jobs["fuse"])
@@ -118,12 +116,13 @@ def test_a_failed_flow_task_is_verified_and_stops_the_training(user: User) -> No
     again = output.splitlines()[-1]
     assert again.startswith("to go on: python -m slurm submit --dataset=toy")
     assert again.endswith("--from=flow")
-    assert "--pass=flow=--fail" in again
     assert user.queued() == []
 
 
 def test_a_failed_training_stops_only_its_own_scores(user: User) -> None:
-    jobs = user.submit("--from=train", "--split=2", "--pass=train=--fail-stream", "--pass=train=temporal")
+    jobs = user.submit(
+        "--from=train", "--split=2", "--pass=train=--lighting=0.1", STAND_IN_FAIL="train,temporal=1"
+    )
     states = user.cluster.wait(*jobs.values(), seconds=90)
     train, score, fuse = (jobs[stage] for stage in ("train", "score", "fuse"))
     assert states == {
@@ -135,12 +134,16 @@ def test_a_failed_training_stops_only_its_own_scores(user: User) -> None:
     }
     _, output = user.slurm("status", "--dataset=toy")
     assert f"{train}_1 FAILED on n" in output
-    assert "error: this stream fails" in output
-    assert output.splitlines()[-1].endswith("--from=train")
+    assert "error: this is to fail" in output
+    again = output.splitlines()[-1]
+    assert again.startswith("to go on: python -m slurm submit --dataset=toy")
+    assert "--split=2" in again
+    assert "--pass=train=--lighting=0.1" in again
+    assert again.endswith("--from=train")
 
 
 def test_a_second_chain_waits_until_the_first_has_ended(user: User) -> None:
-    first = user.submit("--tasks=1", "--until=flow", "--pass=flow=--sleep", "--pass=flow=60")
+    first = user.submit("--tasks=1", "--until=flow", STAND_IN_SLEEP="60")
     code, output = user.slurm("submit", "--dataset=toy", "--until=flow")
     assert code == 1
     assert f"jobs {first['flow']} of the chain submitted last have not ended" in output
@@ -165,6 +168,10 @@ REFUSED = [
     (["--dataset=tyo"], "tyo"),
     (["--dataset=toy; touch executed"], "cannot be the name of a dataset"),
     (["--pass=tarin=x"], "expected STAGE=VALUE"),
+    (["--pass=train=--recepie=x"], "the command of stage 'train' does not take its arguments"),
+    (["--method=tvl2"], "the command of stage 'flow' does not take its arguments"),
+    (["--split=one"], "expected numbers"),
+    (["--from=train", "--until=flow"], "the order is"),
 ]
 
 
