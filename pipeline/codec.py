@@ -63,7 +63,8 @@ class Quantiser:
         name: says everything that fixes the table, for example "asinh s=5 bound=20"; shards record and compare it.
         table: float32[256], not decreasing.
         per_field: scale and offset follow each field's range instead of being 1 and 0: with a component's smallest and
-            largest value, offset = (largest + smallest) / 2 and scale = (largest - smallest) / 2, or 1 where that is 0.
+            largest value, offset = (largest + smallest) / 2 and scale = (largest - smallest) / 2, or 1 where that
+            is 0. Nothing counts as clipped then.
         edges: float32[255], computed from the table; a kernel that counts them gives the same levels on any device.
     """
 
@@ -105,7 +106,7 @@ class Quantiser:
             )  # fmt: skip
             if outside < 0:
                 raise ValueError(f"flow field {i} holds values that are not finite")
-            clipped[i] = outside / (height * width)
+            clipped[i] = 0 if self.per_field else outside / (height * width)
         mean = (sums * (MEAN_UNIT / (height * width))).astype(np.float32)
         return Quantised(levels.reshape(flow.shape), scale, offset, mean, clipped)
 

@@ -9,6 +9,13 @@ from numba import njit
 LARGEST_FINITE = np.finfo(np.float32).max
 
 
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def limited(value: np.float32, low: np.float32, high: np.float32) -> np.float32:
+    """The value within low..high, and low for NaN, so that what is computed from it is a valid index."""
+    raised = value if value > low else low
+    return raised if raised < high else high
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def quantise_field(
     x: npt.NDArray[np.float32],
@@ -38,18 +45,18 @@ def quantise_field(
     for pixel in range(x.size):
         value = x[pixel]
         finite &= abs(value) <= LARGEST_FINITE
-        x_sum += np.int64(np.rint(min(max(value, -limit), limit) * unit))
+        x_sum += np.int64(np.rint(limited(value, -limit, limit) * unit))
         value = (value - offset[0]) / scale[0]
-        inside = min(max(value, lowest), highest)
+        inside = limited(value, lowest, highest)
         outside = inside != value
         level = bins[np.uint32((inside - lowest) * bins_per_unit)]
         x_levels[pixel] = level + (inside >= edges[level])
 
         value = y[pixel]
         finite &= abs(value) <= LARGEST_FINITE
-        y_sum += np.int64(np.rint(min(max(value, -limit), limit) * unit))
+        y_sum += np.int64(np.rint(limited(value, -limit, limit) * unit))
         value = (value - offset[1]) / scale[1]
-        inside = min(max(value, lowest), highest)
+        inside = limited(value, lowest, highest)
         outside |= inside != value
         level = bins[np.uint32((inside - lowest) * bins_per_unit)]
         y_levels[pixel] = level + (inside >= edges[level])
