@@ -244,7 +244,7 @@ def parse_record(record: Any, name: str, folder: Path) -> Dataset:
         )
     if record["name"] != name:
         raise ValueError(f"name: expected {name!r}, found {record['name']!r}")
-    root = os.path.normpath(folder / as_text(record["root"]))
+    root = folder / as_text(record["root"])
     return Dataset(
         name=name,
         classes=tuple(as_text(label) for label in record["classes"]),

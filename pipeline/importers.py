@@ -216,7 +216,7 @@ class Builder:
 
 
 def read_ucf_lists(files: Sequence[Path]) -> Lists:
-    """UCF-101's lists: classInd.txt (may be absent), trainlistNN.txt, testlistNN.txt."""
+    """UCF-101's lists: trainlistNN.txt, testlistNN.txt and classInd.txt, for which the train lists' labels can stand."""
     index: dict[str, int] = {}
     for path in files:
         if path.name != "classInd.txt":
@@ -229,6 +229,7 @@ def read_ucf_lists(files: Sequence[Path]) -> Lists:
                 )
             index[canonical_class(name.strip())] = int(label)
     builder = Builder()
+    learned: dict[str, int] = {}
     for path in sorted(files):
         kind = UCF_LIST.fullmatch(path.name)
         if kind is None:
@@ -243,14 +244,16 @@ def read_ucf_lists(files: Sequence[Path]) -> Lists:
                 raise InputError(f"{where}: expected Class/name.avi, found {line!r}")
             if index and label not in index:
                 raise InputError(f"{where}: class {label!r} is not in classInd.txt")
-            if index and labels and labels[-1] != index[label]:
+            if labels and labels[-1] != (index or learned).setdefault(label, labels[-1]):
+                source = "in classInd.txt" if index else "on an earlier line"
+                expected = (index or learned)[label]
                 raise InputError(
-                    f"{where}: expected label {index[label]} of {label} in classInd.txt, found {labels[-1]}"
+                    f"{where}: expected label {expected} of {label} {source}, found {labels[-1]}"
                 )
             builder.add(label, name, where, split, side)
-    if index:
-        return builder.lists(sorted(index, key=index.__getitem__))
-    return builder.lists(sorted({video_id.split("/")[0] for video_id in builder.paths}))
+    classes = index.keys() or {video_id.split("/")[0] for video_id in builder.paths}
+    order = index or learned
+    return builder.lists(sorted(classes, key=lambda label: (order.get(label, len(order) + 1), label)))
 
 
 def read_hmdb_lists(files: Sequence[Path]) -> Lists:
@@ -467,7 +470,7 @@ def scan(root: Path, follow_links: bool = False) -> Found:
     def leads_outside(entry: os.DirEntry[str]) -> bool:
         if not entry.is_symlink():
             return False
-        target = Path(entry.path).resolve()
+        target = Path(os.path.realpath(entry.path))  # Path.resolve raises for a link that leads to itself
         return not target.exists() or (not follow_links and not target.is_relative_to(real))
 
     def visit(folder: str, relative: str, depth: int) -> bool:
@@ -482,7 +485,8 @@ def scan(root: Path, follow_links: bool = False) -> Found:
                 if suffix in PICTURE_SUFFIXES:
                     pictures += any(character.isdigit() for character in name)
                     continue
-                is_folder = entry.is_dir()
+                # DirEntry.is_dir raises for a link that leads to itself.
+                is_folder = Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
                 if not is_folder and suffix not in VIDEO_SUFFIXES:
                     continue
                 others += 1
@@ -633,16 +637,24 @@ def probe(path: Path) -> Header:
 
 def probe_all(paths: Sequence[Path], jobs: int = -1) -> list[Header]:
     """`probe` of each path, over processes if there are many, with a progress bar on a terminal."""
+    from concurrent.futures.process import BrokenProcessPool
+
     from joblib import Parallel, delayed
 
     jobs = jobs if len(paths) > 100 else 1  # starting processes takes longer than a hundred headers
     headers: Iterable[Header] = Parallel(n_jobs=jobs, return_as="generator")(
         delayed(probe)(path) for path in paths
     )
-    if not sys.stderr.isatty():
-        return list(headers)
-    with click.progressbar(headers, len(paths), "reading headers", file=sys.stderr) as bar:
-        return list(bar)
+    try:
+        if not sys.stderr.isatty():
+            return list(headers)
+        with click.progressbar(headers, len(paths), "reading headers", file=sys.stderr) as bar:
+            return list(bar)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that read headers died, because of a damaged video or for want of memory: import with "
+            "--no-probe, and the extraction will tell which video it is"
+        ) from error
 
 
 def read_counts(path: Path) -> dict[str, int]:

@@ -161,6 +161,21 @@ def test_lists_with_crlf_give_classes_labels_and_sides(few: tuple[Path, Path]) -
     assert made.videos["Archery/v_Archery_g02_c01"].group == "Archery/g02"
 
 
+def test_without_a_class_list_the_labels_of_the_train_lists_order_the_classes(tmp_path: Path) -> None:
+    # Sorted by name HammerThrow comes first; UCF-101's labels have Hammering first.
+    lists = write(
+        tmp_path / "lists",
+        trainlist01__txt="HammerThrow/a.avi 2\nHammering/b.avi 1\n",
+        testlist01__txt="HammerThrow/c.avi\nHammering/d.avi\n",
+    )
+    assert read_lists(lists).classes == ("Hammering", "HammerThrow")
+    write(lists, trainlist01__txt="Hammering/a.avi 2\nHammering/b.avi 1\n")
+    with pytest.raises(
+        InputError, match=r"trainlist01.txt:2: expected label 2 of Hammering on an earlier line"
+    ):
+        read_lists(lists)
+
+
 @pytest.mark.parametrize("folder", ["HandStandPushups", "HandstandPushups"])
 @pytest.mark.parametrize("word", ["HandStandPushups", "HandstandPushups"])
 def test_both_spellings_of_handstand_pushups_are_one_class(
@@ -430,9 +445,11 @@ def test_a_folder_of_numbered_frames_is_a_video_and_one_of_other_pictures_is_not
 
 
 def test_names_that_no_system_can_pass_on_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "a/x.avi", "a/line\nbreak.avi")
-    with pytest.raises(InputError, match=r"names: 1 name that cannot be used: 'a/line\\nbreak.avi'"):
+    touch(tmp_path, "a/x.avi", "a/line\nbreak.avi", os.fsdecode(b"a/latin-\xfc.avi"))
+    with pytest.raises(InputError, match="names: 2 names that cannot be used") as caught:
         import_dataset("folder", "x", tmp_path, headers=False)
+    assert r"'a/line\nbreak.avi'" in str(caught.value)
+    assert str(caught.value).isascii()
 
 
 def test_links_that_lead_outside_are_refused_unless_asked_for(tmp_path: Path) -> None:
@@ -448,7 +465,8 @@ def test_links_that_lead_outside_are_refused_unless_asked_for(tmp_path: Path) ->
     made = import_dataset("folder", "x", videos, headers=False, follow_links=True).dataset
     assert set(made.videos) == {"a/1", "a/inside", "a/x", "b/y"}
     (videos / "a/broken.avi").symlink_to("nowhere.avi")
-    assert scan(videos, follow_links=True).outside == ("a/broken.avi",)
+    (videos / "a/loop.avi").symlink_to("loop.avi")
+    assert scan(videos, follow_links=True).outside == ("a/broken.avi", "a/loop.avi")
 
 
 def test_a_folder_without_lists_gets_three_splits_that_hold_out_every_group_once(tmp_path: Path) -> None:
