@@ -3,8 +3,8 @@
 **Parity planes.** During a level every array of the linear solver lies in four planes, by row parity p and column
 parity q: pixel (y, x) is element `origin + (y // 2) * pitch + x // 2` of plane 2 p + q. A red-black colour is then two
 whole planes, and each of a pixel's neighbours lies in one other plane at one constant offset, so that a sweep is a flat
-loop over contiguous memory. One guard column and guard rows hold what lies beyond the border: mirrored flow, zero
-diffusivity.
+loop over contiguous memory. One guard column (left of a row, and so right of the row before) and guard rows hold what
+lies beyond the border: mirrored flow, zero diffusivity.
 
 **Wavefront.** One pass over a level's blocks of rows does a whole inner iteration: diffusivities of block i, equations
 of block i - 1, and SOR half-sweep k on block i - 1 - k. Each half-sweep sees exactly the values that it would see in
@@ -90,7 +90,7 @@ def _resample(source, first_y, weights_y, first_x, weights_x, rows, target, fact
 
 @_kernel
 def _reflected(index, size, low):  # type: ignore[no-untyped-def]
-    """Index of the pixel that stands beyond the border; `low` is 0 (edge repeated) or 1 (one further in, as OpenCV)."""
+    """Index of the pixel that stands beyond the border; `low` is 0 (edge repeated) or 2 (OpenCV: -1 -> 2)."""
     if index < 0:
         index = low - 1 - index
     if index >= size:
@@ -229,7 +229,24 @@ def _linearise(first, second, u, v, data, origin, pitch, mirror):  # type: ignor
 
 @_loop
 def _linearise_row(  # type: ignore[no-untyped-def]
-    first, second, u, v, ix, iy, ixx, ixy, iyy, constant, constant_x, constant_y, y, q, height, width, start, mirror
+    first,
+    second,
+    u,
+    v,
+    ix,
+    iy,
+    ixx,
+    ixy,
+    iyy,
+    constant,
+    constant_x,
+    constant_y,
+    y,
+    q,
+    height,
+    width,
+    start,
+    mirror,
 ):
     """The pixels of one row in one plane."""
     limit_x, limit_y = np.float32(width - 1), np.float32(height - 1)
@@ -274,7 +291,10 @@ def _blend(image, a, b, c, d, weights, channel):  # type: ignore[no-untyped-def]
     """Weighted mean of one channel of four pixels."""
     k = np.uint64(channel)
     return (
-        weights[0] * image[a + k] + weights[1] * image[b + k] + weights[2] * image[c + k] + weights[3] * image[d + k]
+        weights[0] * image[a + k]
+        + weights[1] * image[b + k]
+        + weights[2] * image[c + k]
+        + weights[3] * image[d + k]
     )
 
 
@@ -358,12 +378,14 @@ def _inner_iteration(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     _mirror_guards(u, origin, pitch, height, width)
     _mirror_guards(v, origin, pitch, height, width)
-    sy[0, origin + pairs * pitch : origin + (pairs + 1) * pitch] = 0
-    sy[1, origin + pairs * pitch : origin + (pairs + 1) * pitch] = 0
+    # A block's rows begin at their left guard.
+    first, last = origin - 1, origin - 1 + (pairs - 1) * pitch
+    sx[:, last + pitch] = 0
+    sy[:2, last + pitch : last + 2 * pitch] = 0
     for front in range(blocks + 2 * sweeps):
         if front < blocks:
-            begin = origin + front * rows * pitch
-            end = origin + min((front + 1) * rows, pairs) * pitch
+            begin = first + front * rows * pitch
+            end = first + min((front + 1) * rows, pairs) * pitch
             for plane in range(4):
                 p, q = plane // 2, plane % 2
                 h, w, d = plane ^ 1, plane ^ 2, plane ^ 3
@@ -372,19 +394,18 @@ def _inner_iteration(  # type: ignore[no-untyped-def]
                     begin, end, q - 1, q, (p - 1) * pitch, p * pitch,
                 )  # fmt: skip
             for start in range(begin, end, pitch):
-                sx[0, start] = sx[2, start] = 0
-                sx[width % 2, start + width // 2] = sx[2 + width % 2, start + width // 2] = 0
+                sx[:, start] = 0
+                sx[0, start + 1] = sx[2, start + 1] = 0
+                if width % 2:
+                    sx[1, start + pitch - 1] = sx[3, start + pitch - 1] = 0
             if front == 0:
-                sy[0, origin : origin + pitch] = 0
-                sy[1, origin : origin + pitch] = 0
+                sy[:2, first : first + pitch] = 0
             if front == blocks - 1 and height % 2:
-                last = origin + (pairs - 1) * pitch
-                sy[2, last : last + pitch] = 0
-                sy[3, last : last + pitch] = 0
+                sy[2:, last : last + pitch] = 0
         block = front - 1
         if 0 <= block < blocks:
-            begin = origin + block * rows * pitch
-            end = origin + min((block + 1) * rows, pairs) * pitch
+            begin = first + block * rows * pitch
+            end = first + min((block + 1) * rows, pairs) * pitch
             for plane in range(4):
                 p, q = plane // 2, plane % 2
                 h, w = plane ^ 1, plane ^ 2
@@ -397,20 +418,18 @@ def _inner_iteration(  # type: ignore[no-untyped-def]
                 )  # fmt: skip
             # Beyond the border nothing moves.
             for start in range(begin, end, pitch):
-                for plane in range(4):
-                    for k in range((width - plane % 2 + 1) // 2, pitch):
-                        step_u[plane, start + k] = 0
-                        step_v[plane, start + k] = 0
+                step_u[:, start] = step_v[:, start] = 0
+                if width % 2:
+                    beyond = start + pitch - 1
+                    step_u[1, beyond] = step_v[1, beyond] = step_u[3, beyond] = step_v[3, beyond] = 0
             if block == blocks - 1 and height % 2:
-                last = origin + (pairs - 1) * pitch
-                for plane in range(2, 4):
-                    step_u[plane, last : last + pitch] = 0
-                    step_v[plane, last : last + pitch] = 0
+                step_u[2:, last : last + pitch] = 0
+                step_v[2:, last : last + pitch] = 0
         for half in range(2 * sweeps):
             block = front - 1 - half
             if 0 <= block < blocks:
-                begin = origin + block * rows * pitch
-                end = origin + min((block + 1) * rows, pairs) * pitch
+                begin = first + block * rows * pitch
+                end = first + min((block + 1) * rows, pairs) * pitch
                 for p in range(2):
                     q = (p + half) % 2
                     plane = 2 * p + q
@@ -477,7 +496,7 @@ def prepare_frame(
     prepared: PreparedFrame,
 ) -> None:
     """Fill `prepared` with the levels of a frame, uint8[H, W]."""
-    low = int(parameters.pyramid == "opencv")
+    low = 2 if parameters.pyramid == "opencv" else 0
     image, other = 0, 1
     np.divide(frame, np.float32(255), out=workspace.field(image, levels[0]), dtype=np.float32)
     for index, level in enumerate(levels):
