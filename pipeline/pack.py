@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
-import h5py
 
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
@@ -25,6 +24,7 @@ from pipeline.shard import (
     faults,
     index_pack,
     index_shards,
+    new_file,
     open_shard,
     verify_written,
     write_attributes,
@@ -51,7 +51,7 @@ def write_pack(path: Path, members: Iterable[ShardAddress]) -> None:
 
     with (
         atomic.writing(path, verify=verify) as temporary,
-        h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+        new_file(temporary) as file,
     ):
         write_attributes(file, {"format": PACK_FORMAT, "version": VERSION})
         for address in addresses:
@@ -76,7 +76,7 @@ def unpack(address: ShardAddress, path: Path) -> None:
     check_whole(address)
     with (
         atomic.writing(path, verify=verify_written) as temporary,
-        h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+        new_file(temporary) as file,
         open_shard(address) as shard,
     ):
         copy_shard(shard, file)

@@ -8,6 +8,7 @@ use after fork.
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -446,8 +447,9 @@ def _opened(address: ShardAddress) -> Iterator[tuple[Any, int]]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, without quotes around it."""
-    return str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__
+    """The first line of an exception's message."""
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return message.splitlines()[0] if message else type(error).__name__
 
 
 def _access() -> h5py.h5p.PropFAID:
@@ -473,8 +475,11 @@ def _child(group: Any, name: str, opened: Callable[[Any, bytes], Any]) -> Any:
         if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
             raise Invalid(f"{name!r} is a link to elsewhere, which is refused")
         return opened(group, key)
-    except KeyError as error:
-        raise Invalid(f"it has no {name!r} of the kind expected") from error
+    except (KeyError, RuntimeError) as error:
+        fault = (
+            f"its {name!r} cannot be opened ({first_line(error)})" if key in group else f"it has no {name!r}"
+        )
+        raise Invalid(fault) from error
 
 
 def _attribute(owner: Any, name: str, kind: Any) -> Any:
@@ -620,6 +625,43 @@ def check(address: str | Path | ShardAddress, request: Request) -> Standing:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
+class DiskFile(io.FileIO):
+    """A file for HDF5 to write to, which keeps the first error instead of raising it.
+
+    HDF5 ends the process, or crashes, when the last blocks of metadata cannot be written at closing (HDF5 2.0). So it
+    is told that all is well, and `new_file` raises what happened.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view) and self.error is None:
+            try:
+                written += super().write(view[written:])
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file of format 1.10 to write into; OSError if the disk did not take it."""
+    with DiskFile(path, "w+") as disk:
+        with h5py.File(disk, "w", libver=("v110", "v110")) as file:
+            yield file
+        if disk.error is not None:
+            raise disk.error
+
+
 class Spool:
     """Streams on their way into a shard: appended to a nameless file, which no crash leaves behind."""
 
@@ -761,7 +803,7 @@ class ShardWriter:
         }
         with (
             atomic.writing(self.path, verify=verify_written) as temporary,
-            h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+            new_file(temporary) as file,
         ):
             write_attributes(file, attributes)
             for part in ("frames", *DIRECTIONS):

@@ -413,9 +413,14 @@ def test_reading_a_damaged_stream_names_the_file_and_the_stream(tmp_path):
 def test_leaving_without_finish_leaves_nothing(tmp_path):
     path = tmp_path / "sub" / "x.h5"
     coding = codec()
-    with pytest.raises(ValueError, match="not finite"), ShardWriter(path, request(), coding) as writer:
-        for flow in (smooth_flow(2), smooth_flow(2) * np.float32(np.nan)):
-            writer.add_flows("forward", coding.quantiser.quantise(flow))
+
+    def fail() -> None:
+        with ShardWriter(path, request(), coding) as writer:
+            for flow in (smooth_flow(2), smooth_flow(2) * np.float32(np.nan)):
+                writer.add_flows("forward", coding.quantiser.quantise(flow))
+
+    with pytest.raises(ValueError, match="not finite"):
+        fail()
     with ShardWriter(path, request(), coding) as writer:
         writer.add_flows("forward", coding.quantiser.quantise(smooth_flow(2)))
     assert list(path.parent.iterdir()) == []
