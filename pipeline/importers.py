@@ -216,7 +216,7 @@ class Builder:
 
 
 def read_ucf_lists(files: Sequence[Path]) -> Lists:
-    """UCF-101's lists: trainlistNN.txt, testlistNN.txt and classInd.txt, for which the train lists' labels can stand."""
+    """UCF-101's lists: trainlistNN.txt, testlistNN.txt and classInd.txt, for which the train labels can stand."""
     index: dict[str, int] = {}
     for path in files:
         if path.name != "classInd.txt":

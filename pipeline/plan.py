@@ -73,7 +73,7 @@ def describe(cost: Mapping[str, int], parts: Sequence[Sequence[Video]]) -> list[
         f"work (frames x pixels): largest share {max(loads) / mean:.3f} times the mean, "
         f"smallest {min(loads) / mean:.3f} times",
     ]
-    if cost and max(cost.values()) > 1.01 * mean:
+    if cost and max(cost.values()) == max(loads) > 1.01 * mean:
         longest = max(cost, key=lambda video_id: (cost[video_id], video_id))
         lines.append(
             f"the longest video alone, {longest}, is {cost[longest] / mean:.3f} times the mean: "

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import catalog, importers
 from pipeline.catalog import Dataset
@@ -80,6 +85,63 @@ def test_spellings_of_one_name_have_one_key() -> None:
 )
 def test_a_listed_path_may_hold_spaces_and_numbers(line: str, path: str, numbers: list[int]) -> None:
     assert split_labels(line) == (path, numbers)
+
+
+# What may stand in a name that a line of a list holds: no control characters, no white space at its ends.
+NAME = (
+    st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="/"), min_size=1, max_size=12)
+    .map(lambda text: unicodedata.normalize("NFC", text))
+    .filter(lambda text: not text.startswith(".") and len(text.encode()) < 150)
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(NAME, st.lists(NAME, min_size=1, max_size=3).map(" ".join)),
+        min_size=1,
+        max_size=8,
+        unique_by=lambda video: "/".join(video).lower(),
+    )
+)
+def test_lists_of_every_form_give_back_the_names_they_were_written_with(
+    tmp_path: Path, videos: list[tuple[str, str]]
+) -> None:
+    ids = [f"{label}/{stem}" for label, stem in videos]
+    classes = sorted({label for label, _ in videos})
+    train, test = ids[::2], ids[1::2]
+    number = {label: index for index, label in enumerate(classes)}
+    numbered = {video: f"{video}.avi {number[video.split('/')[0]]}\n" for video in ids}
+    forms = {
+        "ucf": {
+            "trainlist01__txt": "".join(numbered[video] for video in train),
+            "testlist01__txt": "".join(f"{video}.avi\r\n" for video in test),
+        },
+        "paths": {
+            "train__txt": "".join(numbered[video] for video in train),
+            "val__txt": "".join(numbered[video].replace(".avi ", ".avi 300 ") for video in test),
+        },
+        "csv": {
+            "all_test__csv": csv_text(
+                [["label", "path", "split"]]
+                + [
+                    [video.split("/")[0], f"{video}.avi", "train" if video in train else "test"]
+                    for video in ids
+                ]
+            )
+        },
+    }
+    for form, files in forms.items():
+        shutil.rmtree(tmp_path / form, ignore_errors=True)
+        lists = read_lists(write(tmp_path / form, **files))
+        assert (lists.splits[1].train, lists.splits[1].test) == (tuple(train), tuple(test)), form
+        assert set(lists.classes) == set(classes), form
+
+
+def csv_text(rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 # --- official datasets ---------------------------------------------------------------------------------------------
