@@ -111,7 +111,8 @@ def explain(problems: Mapping[str, str], total: int, dataset: str, spec: VolumeS
         lines.append(f"  and {len(problems) - LISTED} more")
     wanted = "--rgb" if spec.stream == "spatial" else f"--direction {spec.direction}"
     lines.append(
-        f"make them with: python -m extract_flow --dataset {dataset} {wanted}\nor train on the rest with --allow-missing"
+        f"make them with: python -m extract_flow --dataset {dataset} {wanted}\n"
+        "or train on the rest with --allow-missing"
     )
     return "\n".join(lines)
 
@@ -139,9 +140,9 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     out: dict[int, int] = dict.fromkeys(total, 0)
     for label in sorted(total):
         for group in order:
-            if out[label] >= share * total[label] - 0.5 * groups[group].get(label, 0):
-                if out[label]:
-                    break
+            # The next group is taken if that comes nearer to the share than stopping.
+            if out[label] and out[label] >= share * total[label] - 0.5 * groups[group].get(label, 0):
+                break
             if group in held or label not in groups[group]:
                 continue
             if all(out[other] + count < total[other] for other, count in groups[group].items()):

@@ -143,15 +143,13 @@ def read_volumes(
         length = indices.shape[1]
         _read(shard, direction, indices.reshape(-1), box, levels[:, done : done + length])
         done += length
-        table = np.broadcast_to(shard.table(direction), (*indices.shape, 256))
-        parts.append((table, *(of(direction)[indices] for of in (shard.scale, shard.offset, shard.mean))))
-    about = [torch.from_numpy(np.concatenate(part, axis=1)) for part in zip(*parts, strict=True)]
-    return RawFlow(
-        torch.from_numpy(levels),
-        *about,
-        size=size,
-        zoom=torch.full((count,), zoom(spec, shard.height, shard.width)),
+        tables = np.broadcast_to(shard.table(direction), (*indices.shape, 256))
+        parts.append((tables, *(of(direction)[indices] for of in (shard.scale, shard.offset, shard.mean))))
+    table, scale, offset, mean = (
+        torch.from_numpy(np.concatenate(part, axis=1)) for part in zip(*parts, strict=True)
     )
+    zooms = torch.full((count,), zoom(spec, shard.height, shard.width))
+    return RawFlow(torch.from_numpy(levels), table, scale, offset, mean, size, zooms)
 
 
 def _read(
@@ -197,7 +195,8 @@ def read_image(path: Path, short_side: int) -> npt.NDArray[np.uint8]:
         ratio = short_side / min(height, width)
         size = max(round(width * ratio), short_side), max(round(height * ratio), short_side)
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    rgb: npt.NDArray[np.uint8] = np.ascontiguousarray(image[:, :, ::-1])
+    return rgb
 
 
 # --- samples and batches ------------------------------------------------------------------------------------------
@@ -267,7 +266,8 @@ class SampleReader(TorchDataset[Batch]):
             raw = read_volumes(source, self.spec, sample.positions, box, out)
             self._opened(source)
             return raw
-        assert sample.image is not None and box is not None
+        assert sample.image is not None
+        assert box is not None
         top, left, height, width = box
         out[:, :height, :width] = sample.image[top : top + height, left : left + width]
         return RawFrames(torch.from_numpy(out), torch.tensor([[height, width]]))
@@ -351,7 +351,7 @@ def shared_empty(shape: tuple[int, ...]) -> Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def ignore_signals(worker: int) -> None:

@@ -1,10 +1,10 @@
 """Processes that train one network together: under torchrun, under srun, or one alone.
 
-torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. srun sets SLURM_PROCID, SLURM_STEP_NUM_TASKS and
-SLURM_LOCALID; the meeting point then follows from the job, without resolving a node's name:
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. srun sets SLURM_PROCID, SLURM_STEP_NUM_TASKS
+and SLURM_LOCALID; the meeting point then follows from the job, without resolving a node's name:
 
-- address: MASTER_ADDR if set; else 127.0.0.1 if the step runs on one node; else SLURM_LAUNCH_NODE_IPADDR, the address of
-  the node that ran srun, which in a batch job is the first one, where rank 0 runs;
+- address: MASTER_ADDR if set; else 127.0.0.1 if the step runs on one node; else SLURM_LAUNCH_NODE_IPADDR, the address
+  of the node that ran srun, which in a batch job is the first one, where rank 0 runs;
 - port: MASTER_PORT if set; else 20000 + (job id * 16 + step) modulo 20000, so that the tasks of an array, each of which
   has a job id of its own, do not meet on a shared node.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
@@ -48,8 +47,8 @@ def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
     """Load other weights into a network; returns in words what was done.
 
     A first layer for RGB becomes one for flow by its mean over the three channels, repeated for every input channel
-    (Wang et al. 2015, cross-modality). The last layer is kept if it is for the same classes (a run's checkpoint) or has the same
-    size (a plain state dict); otherwise it starts afresh.
+    (Wang et al. 2015, cross-modality). The last layer is kept if it is for the same classes (a run's checkpoint) or
+    has the same size (a plain state dict); otherwise it starts afresh.
 
     Raises:
         InputError: names or shapes that do not fit, all of them in one message.
@@ -98,7 +97,7 @@ def cross_modality(filters: Tensor, channels: int) -> Tensor:
 
 
 def freeze(network: Network, trained: str, partial_bn: bool) -> list[nn.Module]:
-    """Switch off learning where the recipe wants it; returns the batch normalisations that must stay in evaluation mode.
+    """Switch off learning where the recipe wants it; returns the normalisations that must stay in evaluation mode.
 
     Args:
         network: changed in place.

@@ -14,7 +14,7 @@ CURVES = "curves.png"
 
 
 class RunLog:
-    """The log of a run folder, one JSON object per line; lines with "loss" are iterations, with "validation" are that."""
+    """The log of a run folder, one JSON object per line: an iteration ("loss") or a validation ("validation")."""
 
     def __init__(self, folder: Path, resumed_at: int, tensorboard: bool) -> None:
         """Open the log; records of iterations after `resumed_at`, which will be done again, are dropped."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_type_hints
 
 from pipeline.errors import InputError
 from train.models import MODELS
-from train.volume import COLOUR_MEAN, COLOUR_STD, DIRECTIONS, STACKINGS, STREAMS, Stream, VolumeSpec
+from train.volume import COLOUR_MEAN, COLOUR_STD, DIRECTIONS, STACKINGS, STREAMS, VolumeSpec
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -117,7 +117,7 @@ class Recipe:
             )
         return share
 
-    def volume(self, stream: Stream) -> VolumeSpec:
+    def volume(self, stream: str) -> VolumeSpec:
         """What the network's input is made of.
 
         Raises:
@@ -126,7 +126,7 @@ class Recipe:
         if self.stream not in ("either", stream):
             raise InputError(f"this recipe is for the {self.stream} stream, not the {stream} one")
         names = {entry.name for entry in dataclasses.fields(VolumeSpec)} - {"stream"}
-        return VolumeSpec(stream=stream, **{name: getattr(self, name) for name in names})
+        return VolumeSpec.from_dict({"stream": stream, **{name: getattr(self, name) for name in names}})
 
     def learning_rate_at(self, iteration: int) -> float:
         """Learning rate of an iteration, counted from 0."""
@@ -242,7 +242,7 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def to_toml(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """A resolved recipe as TOML, with the run's dataset, split and the like in a table that `load_recipe` passes over."""
+    """A resolved recipe as TOML, and the run's dataset, split and the like in a table that `load_recipe` skips."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in recipe.items()]
     lines += ["", "[run]"] + [
         f"{key} = {json.dumps(value)}" for key, value in run.items() if value is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from train.dataset import Batch, TrainingReader, ValidationReader, ignore_signal
 from train.distributed import World
 from train.initialise import freeze, initialise
 from train.log import RunLog, draw_curves
-from train.models import Network, build
+from train.models import build
 from train.recipe import Recipe, to_toml
 from train.sampler import Schedule, share
 from train.volume import VolumeSpec
@@ -117,7 +118,8 @@ def train(
         say: called with lines for the user, in the first process.
 
     Raises:
-        InputError: impossible combinations, configuration differences on resuming, a loss that is not finite, a full disk.
+        InputError: impossible combinations, configuration differences on resuming, a loss that is not finite, a full
+            disk.
     """
     trainer = Trainer(
         recipe, spec, material, dict(run), options, world, say if world.first else lambda _: None
@@ -154,7 +156,7 @@ class Trainer:
         bounds = [0]
         for classes in material.heads.values():
             bounds.append(bounds[-1] + len(classes))
-        self.ranges = list(zip(bounds, bounds[1:], strict=False))
+        self.ranges = list(itertools.pairwise(bounds))
         self.reader = TrainingReader(material.train, spec, recipe)
         torch.manual_seed(recipe.seed)
         self.network = build(recipe.model, spec.channels, bounds[-1], recipe.dropout, spec.crop)
@@ -226,8 +228,8 @@ class Trainer:
             return None
         if self.options.resume == "no":
             raise InputError(
-                f"{self.options.folder} holds {len(found)} checkpoint(s): remove the folder to start again, choose another "
-                "--run, or leave out --resume no to go on"
+                f"{self.options.folder} holds {len(found)} checkpoint(s): remove the folder to start again, choose "
+                "another --run, or leave out --resume no to go on"
             )
         for path in found:
             try:
@@ -320,7 +322,7 @@ class Trainer:
             reader,
             batch_sampler=schedule,
             num_workers=workers,
-            collate_fn=as_it_is,
+            collate_fn=as_it_is,  # type: ignore[arg-type]
             pin_memory=self.world.device.type == "cuda",
             worker_init_fn=ignore_signals,
             prefetch_factor=2 if workers else None,
@@ -567,7 +569,7 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
     edges = [count * i // pieces for i in range(pieces + 1)]
     return [
         Batch(type(batch.raw)(*(part[a:b] for part in batch.raw)), *(part[a:b] for part in batch[1:]))
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
         if a < b
     ]
 
@@ -627,19 +629,9 @@ def configuration_differences(before: Mapping[str, Any], now: Mapping[str, Any])
 
 def link_best(folder: Path, iteration: int) -> None:
     """Make best.pt the checkpoint of an iteration: another name for the file where links exist, else a copy."""
-    import shutil
-
     source = folder / f"checkpoint-{iteration:08d}.pt"
     with atomic.writing(folder / BEST) as temporary:
         try:
             temporary.hardlink_to(source)
         except OSError:
             shutil.copyfile(source, temporary)
-
-
-def stderr(text: str) -> None:
-    """Print for the user, at once."""
-    print(text, file=sys.stderr, flush=True)
-
-
-__all__ = ["RESUME_LATER", "Network", "Options", "train"]

@@ -171,8 +171,8 @@ def flow_indices(
     """Which flows make the volume at a position: indices of forward and of backward flows, in stacking order.
 
     Forward flow i leads from frame i to i + step and backward flow i from frame i + step to i, so every flow of a
-    volume begins where the one before ends. Position p is frame p of a forward volume, p + L/2 * step of a bi-directional and
-    p + L * step of a backward one. Sequences that run out of flows repeat their last.
+    volume begins where the one before ends. Position p is frame p of a forward volume, p + L/2 * step of a
+    bi-directional and p + L * step of a backward one. Sequences that run out of flows repeat their last.
 
     Raises:
         ValueError: position outside `position_count`.
