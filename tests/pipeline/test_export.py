@@ -1,0 +1,219 @@
+"""Other tools' layouts: their names, their bytes, and back again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_shards import HEIGHT, WIDTH, make_shard
+
+from pipeline import export
+from pipeline.shard import open_shard
+
+NAMES = ["plain", "a.b", "-dash", "50%d", "it's", 'a"b', "a;b#c&d", "[x](y)", "ü 語"]
+
+
+@pytest.fixture
+def shard_file(tmp_path) -> Path:
+    return make_shard(
+        tmp_path / "shards" / "A" / "v.h5", video="A/v", frames=True, directions=("forward", "backward")
+    )
+
+
+def run(command, *arguments: object, status: int = 0) -> str:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@given(value=st.floats(-40, 40, width=32), bound=st.sampled_from([15.0, 20.0, 32.0]))
+@settings(max_examples=100, deadline=None)
+def test_the_mapping_is_that_of_the_fields_extractors(value, bound):
+    def cast(v: float, low: float, high: float) -> int:
+        return (
+            255 if v > high else 0 if v < low else round(255 * (v - low) / (high - low))
+        )  # cvRound: half to even
+
+    assert export.field_levels(np.float32([value]), bound)[0] == cast(value, -bound, bound)
+
+
+@pytest.mark.parametrize(("layout", "first"), [("tsn", 1), ("denseflow", 0)])
+def test_image_layouts_have_the_tools_names_and_values(tmp_path, shard_file, layout, first):
+    run(export.command, shard_file, "--layout", layout, "--output", tmp_path / "out", "--bound", 15)
+    folder = tmp_path / "out" / "A" / "v"
+    expected = [f"flow_{c}_{first + i:05d}.jpg" for c in "xy" for i in range(4)]
+    assert names(folder) == expected + [f"img_{first + i:05d}.jpg" for i in range(5)]
+    with open_shard(shard_file) as shard:
+        flow, frames = shard.flows(0, 4), shard.frames(0, 5)
+    for i in range(4):
+        for component, c in enumerate("xy"):
+            levels = np.clip(np.rint(255 * (flow[i, component].astype(float) + 15) / 30), 0, 255).astype(
+                np.uint8
+            )
+            expected_file = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+            assert (folder / f"flow_{c}_{first + i:05d}.jpg").read_bytes() == expected_file
+    image = cv2.imread(str(folder / f"img_{first + 4:05d}.jpg"))
+    assert np.array_equal(image[:, :, ::-1], frames[4])
+
+
+def test_flo_files_are_read_by_opencv(tmp_path, shard_file):
+    run(
+        export.command, shard_file, "--layout", "flo", "--output", tmp_path / "out", "--direction", "backward"
+    )
+    with open_shard(shard_file) as shard:
+        flow = shard.flows(3, 4, "backward")[0]
+    assert np.array_equal(
+        cv2.readOpticalFlow(str(tmp_path / "out/A/v/flow_00003.flo")), flow.transpose(1, 2, 0)
+    )
+
+
+def test_npy_files_are_read_by_numpy(tmp_path, shard_file):
+    run(export.command, tmp_path / "shards", "--layout", "npy", "--output", tmp_path / "out")
+    with open_shard(shard_file) as shard:
+        assert np.array_equal(np.load(tmp_path / "out/A/v/flow.npy"), shard.flows(0, 4))
+        assert np.array_equal(np.load(tmp_path / "out/A/v/frames.npy"), shard.frames(0, 5))
+
+
+def test_a_second_export_keeps_what_is_there_unless_told(tmp_path, shard_file):
+    arguments = [shard_file, "--layout", "tsn", "--output", tmp_path / "out"]
+    run(export.command, *arguments)
+    mark = tmp_path / "out" / "A" / "v" / "mark"
+    mark.write_text("")
+    assert "1 there already" in run(export.command, *arguments)
+    assert mark.exists()
+    run(export.command, *arguments, "--overwrite")
+    assert not mark.exists()
+
+
+def test_a_damaged_shard_leaves_no_folder_and_fails(tmp_path, shard_file):
+    with open_shard(shard_file) as shard:
+        place = shard.part("forward").begin + int(shard.part("forward").start[2])
+    with shard_file.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\0\0\0\0")
+    make_shard(tmp_path / "shards" / "A" / "w.h5", video="A/w")
+    output = run(
+        export.command, tmp_path / "shards", "--layout", "tsn", "--output", tmp_path / "out", status=1
+    )
+    assert "1 exported, 0 there already" in output
+    assert "forward 2" in output
+    assert names(tmp_path / "out" / "A") == ["w"]
+
+
+@pytest.mark.parametrize("video", ["../v", "A/../../v", "/v", "A//v", "A/."])
+def test_a_video_name_that_leads_out_of_the_output_is_refused(tmp_path, video):
+    path = make_shard(tmp_path / "x.h5", video=video)
+    assert "lead out" in run(export.command, path, "--layout", "npy", "--output", tmp_path / "out", status=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("layout", ["tsn", "denseflow"])
+def test_names_survive_export_and_import(tmp_path, name, layout):
+    make_shard(tmp_path / "shards" / "Class" / f"{name}.h5", video=f"Class/{name}", flows=1)
+    run(export.command, tmp_path / "shards", "--layout", layout, "--output", tmp_path / "out")
+    run(export.import_command, tmp_path / "out", "--bound", 20, "--output", tmp_path / "back")
+    with open_shard(tmp_path / "back" / "Class" / f"{name}.h5") as shard:
+        assert shard.video == f"Class/{name}"
+
+
+def test_imported_flow_is_the_images_bytes_exactly(tmp_path, shard_file):
+    run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out", "--bound", 12)
+    run(export.import_command, tmp_path / "out", "--bound", 12, "--output", tmp_path / "back")
+    folder = tmp_path / "out" / "A" / "v"
+    with open_shard(tmp_path / "back" / "A" / "v.h5") as shard:
+        levels = shard.levels(0, 4)
+        flow = shard.flows(0, 4)
+        assert (shard.frame_count, shard.has_frames) == (5, True)
+        assert bytes(shard.streams(2, 3, "frames")[0]) == (folder / "img_00003.jpg").read_bytes()
+    for i in range(4):
+        for component, c in enumerate("xy"):
+            image = cv2.imread(str(folder / f"flow_{c}_{i + 1:05d}.jpg"), cv2.IMREAD_GRAYSCALE)
+            assert np.array_equal(levels[i, component], image)
+            assert np.allclose(flow[i, component], image * (24 / 255) - 12, atol=1e-5)
+
+
+def test_import_with_a_preset_recodes(tmp_path, shard_file):
+    run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out")
+    run(
+        export.import_command,
+        tmp_path / "out",
+        "--bound",
+        20,
+        "--output",
+        tmp_path / "back",
+        "--preset",
+        "default",
+    )
+    with open_shard(tmp_path / "back" / "A" / "v.h5") as shard, open_shard(shard_file) as first:
+        assert np.array_equal(shard.table(), first.table())
+        assert np.abs(shard.flows(0, 4) - first.flows(0, 4)).mean() < 0.2
+
+
+def test_importing_again_is_done_and_with_another_bound_refused(tmp_path, shard_file):
+    run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out")
+    arguments = [tmp_path / "out", "--output", tmp_path / "back"]
+    run(export.import_command, *arguments, "--bound", 20)
+    assert "1 there already" in run(export.import_command, *arguments, "--bound", 20)
+    assert "bound: asked 15.0, the shard has 20.0" in run(
+        export.import_command, *arguments, "--bound", 15, status=1
+    )
+    assert "1 imported" in run(export.import_command, *arguments, "--bound", 15, "--overwrite")
+
+
+def images(folder: Path, *names: str, height: int = HEIGHT) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_bytes(
+            cv2.imencode(".jpg", np.full((height, WIDTH), 128, np.uint8))[1].tobytes()
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["flow_x_00001.jpg"], "only one for '1'"),
+        ([f"flow_{c}_{i}.jpg" for c in "xy" for i in (1, 3)], "missing '2'"),
+        ([f"flow_{c}_{i}.jpg" for c in "xy" for i in (5, 6)], "missing '0'"),
+        ([f"flow_{c}_1.jpg" for c in "xy"] + ["flow_x_01.jpg"], "same number"),
+        ([f"flow_{c}_1.jpg" for c in "xy"] + [f"img_{i}.jpg" for i in range(4)], "found 4 and 1"),
+    ],
+)
+def test_incomplete_folders_are_told(tmp_path, files, message):
+    images(tmp_path / "in" / "v", *files)
+    output = run(
+        export.import_command, tmp_path / "in", "--bound", 20, "--output", tmp_path / "out", status=1
+    )
+    assert message in output
+
+
+def test_images_of_different_sizes_or_none_are_told(tmp_path):
+    folder = images(tmp_path / "in" / "v", *[f"flow_{c}_{i}.jpg" for c in "xy" for i in (1, 2)])
+    odd = images(tmp_path / "odd", "odd.jpg", height=HEIGHT + 2) / "odd.jpg"
+    arguments = [tmp_path / "in", "--bound", 20, "--output", tmp_path / "out"]
+    for content, message in (
+        (odd.read_bytes(), f"found {WIDTH}x{HEIGHT + 2}"),
+        (b"", "none"),
+        (b"x" * 50, "none"),
+    ):
+        (folder / "flow_y_2.jpg").write_bytes(content)
+        output = run(export.import_command, *arguments, status=1)
+        assert "flow_y_2.jpg" in output
+        assert message in output
+    assert list((tmp_path / "out").rglob("*.h5")) == []
+
+
+def test_options_that_mean_nothing_are_refused(tmp_path, shard_file):
+    run(export.command, shard_file, "--layout", "npy", "--output", tmp_path, "--bound", 20, status=2)
+    run(export.import_command, tmp_path, "--bound", 20, status=2)
+    assert "found none" in run(export.import_command, tmp_path, "--bound", 20, "--output", tmp_path, status=1)
