@@ -34,8 +34,9 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -336,10 +337,10 @@ def run(plan: Plan, name: str, command: Sequence[str | Path], cwd: Path | None =
     """Run a command of a step, its output in the step's log; Ninja's counts are shown from time to time.
 
     Returns:
-        The output's last 30 lines.
+        The output's last 100 lines.
 
     Raises:
-        BuildError: it failed; the message holds the last of those lines.
+        BuildError: it failed; the message holds the lines that tell why.
     """
     log = plan.log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -363,29 +364,36 @@ def run(plan: Plan, name: str, command: Sequence[str | Path], cwd: Path | None =
             process.wait()
         except BaseException:
             # The command has processes of its own, which must not outlive a stopped build.
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             raise
     if process.returncode:
-        raise BuildError(
-            f"{Path(words[0]).name} ended with {process.returncode}:\n    " + "\n    ".join(tail[-15:])
-        )
+        reason = "".join(f"\n    {line[:300]}" for line in failure(tail))
+        raise BuildError(f"{Path(words[0]).name} ended with {process.returncode}:{reason}")
     return tail
 
 
+def failure(tail: list[str], length: int = 15) -> list[str]:
+    """The lines that tell why a command failed: those from Ninja's first FAILED on, or else the last ones."""
+    last = max(0, len(tail) - length)
+    first = next((i for i, line in enumerate(tail) if line.startswith("FAILED:")), last)
+    return tail[first : first + length]
+
+
 def follow(lines: IO[str], sink: IO[str], every_s: float = 60.0) -> list[str]:
-    """Copy lines to the sink, print Ninja's [done/all] at most every `every_s` seconds; the last 30 lines."""
-    tail: list[str] = []
+    """Copy lines to the sink, print Ninja's [done/all] at most every `every_s` seconds; the last 100 lines."""
+    tail: deque[str] = deque(maxlen=100)
     started = shown = time.monotonic()
     for line in lines:
         sink.write(line)
         sink.flush()
-        tail = [*tail[-29:], line.rstrip()]
+        tail.append(line.rstrip())
         count = re.match(r"\[(\d+)/(\d+)\]", line)
         if count and time.monotonic() - shown >= every_s:
             shown = time.monotonic()
             print(f"          {count[1]} of {count[2]} files, {(shown - started) / 60:.0f} min", flush=True)
-    return tail
+    return list(tail)
 
 
 def clean_environment(plan: Plan) -> dict[str, str]:
@@ -639,7 +647,6 @@ def print_configuration(plan: Plan) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job's end stops the build as Ctrl-C does
     try:
         options, plan = settings(arguments)
         if options.print_configuration:
@@ -658,7 +665,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"install   pip install {shlex.quote(str(wheel))}   "
                 "(it takes the place of opencv-contrib-python-headless)"
             )
-    except BuildError as error:
+    except (BuildError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -668,4 +675,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job's end stops the build as Ctrl-C does
     sys.exit(main())

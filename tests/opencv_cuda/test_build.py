@@ -263,6 +263,14 @@ def test_a_failed_step_is_named_with_its_log_and_the_lines_before_the_end(plan, 
     assert "the reason" in plan.log("compile").read_text()
 
 
+def test_the_compiler_that_failed_is_shown_and_not_what_was_said_after_it(plan):
+    said = "echo '[1/2] fine'; echo 'FAILED: brox.o'; echo 'brox.cu: error: no such type'; seq 60; exit 1"
+    with pytest.raises(build.BuildError, match=r"FAILED: brox\.o\n.*no such type") as caught:
+        run_logged(plan, said)
+    assert "fine" not in str(caught.value)
+    assert "60" not in str(caught.value)
+
+
 def test_a_step_that_meets_a_file_system_error_is_named_too(plan):
     with (
         pytest.raises(build.BuildError, match=r"step unpack failed\n.*No space left"),
