@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from pipeline import catalog, importers
 from pipeline.catalog import Dataset
 from pipeline.errors import InputError
-from pipeline.importers import import_dataset, key_of, match, read_lists, scan, split_labels, stem_of
+from pipeline.importers import import_dataset, match, scan
+from pipeline.lists import key_of, pattern_group, read_lists, split_labels, stem_of
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -321,6 +322,7 @@ def test_a_transcoded_or_flat_copy_is_the_same_dataset(few: tuple[Path, Path], t
         ("trainlist01.txt", "Archery/x.avi 1\nArchery/x.avi 1\n", "trainlist01.txt:2.*listed twice"),
         ("trainlist01.txt", "Archery/v_Archery_g01_c01.avi 1\n", "both sides of split 1"),
         ("trainlist01.txt", "Archery/x.avi 1\nArchery/x.mp4 1\n", "listed twice"),
+        ("classInd.txt", "² Archery\n", "classInd.txt:1.*expected a new number"),
         ("classInd.txt", "one Archery\n", "classInd.txt:1.*expected a new number"),
         ("classInd.txt", "1 Archery\n1 Bowling\n", "classInd.txt:2.*expected a new number"),
     ],
@@ -452,6 +454,9 @@ def test_rawframe_lists_with_frame_counts_find_folders_of_frames(tmp_path: Path)
         ("train.csv", "label,youtube_id,time_start\nx,y,0\n", "train.csv:2: expected a label and a path"),
         ("other.csv", "label,path\nx,y.mp4\n", "says train, val or test"),
         ("train.txt", "a/x.mp4 0\nb/x.mp4 0\n", "would both be the video"),
+        ("train.csv", "label,youtube_id,time_start,time_end\nx,y,0,inf\n", "train.csv:2: expected a label"),
+        ("train.csv", f"label,path\nx,{'y' * 200_000}\n", "train.csv:1: is no CSV"),
+        ("train.txt", f"a/x.mp4 {'1' * 5000}\n", "train.txt:1: expected `path label`"),
         ("notes.txt", "nothing\n", "no lists found"),
         ("train.txt", "", "no lists found"),
     ],
@@ -556,6 +561,18 @@ def test_a_class_with_one_group_is_never_held_out(tmp_path: Path) -> None:
     assert all("a/1" in split.train for split in made.splits.values())
 
 
+def test_a_person_in_several_classes_is_held_out_of_all_of_them_at_once(tmp_path: Path) -> None:
+    videos = touch(
+        tmp_path, *(f"a/{person}-1.avi" for person in ("ann", "bob", "cy")), "b/bob-1.avi", "b/cy-1.avi"
+    )
+    made = import_dataset("folder", "x", videos, group=pattern_group("^([a-z]+)-"), headers=False).dataset
+    assert [split.test for split in made.splits.values()] == [
+        ("a/ann-1",),
+        ("a/bob-1", "b/bob-1"),
+        ("a/cy-1", "b/cy-1"),
+    ]
+
+
 def test_train_and_test_folders_are_the_split(tmp_path: Path) -> None:
     videos = touch(tmp_path, "train/a/1.avi", "train/b/2.avi", "val/a/3.avi", "test/b/4.avi")
     made = import_dataset("folder", "x", videos, headers=False).dataset
@@ -589,7 +606,7 @@ def test_a_pattern_takes_the_group_from_the_stem(tmp_path: Path) -> None:
 
 
 def test_groups_on_both_sides_are_told(few: tuple[Path, Path]) -> None:
-    imported = import_dataset("folder", "few", *few, group=importers.pattern_group("^v"), headers=False)
+    imported = import_dataset("folder", "few", *few, group=pattern_group("^v"), headers=False)
     assert "split 1: 1 group on both sides: 'v'" in imported.notes
 
 
