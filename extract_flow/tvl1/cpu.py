@@ -14,6 +14,7 @@ What keeps the loops fast, each measured:
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,12 +31,23 @@ RING = 5
 TAPS = 8
 """Lanes of an interpolation kernel; lane k weighs the pixel at floor(position) - 2 + k."""
 SCRATCH_ROWS = 14
-PLANES = 12
-"""Planes of a level: flow 2, dual 4, data term 4 (unit gradient, residual, limit), flow before the warp 2."""
+U1, U2, P11, P12, P21, P22, NX, NY, RESIDUAL, LIMIT, BEFORE1, BEFORE2, STEPS = range(13)
+"""Planes of a level: flow, dual, data term (unit gradient, residual, limit), flow before a warp, steps of the dual."""
+WARPED = BEFORE1
+"""The warped image lives where the flow is kept afterwards."""
 LARGE = 160_000
-"""Pixels from which a level is swept in blocks of `BLOCKED` iterations, since it falls out of the caches."""
+"""Pixels from which a level no longer fits the caches and is swept in blocks of `BLOCKED` iterations."""
 BLOCKED = 5
 MEDIAN_BLOCK = 64
+TARGET, WARPED_IMAGE, BLENDED = range(3)
+"""Where the gradient comes from: see `gradient` in `solver.Parameters`."""
+BLEND = np.float32(0.4)
+"""Weight of the first frame's gradient in a blended one (Wedel et al., "An improved algorithm for TV-L1 optical flow")."""
+EDGE_LIMIT = np.float32(2.5)
+"""Edges lower the weight of smoothness by at most exp(-2.5): a pixel cut off from its neighbours would follow noise."""
+
+NEAR, FAR = np.float32(8 / 12), np.float32(1 / 12)
+"""Weights of the five-tap derivative [1 -8 0 8 -1] / 12."""
 
 Plane = npt.NDArray[np.float32]
 
@@ -48,6 +60,22 @@ class Level(NamedTuple):
     pitch: int
     origin: int
     size: int
+
+
+class Settings(NamedTuple):
+    """What `refine_level` needs of `solver.Parameters`."""
+
+    tau: np.float32
+    step: np.float32  # tau / theta
+    data_weight: np.float32  # lambda theta
+    edges: np.float32
+    warps: int
+    warp_stop: float
+    epsilon: float
+    iterations: int
+    masked: bool
+    gradient: int
+    median: int
 
 
 def layout(height: int, width: int) -> Level:
@@ -234,7 +262,7 @@ def polynomial(kernel, lane, t):  # type: ignore[no-untyped-def]
 
 @row_function
 def locate_row(  # type: ignore[no-untyped-def]
-    count, y, level, u1, u2, value_kernel, masked, index, fraction_x, fraction_y, inside
+    count, y, level, u1, u2, masked, index, fraction_x, fraction_y, inside
 ):  # fmt: skip
     """Where each pixel of a row goes: index of its lane 0, fractions, and 1 where it may have a data term, else 0."""
     height, width, pitch, origin, _ = level
@@ -310,11 +338,10 @@ def warp_gradient_row(  # type: ignore[no-untyped-def]
 
 
 @row_function
-def difference_row(count, left, right, above, below, across, down):  # type: ignore[no-untyped-def]
-    """Centred differences of a row."""
+def difference_row(count, before2, before1, after1, after2, near, far, slope):  # type: ignore[no-untyped-def]
+    """Add a derivative: near times the difference of the next neighbours, less far times that of the second."""
     for x in range(count):
-        across[x] = HALF * (right[x] - left[x])
-        down[x] = HALF * (below[x] - above[x])
+        slope[x] += near * (after1[x] - before1[x]) - far * (after2[x] - before2[x])
 
 
 @row_function
@@ -332,22 +359,40 @@ def normalise_row(count, image, warped, u1, u2, data_weight, nx, ny, rc, limit):
 
 
 @compiled
+def add_gradient(plane, level, y, near, far, nx, ny):  # type: ignore[no-untyped-def]
+    """Add the gradient of a row of a plane, whose columns continue two pixels beyond the border."""
+    start, last = level.origin + y * level.pitch, level.height - 1
+    row = at(plane, start)
+    above2, above = level.origin + max(y - 2, 0) * level.pitch, level.origin + max(y - 1, 0) * level.pitch
+    below, below2 = level.origin + min(y + 1, last) * level.pitch, level.origin + min(y + 2, last) * level.pitch
+    difference_row(
+        level.width, at(plane, start - 2), at(plane, start - 1), at(plane, start + 1), at(plane, start + 2), near, far,
+        at(nx, start),
+    )  # fmt: skip
+    difference_row(
+        level.width, at(plane, above2), at(plane, above), at(plane, below), at(plane, below2), near, far, at(ny, start)
+    )
+
+
+@compiled
 def linearise(  # type: ignore[no-untyped-def]
-    image, target, u1, u2, nx, ny, rc, limit, warped, level, value_kernel, slope_kernel, warp_gradients, masked,
-    data_weight, scratch, index
+    planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index
 ):  # fmt: skip
-    """Warp the target by the flow and linearise the residual there: fills nx, ny, rc, limit."""
-    height, width, pitch, origin, _ = level
+    """Warp the target by the flow and linearise the residual there: fills NX, NY, RESIDUAL and LIMIT."""
+    width, pitch = level.width, level.pitch
+    u1, u2, warped = planes[U1], planes[U2], planes[WARPED]
+    nx, ny, residual, limit = planes[NX], planes[NY], planes[RESIDUAL], planes[LIMIT]
     padded = padded_width(width)
     stride = padded + LANES
     fraction, weights, slopes = stride, 2 * stride, 8 * stride  # rows of the scratch; row 0 holds the y fraction
-    for y in range(height):
-        start = origin + y * pitch
+    for y in range(level.height):
+        start = level.origin + y * pitch
         locate_row(
-            padded, y, level, at(u1, start), at(u2, start), at(value_kernel, 0), masked, at(index, 0),
-            at(scratch, fraction), at(scratch, 0), at(limit, start),
+            padded, y, level, at(u1, start), at(u2, start), settings.masked, at(index, 0), at(scratch, fraction),
+            at(scratch, 0), at(limit, start),
         )  # fmt: skip
-        if warp_gradients:
+        fill_row(padded - width, at(limit, start + width), ZERO)
+        if settings.gradient == TARGET:
             weigh_row(padded, at(value_kernel, 0), 0, 6, at(scratch, 0), at(scratch, weights), stride)
             weigh_row(padded, at(slope_kernel, 0), 0, 6, at(scratch, 0), at(scratch, slopes), stride)
             warp_gradient_row(
@@ -361,21 +406,42 @@ def linearise(  # type: ignore[no-untyped-def]
                 width, at(target, 0), pitch, at(index, 0), at(scratch, fraction), at(scratch, weights), stride,
                 at(value_kernel, 0), at(warped, start),
             )  # fmt: skip
-            warped[start - 1] = warped[start]
-            warped[start + width] = warped[start + width - 1]
-        fill_row(padded - width, at(limit, start + width), ZERO)
-    for y in range(height):
-        start = origin + y * pitch
-        if not warp_gradients:
-            above, below = origin + max(y - 1, 0) * pitch, origin + min(y + 1, height - 1) * pitch
-            difference_row(
-                width, at(warped, start - 1), at(warped, start + 1), at(warped, above), at(warped, below), at(nx, start),
-                at(ny, start),
-            )  # fmt: skip
+            fill_row(2, at(warped, start - 2), warped[start])
+            fill_row(2, at(warped, start + width), warped[start + width - 1])
+    for y in range(level.height):
+        start = level.origin + y * pitch
+        if settings.gradient != TARGET:
+            fill_row(width, at(nx, start), ZERO)
+            fill_row(width, at(ny, start), ZERO)
+        if settings.gradient == WARPED_IMAGE:
+            add_gradient(warped, level, y, HALF, ZERO, nx, ny)
+        elif settings.gradient == BLENDED:
+            add_gradient(warped, level, y, NEAR * (ONE - BLEND), FAR * (ONE - BLEND), nx, ny)
+            add_gradient(image, level, y, NEAR * BLEND, FAR * BLEND, nx, ny)
         normalise_row(
-            width, at(image, start), at(warped, start), at(u1, start), at(u2, start), data_weight, at(nx, start),
-            at(ny, start), at(rc, start), at(limit, start),
+            width, at(image, start), at(warped, start), at(u1, start), at(u2, start), settings.data_weight,
+            at(nx, start), at(ny, start), at(residual, start), at(limit, start),
         )  # fmt: skip
+
+
+@compiled
+def weigh_edges(steps, image, level, step, edges):  # type: ignore[no-untyped-def]
+    """Steps of the dual where image edges lower the weight g of smoothness: step / g, g = exp(-edges |grad I0|).
+
+    The dual step with step / g keeps the dual within g theta, so the sum of g |grad u| is minimised.
+    """
+    steps[:] = step
+    for y in range(level.height):
+        start = level.origin + y * level.pitch
+        edge_row(level.width, at(image, start), at(image, start + 1), at(image, start + level.pitch), step, edges,
+                 at(steps, start))  # fmt: skip
+
+
+@row_function
+def edge_row(count, image, right, below, step, edges, steps):  # type: ignore[no-untyped-def]
+    for x in range(count):
+        across, down = right[x] - image[x], below[x] - image[x]
+        steps[x] = step * math.exp(min(edges * math.sqrt(across * across + down * down), EDGE_LIMIT))
 
 
 # --- per iteration -------------------------------------------------------------------------------------------------
@@ -384,11 +450,12 @@ def linearise(  # type: ignore[no-untyped-def]
 @row_function
 def iterate_row(  # type: ignore[no-untyped-def]
     count, u1, u2, above1, above2, right1, right2, p11, left11, p12, p21, left21, p22, above11, above12, above21,
-    above22, nx, ny, rc, limit, inside, step, tau
+    above22, nx, ny, rc, limit, inside, steps, tau
 ):  # fmt: skip
     """Flow of a row from the dual of this row and the row above; then at once the dual of the row above.
 
-    right1, right2 is the row above shifted by one pixel. Returns the sum of squared updates.
+    right1, right2 is the row above shifted by one pixel; `inside` is 1 for pixels and 0 for padding, which has to stay out
+    of the result, the sum of squared updates.
     """
     change = ZERO
     for x in range(count):
@@ -403,7 +470,7 @@ def iterate_row(  # type: ignore[no-untyped-def]
         up_a, up_b = above1[x], above2[x]
         ax, ay = right1[x] - up_a, new_a - up_a
         bx, by = right2[x] - up_b, new_b - up_b
-        length_a, length_b = dual_length(step, ax, ay), dual_length(step, bx, by)
+        length_a, length_b = dual_length(steps[x], ax, ay), dual_length(steps[x], bx, by)
         both = ONE / (length_a * length_b)  # one division serves both components
         inverse_a, inverse_b = both * length_b, both * length_a
         above11[x] = dual_step(above11[x], tau, ax, inverse_a)
@@ -414,21 +481,22 @@ def iterate_row(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def iterate(  # type: ignore[no-untyped-def]
-    u1, u2, p11, p12, p21, p22, nx, ny, rc, limit, inside, level, step, tau, times, changes
-):  # fmt: skip
+def iterate(planes, level, tau, edges, rows, times, changes):  # type: ignore[no-untyped-def]
     """`times` iterations in one pass over the image, iteration k running k rows behind the first.
 
     The row above the image and the one below it are guards: a dual of zero above, the last row's flow below, so that
-    no row needs a case of its own. changes[k] becomes the sum of squared updates of iteration k.
+    no row needs a case of its own. `rows` holds a row that is 1 for pixels and 0 for padding, and at `level.pitch` a row
+    of steps for use without edges. changes[k] becomes the sum of squared updates of iteration k.
     """
-    height, width, pitch, origin, _ = level
+    height, width, pitch = level.height, level.width, level.pitch
+    u1, u2, p11, p12, p21, p22 = planes[U1], planes[U2], planes[P11], planes[P12], planes[P21], planes[P22]
+    nx, ny, residual, limit = planes[NX], planes[NY], planes[RESIDUAL], planes[LIMIT]
     padded = padded_width(width)
     for k in range(times):
         changes[k] = 0.0
     for front in range(height + times):
         for k in range(max(0, front - height), min(front + 1, times)):
-            i = origin + (front - k) * pitch
+            i = level.origin + (front - k) * pitch
             j = i - pitch
             if front - k == 0:
                 fill_row(padded, at(p12, j), ZERO)
@@ -436,10 +504,11 @@ def iterate(  # type: ignore[no-untyped-def]
             elif front - k == height:
                 copy_row(padded, at(u1, j), at(u1, i))
                 copy_row(padded, at(u2, j), at(u2, i))
+            steps = at(planes[STEPS if edges else U1], j) if edges else at(rows, pitch)
             changes[k] += iterate_row(
                 padded, at(u1, i), at(u2, i), at(u1, j), at(u2, j), at(u1, j + 1), at(u2, j + 1), at(p11, i),
                 at(p11, i - 1), at(p12, i), at(p21, i), at(p21, i - 1), at(p22, i), at(p11, j), at(p12, j), at(p21, j),
-                at(p22, j), at(nx, i), at(ny, i), at(rc, i), at(limit, i), at(inside, 0), step, tau,
+                at(p22, j), at(nx, i), at(ny, i), at(residual, i), at(limit, i), at(rows, 0), steps, tau,
             )  # fmt: skip
             # No change across the right border: the dual's x component stays zero there.
             u1[i + width] = u1[i + width - 1]
@@ -548,38 +617,35 @@ def start_level(workspace, coarser, planes, level, factor, scratch, index):  # t
 
 @compiled
 def refine_level(  # type: ignore[no-untyped-def]
-    planes, image, target, level, value_kernel, slope_kernel, scratch, index, changes, tau, data_weight, step, warps,
-    warp_stop, epsilon, iterations, masked, warp_gradients, median, network
+    planes, image, target, level, value_kernel, slope_kernel, settings, network, scratch, index, changes
 ):  # fmt: skip
-    """All warps of one level, on the flow in the first two planes; step is tau/theta, data_weight lambda theta."""
-    u1, u2 = planes[0], planes[1]
-    p11, p12, p21, p22 = planes[2], planes[3], planes[4], planes[5]
-    nx, ny, rc, limit = planes[6], planes[7], planes[8], planes[9]
-    before1, before2 = planes[10], planes[11]
-    inside = scratch[: padded_width(level.width)]
-    area = float(level.height * level.width)
-    times = BLOCKED if area > LARGE else 1
-    for warp in range(warps):
-        linearise(
-            image, target, u1, u2, nx, ny, rc, limit, before1, level, value_kernel, slope_kernel, warp_gradients, masked, data_weight, scratch, index,
-        )  # fmt: skip
+    """All warps of one level: improves the flow in U1 and U2; the dual starts at zero and lives on from warp to warp."""
+    u1, u2, before1, before2 = planes[U1], planes[U2], planes[BEFORE1], planes[BEFORE2]
+    width = level.width
+    area = float(level.height * width)
+    edges = settings.edges > 0
+    if edges:
+        weigh_edges(planes[STEPS], image, level, settings.step, settings.edges)
+    for warp in range(settings.warps):
+        linearise(planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index)
         before1[:] = u1
         before2[:] = u2
-        inside[: level.width] = ONE
-        inside[level.width :] = ZERO
+        scratch[:width] = ONE
+        scratch[width : level.pitch] = ZERO
+        scratch[level.pitch : 2 * level.pitch] = settings.step
         done = 0
         converged = False
-        while done < iterations and not converged:
-            now = min(times, iterations - done)
-            iterate(u1, u2, p11, p12, p21, p22, nx, ny, rc, limit, inside, level, step, tau, now, changes)
-            done += now
-            converged = changes[now - 1] <= epsilon * epsilon * area
-        if median > 1:
-            median_filter(u1, nx, level, network, median, scratch)
-            median_filter(u2, nx, level, network, median, scratch)
-        if warp_stop > 0 and warp + 1 < warps:
+        while done < settings.iterations and not converged:
+            times = min(BLOCKED if area > LARGE else 1, settings.iterations - done)
+            iterate(planes, level, settings.tau, edges, scratch, times, changes)
+            done += times
+            converged = changes[times - 1] <= settings.epsilon * settings.epsilon * area
+        if settings.median > 1:
+            median_filter(u1, planes[NX], level, network, settings.median, scratch)
+            median_filter(u2, planes[NX], level, network, settings.median, scratch)
+        if warp + 1 < settings.warps and settings.warp_stop > 0:
             moved = change_since(before1, before2, u1, u2, level)
-            if moved <= warp_stop * warp_stop * area:
+            if moved <= settings.warp_stop * settings.warp_stop * area:
                 break
 
 

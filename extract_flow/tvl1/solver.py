@@ -24,6 +24,10 @@ SMALLEST_SIDE = 16
 """The pyramid ends before its smaller side would fall under this."""
 
 
+GRADIENTS = ("target", "warped", "blended")
+"""Names of `cpu.TARGET`, `cpu.WARPED_IMAGE` and `cpu.BLENDED`, in this order."""
+
+
 def option(default: object, text: str, choices: tuple[str, ...] = ()) -> object:
     """A field of `Parameters` with what the command line needs."""
     return field(default=default, metadata={"help": text, **({"choices": choices} if choices else {})})
@@ -46,10 +50,16 @@ class Parameters:
         "bspline", "how the target is interpolated: bspline, or cubic as in cv2.remap", ("bspline", "cubic")
     )
     gradient: str = option(
-        "warped", "gradient of the warped image, or the warped gradient of the target, as OpenCV", ("warped", "target")
+        "warped",
+        "gradient of the warped image (warped), blended with the first frame's (blended), or the target's gradient, "
+        "warped, as OpenCV (target)",
+        GRADIENTS,
     )
     mask: bool = option(True, "drop the data term where the target lies outside the frame")
     blur: float = option(0.0, "sigma of the Gaussian that both frames are smoothed with first, in pixels")
+    edges: float = option(
+        0.0, "how far image edges loosen the smoothness, which weighs exp(-edges |image gradient|); 0 not at all"
+    )
     median: int = option(1, "side of the median filter on the flow after each warp: 1 (none), 3 or 5")
 
     def __post_init__(self) -> None:
@@ -60,7 +70,7 @@ class Parameters:
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be above 0, found {value}")
         for name, value in {"epsilon": self.epsilon, "warp-stop": self.warp_stop, "scales": self.scales,
-                            "blur": self.blur}.items():  # fmt: skip
+                            "blur": self.blur, "edges": self.edges}.items():  # fmt: skip
             if not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be 0 or more, found {value}")
         if self.tau > 0.25:
@@ -69,8 +79,8 @@ class Parameters:
             raise ValueError(f"scale-step must be between 0.2 and 0.95, found {self.scale_step}")
         if self.interpolation not in ("bspline", "cubic"):
             raise ValueError(f"interpolation must be bspline or cubic, found {self.interpolation!r}")
-        if self.gradient not in ("warped", "target"):
-            raise ValueError(f"gradient must be warped or target, found {self.gradient!r}")
+        if self.gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, found {self.gradient!r}")
         if self.median not in (1, 3, 5):
             raise ValueError(f"median must be 1, 3 or 5, found {self.median}")
 
@@ -78,8 +88,11 @@ class Parameters:
 PRESETS = {
     "default": Parameters(),
     "field": Parameters(scales=5, iterations=300, warp_stop=0.0, interpolation="cubic", gradient="target", mask=False),
-    "accurate": Parameters(lambda_=0.5, blur=0.6, median=5),
-}
+    "accurate": Parameters(
+        lambda_=0.4, theta=0.35, epsilon=0.01, iterations=50, warp_stop=0.05, gradient="blended", blur=0.5, edges=0.045,
+        median=5,
+    ),
+}  # fmt: skip
 
 
 def pyramid_levels(height: int, width: int, scales: int, step: float) -> list[cpu.Level]:
@@ -161,7 +174,14 @@ class Solver:
         self.parameters = parameters
         self.levels = pyramid_levels(height, width, parameters.scales, parameters.scale_step)
         finest = self.levels[0]
-        self.workspace = cpu.aligned(cpu.PLANES * finest.size)
+        self.settings = cpu.Settings(
+            np.float32(parameters.tau), np.float32(parameters.tau / parameters.theta),
+            np.float32(parameters.lambda_ * parameters.theta), np.float32(parameters.edges), int(parameters.warps),
+            float(parameters.warp_stop), float(parameters.epsilon), int(parameters.iterations), bool(parameters.mask),
+            GRADIENTS.index(parameters.gradient), int(parameters.median),
+        )  # fmt: skip
+        self.planes = cpu.STEPS + 1 if parameters.edges > 0 else cpu.STEPS
+        self.workspace = cpu.aligned(self.planes * finest.size)
         row = finest.pitch + cpu.LANES
         self.network = cpu.median_network(parameters.median**2)
         self.scratch = cpu.aligned(max(cpu.SCRATCH_ROWS * row, parameters.median**2 * cpu.MEDIAN_BLOCK))
@@ -191,29 +211,28 @@ class Solver:
         for image, coarser, fine, coarse in zip(images, images[1:], self.levels, self.levels[1:], strict=False):
             cpu.resize_plane(image, 0, fine, coarser, coarse, step, step, np.float32(1), self.scratch, self.index)
         for image, target, level in zip(images, features.targets, self.levels, strict=True):
+            cpu.extend_border(image, level, False)
             if target is not image:
                 cpu.filter_plane(image, target, level, SPLINE_PREFILTER, self.scratch)
-            cpu.extend_border(target, level, target is not image)
+                cpu.extend_border(target, level, True)
         return features
 
     def solve(self, frames: npt.NDArray[np.uint8], first: int, second: int, flow: npt.NDArray[np.float32]) -> None:
         """Flow between two of the frames into flow float32[2,H,W]."""
         source, target = self.prepare(frames, first, second), self.prepare(frames, second, first)
-        settings, kernels = self.parameters, KERNELS[self.parameters.interpolation]
+        kernels = KERNELS[self.parameters.interpolation]
         coarser: cpu.Level | None = None
         for number in range(len(self.levels) - 1, -1, -1):
             level = self.levels[number]
-            planes = self.workspace[: cpu.PLANES * level.size].reshape(cpu.PLANES, level.size)
+            planes = self.workspace[: self.planes * level.size].reshape(self.planes, level.size)
             if coarser is None:
                 planes[:] = 0
             else:
-                grow = np.float32(1 / settings.scale_step)
+                grow = np.float32(1 / self.parameters.scale_step)
                 cpu.start_level(self.workspace, coarser, planes, level, grow, self.scratch, self.index)
             cpu.refine_level(
-                planes, source.images[number], target.targets[number], level, *kernels, self.scratch, self.index,
-                self.changes, np.float32(settings.tau), np.float32(settings.lambda_ * settings.theta),
-                np.float32(settings.tau / settings.theta), settings.warps, settings.warp_stop, settings.epsilon, settings.iterations,
-                settings.mask, settings.gradient == "target", settings.median, self.network,
+                planes, source.images[number], target.targets[number], level, *kernels, self.settings, self.network,
+                self.scratch, self.index, self.changes,
             )  # fmt: skip
             coarser = level
         cpu.store_flow(planes, level, flow)
