@@ -128,6 +128,7 @@ class _Worker:
     tasks: dict[int, None] = field(default_factory=dict)
     busy_since: dict[int, float] = field(default_factory=dict)
     hung: int | None = None
+    solitary: bool = False
 
 
 def supervise(
@@ -174,25 +175,21 @@ def supervise(
         team.append(_Worker(slot, process, ours))
 
     def hand_out(worker: _Worker) -> None:
-        while worker.ready is not None and not signals.stopping:
-            if alone and not worker.tasks:
-                number = alone.popleft()
-                worker_ahead = 1
-            elif waiting and not alone:
-                number = waiting[0]
-                worker_ahead = worker.ready.ahead
-                if len(worker.tasks) >= worker_ahead:
-                    return
-                waiting.popleft()
-            else:
-                return
-            worker.tasks[number] = None
-            try:
-                worker.connection.send((number, tasks[number]))
-            except OSError:  # it has just died; its sentinel tells
-                return
-            if worker_ahead == 1:
-                return
+        if worker.ready is None or signals.stopping:
+            return
+        if alone:
+            if not worker.tasks:
+                worker.solitary = True
+                give(worker, alone.popleft())
+            return
+        worker.solitary = worker.solitary and bool(worker.tasks)
+        while waiting and not worker.solitary and len(worker.tasks) < worker.ready.ahead:
+            give(worker, waiting.popleft())
+
+    def give(worker: _Worker, number: int) -> None:
+        worker.tasks[number] = None
+        with contextlib.suppress(OSError):  # it has just died; its sentinel tells
+            worker.connection.send((number, tasks[number]))
 
     with _Signals() as signals:
         try:

@@ -145,13 +145,20 @@ def test_frames_before_an_error_come_first_then_the_error_with_their_number(tmp_
         packets = [packet for packet in container.demux(video=0) if packet.size]
     position = packets[20].pos
     damaged = bytearray(data)
-    damaged[position : position + packets[20].size] = b"\xff" * packets[20].size  # NAL lengths beyond the packet
+    damaged[position : position + packets[20].size] = (
+        b"\xff" * packets[20].size
+    )  # NAL lengths beyond the packet
     path.write_bytes(damaged)
     reference = read_all(whole).gray
     seen = []
-    with VideoReader(path, SOURCE_SIZE) as reader, pytest.raises(VideoError) as caught:
-        while len((frames := reader.read(6)).gray):
-            seen.append(frames.gray)
+
+    def read() -> None:
+        with VideoReader(path, SOURCE_SIZE) as reader:
+            while len((frames := reader.read(6)).gray):
+                seen.append(frames.gray)
+
+    with pytest.raises(VideoError) as caught:
+        read()
     good = np.concatenate(seen)
     assert 2 <= len(good) < 40
     assert caught.value.frames == len(good)
@@ -186,8 +193,12 @@ def test_sound_without_pictures_is_told(tmp_path: Path) -> None:
         VideoReader(path)
 
 
-@pytest.mark.parametrize("name", ["-dash %03d.avi", "a'b\"c;d#e&f[g](h)!.avi", "é中 x.y.avi", "http:x.avi", "concat:a|b.avi"])
-def test_names_are_files_whatever_they_look_like(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["-dash %03d.avi", "a'b\"c;d#e&f[g](h)!.avi", "é中 x.y.avi", "http:x.avi", "concat:a|b.avi"]
+)
+def test_names_are_files_whatever_they_look_like(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip(tmp_path / "plain.avi", frames=3)
     shutil.move(tmp_path / "plain.avi", tmp_path / name)
     assert len(read_all(tmp_path / name).gray) == 3
@@ -232,7 +243,9 @@ def test_frames_whose_size_changes_get_the_size_of_the_first(tmp_path: Path) -> 
 def display_matrix(degrees: int, mirror: bool = False) -> np.ndarray:
     """As in ISO 14496-12: a clockwise turn, of a frame mirrored before where asked."""
     angle = math.radians(degrees)
-    a, b, c, d = (round(value) for value in (math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)))
+    a, b, c, d = (
+        round(value) for value in (math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle))
+    )
     if mirror:
         a, b = -a, -b
     return np.int32([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30])

@@ -1,0 +1,230 @@
+"""A worker that dies or hangs costs the task it had in work, and nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from extract_flow.supervisor import (
+    Finished,
+    Link,
+    Lost,
+    Progress,
+    Ready,
+    Started,
+    Stopped,
+    how_it_died,
+    supervise,
+)
+from pipeline.errors import InputError
+
+
+def serve(link: Link, slot: int, ahead: int) -> None:
+    """A worker whose tasks say what shall happen."""
+    link.ready(Ready("test", None, ahead))
+    threads = []
+    while (message := link.receive()) is not None:
+        threads.append(threading.Thread(target=work, args=(link, *message)))
+        threads[-1].start()
+        if ahead == 1:
+            threads[-1].join()
+    for thread in threads:
+        thread.join()
+
+
+def work(link: Link, number: int, task: str) -> None:
+    """What the task says."""
+    link.progress(number, "began")
+    if task == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif task == "segfault":
+        ctypes.string_at(0)
+    elif task == "exit":
+        os._exit(3)
+    elif task == "hang":
+        link.busy(number, True)
+        time.sleep(3600)
+    elif task == "slow":
+        time.sleep(0.5)
+    link.finish(number, task)
+
+
+def refuse(link: Link, slot: int) -> None:
+    link.refuse("no such device")
+
+
+def die_at_start(link: Link, slot: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outcome(
+    tasks: list[str], workers: int = 2, ahead: int = 1, patience: float | None = None
+) -> dict[int, str]:
+    ended: dict[int, str] = {}
+    for event in supervise(tasks, serve, (ahead,), workers=workers, patience=patience):
+        if isinstance(event, Finished | Lost):
+            assert event.task not in ended
+            ended[event.task] = "finished" if isinstance(event, Finished) else event.reason
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("fate", "reason"),
+    [
+        ("kill", "was killed by SIGKILL"),
+        ("segfault", "was killed by SIGSEGV"),
+        ("exit", "ended with exit status 3"),
+    ],
+)
+def test_a_worker_that_dies_costs_its_task_only_and_is_replaced(fate: str, reason: str) -> None:
+    ended = outcome(["a", fate, "b", fate, "c", "d"])
+    assert sorted(ended) == list(range(6))
+    assert {task for task, text in ended.items() if text == "finished"} == {0, 2, 4, 5}
+    assert reason in ended[1]
+    assert reason in ended[3]
+
+
+def test_of_several_in_work_only_the_culprit_is_lost() -> None:
+    ended = outcome(["slow", "slow", "kill", "slow", "a"], workers=1, ahead=4)
+    assert {task for task, text in ended.items() if text == "finished"} == {0, 1, 3, 4}
+    assert "SIGKILL" in ended[2]
+
+
+def test_a_task_that_hangs_is_given_up() -> None:
+    ended = outcome(["a", "hang", "b"], patience=0.5)
+    assert ended == {
+        0: "finished",
+        1: "its decoder made no progress for 0.5 s and was stopped",
+        2: "finished",
+    }
+
+
+def test_results_and_progress_are_told_and_workers_are_counted() -> None:
+    events = list(supervise(["a", "b", "c"], serve, (1,), workers=8))
+    assert [event for event in events if isinstance(event, Started)] == [Started(Ready("test", None, 1), 3)]
+    assert {event for event in events if isinstance(event, Finished)} == {
+        Finished(0, "a"),
+        Finished(1, "b"),
+        Finished(2, "c"),
+    }
+    assert {event.task for event in events if isinstance(event, Progress)} == {0, 1, 2}
+
+
+def test_no_task_starts_no_worker() -> None:
+    assert list(supervise([], die_at_start, (), workers=4)) == []
+
+
+def test_a_refusal_is_the_users_to_know() -> None:
+    with pytest.raises(InputError, match="no such device"):
+        list(supervise(["a"], refuse, (), workers=2))
+
+
+def test_workers_that_cannot_start_end_the_run() -> None:
+    with pytest.raises(
+        InputError, match=r"no worker can be started: 3 in a row ended, the last was killed by SIGKILL"
+    ):
+        list(supervise(["a", "b"], die_at_start, (), workers=2))
+
+
+def test_usr1_finishes_what_is_in_work_and_hands_out_no_more() -> None:
+    ended = []
+
+    def run() -> None:
+        for event in supervise(["slow"] * 20, serve, (1,), workers=1):
+            if isinstance(event, Progress) and event.task == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if isinstance(event, Finished):
+                ended.append(event.task)
+
+    with pytest.raises(Stopped) as stopped:
+        run()
+    assert ended == [0, 1]
+    assert stopped.value.number == signal.SIGUSR1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_int_and_term_stop_at_once_and_end_the_workers(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+
+    def run() -> None:
+        for event in supervise(["hang"] * 4, serve, (1,), workers=2):
+            if isinstance(event, Progress):
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped):
+        run()
+    assert signal.getsignal(number) == before
+    assert not living_children()
+
+
+def test_workers_die_with_their_parent(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, signal\n"
+        f"sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
+        "from test_supervisor import serve\n"
+        "from extract_flow.supervisor import Progress, supervise\n"
+        "if __name__ == '__main__':\n"
+        "    for event in supervise(['hang'] * 2, serve, (1,), workers=1):\n"
+        "        if isinstance(event, Progress):\n"
+        "            import multiprocessing\n"
+        "            print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = tmp_path / "parent.py"
+    path.write_text(script)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120)
+    worker = int(done.stdout)
+    for _ in range(200):
+        if not alive(worker):
+            break
+        time.sleep(0.05)
+    assert not alive(worker)
+
+
+def test_a_run_outside_the_main_thread_works() -> None:
+    ended: list[dict[int, str]] = []
+    thread = threading.Thread(target=lambda: ended.append(outcome(["a", "kill"])))
+    thread.start()
+    thread.join()
+    assert ended[0][0] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (-9, "was killed by SIGKILL (out of memory?)"),
+        (1, "ended with exit status 1"),
+        (-250, "was killed by signal 250"),
+    ],
+)
+def test_deaths_in_words(code: int, text: str) -> None:
+    assert how_it_died(code) == text
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def living_children() -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and alive(int(entry.name)):
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            if int(fields[1]) == os.getpid() and "spawn_main" in command:
+                found.append(int(entry.name))
+    return found

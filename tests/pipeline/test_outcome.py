@@ -1,0 +1,142 @@
+"""Rules of pipeline/outcome.py: records survive crashes, and merge by time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.outcome import (
+    Outcome,
+    OutcomeLog,
+    describe,
+    read_outcomes,
+    readable_bytes,
+    readable_seconds,
+    summarise,
+)
+
+
+def log(folder: Path, *outcomes: Outcome, task: int = 0) -> Path:
+    writer = OutcomeLog(folder, task)
+    writer.append(*outcomes)
+    writer.close()
+    return writer.path
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    record = Outcome(
+        'A/é "x"\n',
+        "failed",
+        "reason;\nwith lines",
+        ("note",),
+        3,
+        2,
+        10,
+        0.5,
+        {"flow": 0.25},
+        "dis on cpu",
+        "dis",
+        12.5,
+    )
+    log(tmp_path, record)
+    assert read_outcomes(tmp_path) == {record.video: record}
+
+
+def test_no_record_makes_no_file_and_no_folder_is_no_record(tmp_path: Path) -> None:
+    writer = OutcomeLog(tmp_path / "outcomes")
+    writer.append()
+    writer.close()
+    assert read_outcomes(tmp_path / "outcomes") == {}
+    assert not (tmp_path / "outcomes").exists()
+
+
+def test_the_last_record_counts_over_all_files(tmp_path: Path) -> None:
+    log(tmp_path, Outcome("a", "done", time=2), Outcome("b", "failed", "x", time=1), task=1)
+    log(tmp_path, Outcome("a", "failed", "y", time=1), Outcome("b", "done", time=3), task=0)
+    assert {video: o.status for video, o in read_outcomes(tmp_path).items()} == {"a": "done", "b": "done"}
+
+
+def test_skipped_keeps_what_done_said_and_ends_a_failure(tmp_path: Path) -> None:
+    log(tmp_path, Outcome("a", "done", flows=7, time=1), Outcome("b", "failed", "x", time=1))
+    log(tmp_path, Outcome("a", "skipped", time=2), Outcome("b", "skipped", time=2))
+    outcomes = read_outcomes(tmp_path)
+    assert (outcomes["a"].status, outcomes["a"].flows, outcomes["b"].status) == ("done", 7, "skipped")
+
+
+def test_sets_of_shards_are_kept_apart(tmp_path: Path) -> None:
+    log(
+        tmp_path,
+        Outcome("a", "done", shard_set="dis", time=1),
+        Outcome("a", "failed", shard_set="tvl1", time=2),
+    )
+    assert read_outcomes(tmp_path, "dis")["a"].status == "done"
+    assert read_outcomes(tmp_path, "tvl1")["a"].status == "failed"
+
+
+def test_a_torn_line_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
+    path = log(tmp_path, Outcome("a", "done", time=1), Outcome("b", "done", time=1))
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        lines = whole.splitlines()
+        complete = (cut >= len(lines[0])) + (cut >= len(whole) - 1)
+        assert len(read_outcomes(tmp_path)) == complete
+    path.write_bytes(
+        b'[1]\n{"video": 3, "status": "done"}\n{"video": "c", "status": "odd"}\n\xff\xfe\n' + whole
+    )
+    assert set(read_outcomes(tmp_path)) == {"a", "b"}
+
+
+def test_values_of_the_wrong_kind_do_not_pass(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(
+        '{"video": "a", "status": "done", "flows": "many", "stages": {"flow": "x"}}\n'
+    )
+    record = read_outcomes(tmp_path)["a"]
+    assert (record.flows, record.stages, record.time) == (0, {}, 0.0)
+
+
+def die_after_a_record(folder: str) -> None:
+    OutcomeLog(Path(folder)).append(Outcome("a", "done"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_record_is_there_when_append_returns(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=die_after_a_record, args=(str(tmp_path),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert read_outcomes(tmp_path)["a"].status == "done"
+
+
+def test_the_summary_counts_and_names_every_failure() -> None:
+    outcomes = [
+        Outcome("a", "done", flows=10, bytes=2000, stages={"flow": 1.0, "decode": 0.5}),
+        Outcome("b", "done", notes=("odd",), flows=30, bytes=6000, stages={"flow": 3.0, "decode": 0.5}),
+        Outcome("c", "skipped", flows=99),
+        Outcome("d", "failed", "no video", flows=99),
+    ]
+    summary = summarise(outcomes)
+    assert (summary.done, summary.skipped, summary.flows, summary.bytes) == (2, 1, 40, 8000)
+    assert summary.stages == {"flow": 4.0, "decode": 1.0}
+    lines = describe(summary, seconds=4.0)
+    assert lines[0] == "2 done, 1 skipped (already valid), 1 failed"
+    assert "40 flows" in lines[1]
+    assert "10.0 pairs/s" in lines[1]
+    assert "flow 100.00" in lines[2]
+    assert lines[-2:] == ["note: b: odd", "failed: d: no video"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (2130, "2.1 kB"), (3.2e15, "3200.0 TB")]
+)
+def test_bytes_for_people(count: float, text: str) -> None:
+    assert readable_bytes(count) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2 s"), (75.2, "1 min 15 s"), (7384, "2 h 3 min")])
+def test_seconds_for_people(seconds: float, text: str) -> None:
+    assert readable_seconds(seconds) == text
