@@ -12,13 +12,13 @@ from typing import Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
-from pipeline.view import flow_picture
 
 from evaluate import figures, metrics
 from evaluate.reproduce import published_rows
 from evaluate.results import SplitResult, mean_rows
 from pipeline import atomic
 from pipeline.shard import ShardAddress, open_shard
+from pipeline.view import flow_colours, full_colour_speed
 from train.volume import VolumeSpec
 
 EXAMPLES = 3
@@ -211,7 +211,8 @@ def _pictures(address: ShardAddress) -> tuple[str, str]:
         for direction in shard.directions[:1]:
             middle = min(middle, shard.flow_count(direction) - 1)
             if middle >= 0:
-                flow = _embedded(figures.png(flow_picture(shard.flows(middle, middle + 1, direction)[0])))
+                field = shard.flows(middle, middle + 1, direction)[0]
+                flow = _embedded(figures.png(flow_colours(field, full_colour_speed(field))))
     return frame, flow
 
 

@@ -6,6 +6,7 @@ is, and a stopped reproduction goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -51,7 +52,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a reproduction works on and with."""
+    """What a reproduction works on and with; `keep` names the recipe's values that a miniature leaves as they are."""
 
     dataset: str
     splits: tuple[int, ...]
@@ -60,6 +61,7 @@ class Setting:
     imagenet: Path | None = None
     miniature: bool = False
     overrides: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
 
 def experiments() -> dict[str, Any]:
@@ -194,18 +196,17 @@ def run(options: Mapping[str, Any], console: Console) -> None:
 
 # Views of full and miniature reproductions, as `Views` prints them.
 VIEWS = {False: "25x10", True: "5x5"}
-MINIATURE = (
-    "model=small",
-    "crop=56",
-    "short_side=64",
-    "batch=32",
-    "iterations=150",
-    "warmup=0",
-    "schedule=cosine",
-    "dropout=0.2",
-    "weight_decay=0.0005",
-    "learning_rate=0.02",
-)
+MINIATURE = {
+    "model": "resnet18",
+    "crop": "56",
+    "short_side": "64",
+    "batch": "32",
+    "iterations": "150",
+    "learning_rate": "0.02",
+    "schedule": "cosine",
+    "dropout": "0.2",
+    "clip": "10.0",
+}
 
 
 def _setting(table: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
@@ -228,7 +229,14 @@ def _setting(table: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
         other = None
     miniature = options["miniature"] if options["miniature"] is not None else dataset == "demo"
     return Setting(
-        dataset, splits, data, other, options["imagenet"], bool(miniature), tuple(options["overrides"])
+        dataset,
+        splits,
+        data,
+        other,
+        options["imagenet"],
+        bool(miniature),
+        tuple(options["overrides"]),
+        tuple(table.get("miniature_keeps", ())),
     )
 
 
@@ -274,9 +282,7 @@ def _training_steps(run: str, split: int, known: Mapping[str, Any], setting: Set
         words.append(f"--init={setting.imagenet}")
     elif "init" in needs:
         assert setting.other is not None
-        source = Setting(
-            setting.other, (1,), setting.data, None, setting.imagenet, setting.miniature, setting.overrides
-        )
+        source = dataclasses.replace(setting, dataset=setting.other, splits=(1,), other=None)
         before = _training_steps(needs["init"], 1, known, source)
         folder = DatasetPaths(setting.data, setting.other).run(run_name(needs["init"], 1, source))
         words.append(f"--init={folder}")
@@ -284,27 +290,33 @@ def _training_steps(run: str, split: int, known: Mapping[str, Any], setting: Set
         words.append(f"--also={setting.other}")
     if "add_classes" in needs:
         words.append(f"--add-classes={setting.other}")
-    for override in (*(MINIATURE if setting.miniature else ()), *setting.overrides):
+    small = (
+        [f"{key}={value}" for key, value in MINIATURE.items() if key not in setting.keep]
+        if setting.miniature
+        else []
+    )
+    given = {override.partition("=")[0] for override in setting.overrides}
+    for override in (*(one for one in small if one.partition("=")[0] not in given), *setting.overrides):
         words += ["--set", override]
     return [*before, Step(f"train {run}, split {split} of {setting.dataset}", tuple(words))]
 
 
 def _score_step(run: str, split: int, part: str, setting: Setting) -> Step:
     frames, crops = VIEWS[setting.miniature].split("x")
-    words = (
+    words = [
         "evaluate",
         "score",
         f"--dataset={setting.dataset}",
         f"--data={setting.data}",
         f"--split={split}",
-    )
-    words += (
+    ]
+    words += [
         f"--run={run_name(run, split, setting)}",
         f"--part={part}",
         f"--frames={frames}",
         f"--crops={crops}",
-    )
-    return Step(f"score {run} on the {part} list of split {split}", words)
+    ]
+    return Step(f"score {run} on the {part} list of split {split}", tuple(words))
 
 
 def _rich_table(

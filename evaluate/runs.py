@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +13,7 @@ from evaluate.report import RunStory
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from train.checkpoint import Checkpoint, find_checkpoint
+from train.log import read_log
 
 STREAM_ORDER = ("spatial", "temporal")
 
@@ -90,34 +89,23 @@ def choose_runs(
 def story(run: Run, checkpoint: Checkpoint) -> RunStory:
     """What the report tells of a run: its log and its first layer."""
     network = checkpoint.model()
+    losses = [record for record in read_log(run.folder) if "loss" in record and "iteration" in record]
     filters = network.first_layer.weight.detach().numpy().astype(np.float32)
-    return RunStory(run.name, run.recipe, checkpoint.volume, training_log(run.folder), filters)
-
-
-def training_log(folder: Path) -> list[dict[str, Any]]:
-    """The log's entries that have a training loss; a last line cut short by a crash is passed over."""
-    entries = []
-    path = folder / "log.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and "iteration" in entry and "loss" in entry:
-            entries.append(entry)
-    return entries
+    return RunStory(run.name, run.recipe, checkpoint.volume, losses, filters)
 
 
 def _described(folder: Path) -> Run | None:
     try:
-        values = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))["run"]
+        recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+        run = recipe["run"]
+        shards = dict(entry.split("=", 1) for entry in run["shards"].split(","))
         return Run(
             name=folder.name,
             folder=folder,
-            stream=str(values["stream"]),
-            split=int(values["split"]),
-            shards=str(values["shards"]),
-            recipe=str(values.get("recipe", "")),
+            stream=str(run["stream"]),
+            split=int(run["split"]),
+            shards=shards[run["dataset"]],
+            recipe=f"{recipe['model']}, {recipe['iterations']} iterations of {recipe['batch']}",
             checkpoint=find_checkpoint(folder),
         )
     except (

@@ -1,0 +1,247 @@
+"""Scoring: every view through the network once, averaged by video, whatever the batches, tasks and interruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from conftest import add_run
+
+from evaluate import score, score_file
+from evaluate.__main__ import main
+from evaluate.score import Views, Work
+from pipeline.catalog import load_dataset
+from pipeline.errors import InputError
+from pipeline.paths import DatasetPaths
+from pipeline.shard import open_shard
+from train.checkpoint import load_checkpoint
+
+
+def work_of(paths: DatasetPaths, stream: str, views: Views | None = None, part: str = "test") -> Work:
+    dataset = load_dataset("tiny", paths.data)
+    run = f"{stream}-split1"
+    checkpoint = load_checkpoint(paths.run(run))
+    return Work(paths, dataset, checkpoint, run, 1, part, "tvl1", views or Views(4, 10))
+
+
+def slow_scores(work: Work, video: str) -> np.ndarray:
+    """Logits of every view, from the shard's public reader and the formulas, one view at a time."""
+    spec, network = work.checkpoint.volume, work.checkpoint.model()
+    with open_shard(work.paths.shard("tvl1", video)) as shard:
+        if spec.stream == "spatial":
+            count = shard.frame_count
+        else:
+            count = max(shard.flow_count() - spec.length + 1, 1)
+        frames = min(work.views.frames, count)
+        places = (
+            [int(np.floor(i * (count - 1) / (frames - 1) + 0.5)) for i in range(frames)]
+            if frames > 1
+            else [0]
+        )
+        logits = []
+        for place in places:
+            if spec.stream == "spatial":
+                pixels = shard.frames(place, place + 1)[0].astype(np.float32).transpose(2, 0, 1)
+                mean, std = (
+                    np.array(x, np.float32)[:, None, None] for x in (spec.colour_mean, spec.colour_std)
+                )
+                whole = (pixels - mean) / std
+            else:
+                flows = [min(place + k, shard.flow_count() - 1) for k in range(spec.length)]
+                fields = [shard.flows(i, i + 1)[0] - shard.mean()[i][:, None, None] for i in flows]
+                zoom = spec.short_side / min(shard.height, shard.width)
+                whole = np.concatenate(fields) * zoom * spec.flow_scale
+            side = round(spec.crop * min(whole.shape[1:]) / spec.short_side)
+            bottom, right = whole.shape[1] - side, whole.shape[2] - side
+            for mirrored in (False, True):
+                for y, x in [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]:
+                    view = torch.from_numpy(np.ascontiguousarray(whole[:, y : y + side, x : x + side]))[None]
+                    view = F.interpolate(view, size=(spec.crop, spec.crop), mode="bilinear", antialias=True)
+                    if mirrored:
+                        view = view.flip(-1)
+                        if spec.stream == "temporal":
+                            view[:, 0::2] *= -1
+                    with torch.inference_mode():
+                        logits.append(network(view)[0].numpy())
+    return np.stack(logits)
+
+
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+def test_scores_are_those_of_a_slow_reference(scored_data: DatasetPaths, stream: str) -> None:
+    work = work_of(scored_data, stream)
+    columns = work.checkpoint.columns("tiny", work.dataset.classes)
+    forward = score.network_forward(work.checkpoint, columns, "cpu", half=False)
+    shards, _ = score.shards_of(work)
+    names = [name for name in shards if name.startswith("Bow")]
+    for place, outputs in score.score_views(
+        forward, work.checkpoint.volume, [shards[name] for name in names], work.views, batch=70
+    ):
+        expected = slow_scores(work, names[place])
+        by_position = outputs.reshape(-1, 10, 2)
+        # The reference lists corners then centre of the straight views, then of the mirrored ones, as cut_crops does.
+        np.testing.assert_allclose(by_position, expected.reshape(-1, 10, 2), atol=2e-4)
+        logits, softmax = score.video_scores(outputs)
+        np.testing.assert_allclose(logits, expected.mean(0), atol=2e-4)
+        powers = np.exp(expected - expected.max(1, keepdims=True))
+        np.testing.assert_allclose(softmax, (powers / powers.sum(1, keepdims=True)).mean(0), atol=2e-4)
+
+
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+def test_scores_do_not_depend_on_batches_workers_or_tasks(own_data: DatasetPaths, stream: str) -> None:
+    work = work_of(own_data, stream, Views(3, 5))
+    reference = score.score(work, batch=1000)
+    assert reference is not None
+    for batch, workers, tasks in ((7, 0, 1), (40, 2, 1), (64, 0, 3)):
+        score.discard(work)
+        merged = None
+        for task in range(tasks):
+            assert merged is None
+            merged = score.score(work, batch=batch, workers=workers, task=task, tasks=tasks)
+        assert merged is not None
+        assert merged.videos == reference.videos
+        np.testing.assert_allclose(merged.logits, reference.logits, atol=1e-5)
+        np.testing.assert_allclose(merged.softmax, reference.softmax, atol=1e-5)
+        np.testing.assert_array_equal(merged.views, reference.views)
+        np.testing.assert_array_equal(merged.labels, reference.labels)
+
+
+def test_videos_with_fewer_positions_than_asked_for_take_each_once(own_data: DatasetPaths) -> None:
+    merged = score.score(work_of(own_data, "temporal", Views(25, 1)))
+    assert merged is not None
+    lengths = {f"Bow/v_{number}": flows for number, flows in enumerate((9, 30, 4, 12))}
+    for video, views in zip(merged.videos, merged.views, strict=True):
+        if video in lengths:
+            assert views == min(25, max(lengths[video] - 5 + 1, 1))
+
+
+def test_interrupted_scoring_goes_on_where_it_stopped(
+    own_data: DatasetPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = work_of(own_data, "spatial", Views(3, 1))
+    seen: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_three(video: str) -> None:
+        seen.append(video)
+        if len(seen) == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        score.score(work, progress=stop_after_three)
+    assert not work.file.exists()
+    again: list[str] = []
+    merged = score.score(work, progress=again.append)
+    assert sorted(seen + again) == sorted(work.videos)
+    assert merged is not None
+    assert work.file.exists()
+    assert not work.parts.exists()
+
+
+def test_scores_of_another_checkpoint_are_made_again(own_data: DatasetPaths) -> None:
+    work = work_of(own_data, "spatial", Views(2, 1))
+    first = score.score(work)
+    add_run(own_data, "spatial", seed=5)
+    changed = work_of(own_data, "spatial", Views(2, 1))
+    second = score.score(changed)
+    assert first is not None
+    assert second is not None
+    assert first.checkpoint != second.checkpoint
+    assert score_file.read_scores(work.file).checkpoint == second.checkpoint
+    assert not np.allclose(first.logits, second.logits)
+
+
+def test_a_damaged_score_file_is_made_again(own_data: DatasetPaths) -> None:
+    work = work_of(own_data, "spatial", Views(2, 1))
+    first = score.score(work)
+    work.file.write_bytes(work.file.read_bytes()[:500])
+    second = score.score(work)
+    assert first is not None
+    assert second is not None
+    np.testing.assert_array_equal(first.logits, second.logits)
+    assert score_file.read_scores(work.file).videos == first.videos
+
+
+def test_missing_shards_are_named_or_left_out_and_counted(own_data: DatasetPaths) -> None:
+    own_data.shard("tvl1", "Bow/v_1").unlink()
+    arguments = ["score", "--dataset", "tiny", "--data", str(own_data.data), "--frames", "2", "--crops", "1"]
+    refused = CliRunner().invoke(main, [*arguments, "--workers", "0"])
+    assert refused.exit_code == 1
+    assert "1 of the 8 videos" in refused.output
+    assert "Bow/v_1" in refused.output
+    allowed = CliRunner().invoke(main, [*arguments, "--workers", "0", "--allow-missing"])
+    assert allowed.exit_code == 0, allowed.output
+    assert "1 videos have no shard" in " ".join(allowed.output.split())
+    assert len(score_file.read_scores(own_data.scores("spatial-split1", "test-2x1")).videos) == 7
+
+
+def test_a_checkpoint_for_something_else_is_refused_with_both_values(own_data: DatasetPaths) -> None:
+    dataset = load_dataset("tiny", own_data.data)
+    temporal = load_checkpoint(own_data.run("temporal-split1"))
+    with pytest.raises(InputError, match="asked for the spatial stream, but it was trained on the temporal"):
+        score.check_checkpoint(temporal, dataset, "spatial", None)
+    with pytest.raises(InputError, match="asked for L = 10, but it was trained with L = 5"):
+        score.check_checkpoint(temporal, dataset, None, 10)
+    temporal.heads = {"tiny": ("Bow", "Wave é", "Kick")}
+    with pytest.raises(InputError, match="fit together"):
+        score.check_checkpoint(temporal, dataset, None, None)
+    temporal.heads = {"tiny": ("Bow", "Kick")}
+    with pytest.raises(InputError, match="has 2 classes and lacks 1 of the 2 asked for: Wave é"):
+        score.check_checkpoint(temporal, dataset, None, None)
+
+
+def test_a_stream_without_its_flow_says_how_to_make_it(own_data: DatasetPaths) -> None:
+    from made_shards import make_shard
+
+    add_run(own_data, "temporal", direction="both", length=4)
+    make_shard(own_data.shard("tvl1", "Bow/v_0"), "Bow/v_0", 9, ("forward",), height=36, width=48)
+    with pytest.raises(InputError, match=r"no forward and backward flow.*--direction both"):
+        score.score(work_of(own_data, "temporal", Views(2, 1)))
+
+
+def test_mirrored_videos_have_the_same_averaged_scores(scored_data: DatasetPaths) -> None:
+    """Mirroring a volume (x flow negated) permutes its ten views."""
+    work = work_of(scored_data, "temporal")
+    spec = work.checkpoint.volume
+    network = work.checkpoint.model()
+    from evaluate.views import cut_crops
+    from train.volume import mirror
+
+    whole = torch.randn(
+        1, spec.channels, 36, 48
+    )  # crop 27 of 36x48: the centre is off by half a pixel only downwards
+    whole = whole[..., :47]
+    with torch.inference_mode():
+        straight = network(cut_crops(whole, spec, 10).flatten(0, 1)).mean(0)
+        mirrored = network(cut_crops(mirror(whole, spec), spec, 10).flatten(0, 1)).mean(0)
+    torch.testing.assert_close(straight, mirrored, atol=1e-5, rtol=1e-5)
+
+
+def all_commands(data: Path) -> Iterator[list[str]]:
+    common = ["--dataset", "tiny", "--data", str(data), "--frames", "2", "--crops", "1"]
+    yield ["--fusion", "none", "--workers", "0", *common]
+    yield ["score", "--workers", "0", "--part", "train", *common]
+    yield ["fuse", "--fusion", "average", "--fusion", "weighted", "--weights", "1,2", *common]
+    yield ["fuse", "--fusion", "svm", *common]
+    yield ["report", *common]
+    yield ["features", "--workers", "0", "--per", "view", *common]
+
+
+def test_every_command_runs_on_the_same_dataset(own_data: DatasetPaths) -> None:
+    for arguments in all_commands(own_data.data):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, (arguments, result.output, result.exception)
+    assert (own_data.results("split1") / "report.html").is_file()
+    assert (own_data.results("split1") / "metrics.csv").is_file()
+
+
+def test_group_options_before_a_subcommand_are_refused_rather_than_ignored(own_data: DatasetPaths) -> None:
+    result = CliRunner().invoke(main, ["--dataset", "tiny", "score"])
+    assert result.exit_code == 2
+    assert "--dataset belongs after 'score'" in result.output
