@@ -112,7 +112,7 @@ def test_a_failed_flow_task_is_verified_and_stops_the_training(user: User) -> No
     assert code == 0
     assert re.search(rf"flow +{jobs['flow']}  2 failed", output)
     assert f"{jobs['flow']}_1 FAILED on n" in output
-    assert "failed with exit status 3" in output
+    assert "error: this is to fail" in output
     again = output.splitlines()[-1]
     assert again.startswith("to go on: python -m slurm submit --dataset=toy")
     assert again.endswith("--from=flow")
