@@ -68,6 +68,7 @@ class Checkpoint:
             sum(map(len, self.heads.values())),
             self.recipe["dropout"],
             self.volume.crop,
+            self.recipe["width"],
         )
         network.load_state_dict(self.weights)
         return network.eval()

@@ -31,7 +31,8 @@ class Recipe:
     """A resolved recipe; each attribute is a key of the TOML file and an option of `python -m train`."""
 
     stream: str = _key("either", "which stream the recipe is for", ("either", *STREAMS))
-    model: str = _key("cnn_m_2048", "network", tuple(MODELS))
+    model: str = _key("cnn_m_2048", "network", MODELS)
+    width: float = _key(1.0, "filters per layer as a share of the published number (ResNets)")
     dropout: float = _key(0.9, "share of features dropped before the last layers")
     pretrained: bool = _key(False, "the recipe starts from other weights: --init must be given")
     trained: str = _key("all", "layers that learn", ("all", "last"))

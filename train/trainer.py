@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import shutil
 import signal
@@ -23,7 +24,7 @@ from pipeline import atomic
 from pipeline.errors import InputError
 from train.checkpoint import BEST, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from train.data import Material
-from train.dataset import Batch, TrainingReader, ValidationReader, ignore_signals, network_input
+from train.dataset import Batch, SampleReader, TrainingReader, ValidationReader, ignore_signals, network_input
 from train.distributed import World
 from train.initialise import freeze, initialise
 from train.log import RunLog, draw_curves
@@ -159,7 +160,7 @@ class Trainer:
         self.ranges = list(itertools.pairwise(bounds))
         self.reader = TrainingReader(material.train, spec, recipe)
         torch.manual_seed(recipe.seed)
-        self.network = build(recipe.model, spec.channels, bounds[-1], recipe.dropout, spec.crop)
+        self.network = build(recipe.model, spec.channels, bounds[-1], recipe.dropout, spec.crop, recipe.width)
         self.iteration = 0
         self.progress: dict[str, Any] = {}
 
@@ -276,11 +277,10 @@ class Trainer:
         checkpoint_every = options.checkpoint_every or max(1, min(1000, recipe.iterations // 10))
         log_every = options.log_every or 10
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
-        batches = iter(self.loader(self.reader, schedule))
         meter = Meter(self)
         saved = self.iteration
         status = 0
-        try:
+        with self.batches(self.reader, schedule) as batches, contextlib.closing(log or io.StringIO()):
             while self.iteration < recipe.iterations:
                 self.step(batches, len(schedule.chunks), meter)
                 self.iteration += 1
@@ -306,19 +306,17 @@ class Trainer:
                         f"the same command goes on (exit status {status})"
                     )
                     break
-        finally:
-            if log is not None:
-                log.close()
         if world.first:
             draw_curves(options.folder)
         if not status:
             self.say(f"done: {recipe.iterations} iterations, {options.folder}")
         return status
 
-    def loader(self, reader: TrainingReader | ValidationReader, schedule: Any) -> DataLoader[Batch]:
-        """Batches in the schedule's order, read ahead by worker processes."""
+    @contextlib.contextmanager
+    def batches(self, reader: SampleReader, schedule: Any) -> Iterator[Iterator[Batch]]:
+        """Batches in the schedule's order, read ahead by worker processes, which end with the block."""
         workers = self.options.workers
-        return DataLoader(
+        loader = DataLoader(
             reader,
             batch_sampler=schedule,
             num_workers=workers,
@@ -328,6 +326,15 @@ class Trainer:
             prefetch_factor=2 if workers else None,
             multiprocessing_context="fork" if workers else None,
         )
+        batches = iter(loader)
+        try:
+            yield batches
+        finally:
+            if workers:
+                # They ignore SIGTERM, by which Python would end them later on.
+                batches._shutdown_workers()  # type: ignore[attr-defined]
+                for worker in batches._workers:  # type: ignore[attr-defined]
+                    worker.kill()
 
     def step(self, batches: Iterator[Batch], chunks: int, meter: Meter) -> None:
         """One iteration: gradients of the whole batch, piece by piece, then one update."""
@@ -408,10 +415,9 @@ class Trainer:
         chunks = [[(0, index) for index in mine[i : i + size]] for i in range(0, len(mine), size)]
         totals = torch.zeros(len(self.ranges), 4, dtype=torch.float64)
         self.network.eval()
-        with torch.no_grad():
-            for batch in self.loader(reader, chunks):
-                logits = self.logits(self.network, batch)
-                totals += validation_stats(logits, batch, self.ranges)
+        with torch.no_grad(), self.batches(reader, chunks) as batches:
+            for batch in batches:
+                totals += validation_stats(self.logits(self.network, batch), batch, self.ranges)
         self.world.sum(totals)
         results: dict[str, dict[str, float]] = {}
         for name, (loss, correct, among_five, count) in zip(

@@ -6,43 +6,43 @@ training) are ranges of one last layer: `train.checkpoint.Checkpoint.columns` sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pipeline.errors import InputError
 from train.models.cnn_m import CnnM2048
 from train.models.network import Network
-from train.models.resnet import resnet
+from train.models.resnet import ResNet
 from train.models.vgg import Vgg16
 
 __all__ = ["MODELS", "Network", "build"]
 
-MODELS: dict[str, Callable[..., Network]] = {
-    "cnn_m_2048": CnnM2048,
-    "vgg16": Vgg16,
-    "resnet18": resnet(18),
-    "resnet34": resnet(34),
-    "resnet50": resnet(50),
-    "resnet101": resnet(101),
-}
+MODELS = ("cnn_m_2048", "vgg16", "resnet18", "resnet34", "resnet50", "resnet101")
 
 
-def build(name: str, channels: int, classes: int, dropout: float = 0.0, crop: int = 224) -> Network:
+def build(
+    name: str, channels: int, classes: int, dropout: float = 0.0, crop: int = 224, width: float = 1.0
+) -> Network:
     """A freshly initialised network.
 
     Args:
-        name: a key of `MODELS`.
+        name: one of `MODELS`.
         channels: of the input, 3 or 2L.
         classes: outputs of the last layer, over all heads.
         dropout: before the last layers (cnn_m_2048, vgg16: on both hidden layers; ResNets: on the pooled features).
         crop: side of the input in pixels; only cnn_m_2048's first full layer depends on it.
+        width: filters per layer as a share of the published number; ResNets only.
 
     Raises:
-        InputError: unknown name, or a crop too small for the network.
+        InputError: unknown name, or values that the network cannot have.
     """
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout: expected a share from 0 to below 1, found {dropout}")
+    if name.startswith("resnet"):
+        if not 0 < width <= 8:
+            raise InputError(f"width: expected a number above 0 and up to 8, found {width}")
+        return ResNet(int(name.removeprefix("resnet")), channels, classes, dropout, max(1, round(64 * width)))
+    if width != 1:
+        raise InputError(f"width {width}: only ResNets come in other widths than 1, not {name}")
     if name == "cnn_m_2048":
         return CnnM2048(channels, classes, dropout, crop)
-    return MODELS[name](channels, classes, dropout)
+    return Vgg16(channels, classes, dropout)

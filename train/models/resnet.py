@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -69,20 +67,23 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Network):
-    """ResNet; 11.7 M (18), 21.8 M (34), 25.6 M (50), 44.5 M (101) parameters at 3 channels and 1000 classes."""
+    """ResNet; 11.7 M (18), 21.8 M (34), 25.6 M (50), 44.5 M (101) parameters at 3 channels and 1000 classes.
+
+    `base` is the number of filters of the first layer, on which all others depend; 64 as published.
+    """
 
     first, last = "conv1", "fc"
 
-    def __init__(self, depth: int, channels: int, classes: int, dropout: float) -> None:
+    def __init__(self, depth: int, channels: int, classes: int, dropout: float, base: int = 64) -> None:
         super().__init__()
         counts, bottleneck = _STAGES[depth]
         block = Bottleneck if bottleneck else BasicBlock
-        self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(channels, base, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        width = 64
+        width = base
         for stage, count in enumerate(counts):
-            inner = 64 << stage
+            inner = base << stage
             blocks: list[nn.Module] = []
             for i in range(count):
                 blocks.append(block(width, inner, stride=2 if stage and not i else 1))
@@ -102,12 +103,3 @@ class ResNet(Network):
             x = self.get_submodule(f"layer{stage}")(x)
         dropped: Tensor = self.dropout(x.mean(dim=(2, 3)), keys)
         return dropped
-
-
-def resnet(depth: int) -> Callable[[int, int, float], ResNet]:
-    """Builder of one depth: (channels, classes, dropout) -> ResNet."""
-
-    def create(channels: int, classes: int, dropout: float) -> ResNet:
-        return ResNet(depth, channels, classes, dropout)
-
-    return create
