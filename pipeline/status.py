@@ -1,10 +1,11 @@
 """What is done, what is missing and what failed: shards by listing folders, the rest from outcome records.
 
-No shard is opened, so that a whole dataset is told in about a second; `python -m pipeline verify` reads them.
+No shard is opened unless asked for, so that a whole dataset is told in about a second; `python -m pipeline verify` reads them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pipeline.catalog import Dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
 from pipeline.outcome import Outcome, read_outcomes, readable_bytes
 from pipeline.paths import NAME, DatasetPaths, data_root
-from pipeline.shard import index_shards
+from pipeline.shard import ShardAddress, index_shards, open_shard
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class SetStatus:
         stale: videos with a shard whose last attempt failed, for example with other settings -> the reason.
         missing: videos without a shard that did not fail; not tried yet, or interrupted.
         foreign: shards of videos that the dataset does not have.
-        flows: in the shards, as far as there are records of making them.
-        unrecorded: shards without such a record.
+        flows: in the shards, as far as records of making them tell, or they were counted.
+        unrecorded: shards whose flows are not known so.
         bytes: of the shards.
-        seconds: that workers spent on the recorded flows.
+        timed_flows, seconds: flows whose time is recorded, and what workers spent on them.
     """
 
     shard_set: str
@@ -48,12 +49,13 @@ class SetStatus:
     flows: int
     unrecorded: int
     bytes: int
+    timed_flows: int
     seconds: float
 
     @property
     def speed(self) -> float | None:
         """Pairs of frames per second and worker, or None where no time is recorded."""
-        return self.flows / self.seconds if self.seconds > 0 else None
+        return self.timed_flows / self.seconds if self.seconds > 0 else None
 
 
 def shard_sets(paths: DatasetPaths) -> list[str]:
@@ -79,8 +81,15 @@ def latest(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
         ) from error
 
 
-def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str) -> SetStatus:
-    """The state of one set of shards of a dataset; reads folders and outcome records only."""
+def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: bool = False) -> SetStatus:
+    """The state of one set of shards of a dataset; reads folders and outcome records only.
+
+    Args:
+        dataset: whose videos count.
+        paths: of the dataset.
+        shard_set: the set's name.
+        count: open the shards whose flows no record tells, and count them.
+    """
     outcomes = {
         video: record
         for folder in folders_in(paths.outcomes_root)
@@ -91,6 +100,9 @@ def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str) -> SetStat
     there = index.keys() & dataset.videos.keys()
     made = {video: outcomes[video] for video in there & outcomes.keys() if outcomes[video].flows}
     failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
+    flows = {video: record.flows for video, record in made.items()}
+    if count:
+        flows |= counted({video: index[video] for video in there - made.keys()})
     timed = [record for record in made.values() if record.seconds > 0]
     return SetStatus(
         shard_set=shard_set,
@@ -100,11 +112,21 @@ def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str) -> SetStat
         stale={video: reason for video, reason in failed.items() if video in there},
         missing=tuple(video for video in dataset.videos if video not in there and video not in failed),
         foreign=tuple(sorted(index.keys() - dataset.videos.keys())),
-        flows=sum(record.flows for record in made.values()),
-        unrecorded=len(there) - len(made),
+        flows=sum(flows.values()),
+        unrecorded=len(there) - len(flows),
         bytes=sum(file.stat().st_size for file in {index[video].file for video in there}),
+        timed_flows=sum(record.flows for record in timed),
         seconds=sum(record.seconds for record in timed),
     )
+
+
+def counted(shards: Mapping[str, ShardAddress]) -> dict[str, int]:
+    """Flows of each shard in all its directions; those that cannot be opened are left out, as `verify` names them."""
+    flows = {}
+    for video, address in shards.items():
+        with contextlib.suppress(InputError), open_shard(address) as shard:
+            flows[video] = sum(shard.flow_count(direction) for direction in shard.directions)
+    return flows
 
 
 def describe(status: SetStatus, show: int) -> list[str]:
@@ -118,7 +140,7 @@ def describe(status: SetStatus, show: int) -> list[str]:
         if status.speed:
             amount += f", {status.speed:,.1f} pairs/s and worker"
         if status.unrecorded:
-            amount += f" ({status.unrecorded:,} shards without a record of their flows)"
+            amount += f" (no record tells the flows of {status.unrecorded:,} shards: --count opens them)"
         lines.append(amount)
     kinds = (("failed", status.failed), ("failed, an earlier shard is there", status.stale))
     for kind, videos in kinds:
@@ -138,10 +160,13 @@ def describe(status: SetStatus, show: int) -> list[str]:
 @click.option(
     "--show", type=click.IntRange(0), default=10, show_default=True, help="Names shown of each kind."
 )
+@click.option("--count", is_flag=True, help="Open shards whose flows no record tells, and count them.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 @click.option("--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data).")
 @command_errors
-def command(dataset: str, shard_set: str | None, show: int, as_json: bool, data: str | None) -> None:
+def command(
+    dataset: str, shard_set: str | None, show: int, count: bool, as_json: bool, data: str | None
+) -> None:
     """Show what is done, missing and failed, and why, for each set of shards."""
     known = load_dataset(dataset, data)
     paths = DatasetPaths(data_root(data), dataset)
@@ -151,7 +176,7 @@ def command(dataset: str, shard_set: str | None, show: int, as_json: bool, data:
             f"dataset {dataset} has no set of shards {shard_set!r} (it has: {', '.join(names) or 'none'}); "
             f"make one with: python -m extract_flow --dataset {dataset}"
         )
-    statuses = [set_status(known, paths, name) for name in ([shard_set] if shard_set else names)]
+    statuses = [set_status(known, paths, name, count) for name in ([shard_set] if shard_set else names)]
     if as_json:
         click.echo(
             json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from made_shards import make_shard
 
 from pipeline import catalog, status
 from pipeline.catalog import Dataset, Video
@@ -61,6 +62,17 @@ def test_flows_bytes_and_speed_are_those_of_the_shards_that_are_there(paths: Dat
     assert found.speed == pytest.approx(100 / 5.0)
     paths.shard("dis", "a/1").unlink()
     assert status.set_status(dataset, paths, "dis").flows == 70
+
+
+def test_flows_that_no_record_tells_are_counted_in_the_shards(paths: DatasetPaths) -> None:
+    make_shard(paths.shard("dis", "b/2"), "b/2", flows=3)
+    dataset = catalog.load_dataset("mine", paths.data)
+    assert status.set_status(dataset, paths, "dis").flows == 100
+    found = status.set_status(dataset, paths, "dis", count=True)
+    assert (found.flows, found.unrecorded) == (103, 0)
+    assert found.speed == pytest.approx(100 / 5.0)
+    paths.shard("dis", "b/2").write_bytes(b"damaged")
+    assert status.set_status(dataset, paths, "dis", count=True).unrecorded == 1
 
 
 def test_a_set_that_only_failed_is_told_too(paths: DatasetPaths) -> None:
