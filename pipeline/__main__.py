@@ -45,7 +45,7 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Datasets, shards and what became of them.
 
-    Every command takes --data DIR, the data root (default: $TWO_STREAM_DATA, else ./data).
+    Commands that work on a dataset take --data DIR, the data root (default: $TWO_STREAM_DATA, else ./data).
     """
 
 

@@ -1,6 +1,6 @@
 """What is done, what is missing and what failed: shards by listing folders, the rest from outcome records.
 
-No shard is opened unless asked for, so that a whole dataset is told in about a second; `python -m pipeline verify` reads them.
+No shard is opened unless asked for, so that a whole dataset is told in about a second; `verify` reads them.
 """
 
 from __future__ import annotations
