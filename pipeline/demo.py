@@ -217,7 +217,7 @@ def render_demo(
 ) -> tuple[Dataset, int]:
     """Render and record the dataset `demo`; the dataset, and how many clips had to be rendered.
 
-    The same seed and number give the same pixels everywhere. A clip that is there already is kept, so an interrupted
+    With the pinned versions the same seed gives the same bytes. A clip that is there already is kept, so an interrupted
     rendering goes on where it stopped.
 
     Raises:
