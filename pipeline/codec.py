@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,7 @@ class Quantiser:
     edge). Where table[0] == table[1], level 0 is never given and stands for level 1 when a JPEG returns it.
 
     Attributes:
-        name: says everything that fixes the table, for example "asinh s=5 bound=20"; shards record and compare it.
+        name: says everything that fixes the table, for example "asinh s=3 bound=20"; shards record and compare it.
         table: float32[256], not decreasing.
         per_field: scale and offset follow each field's range instead of being 1 and 0: with a component's smallest and
             largest value, offset = (largest + smallest) / 2 and scale = (largest - smallest) / 2, or 1 where that
@@ -199,19 +200,22 @@ def dequantise(
 
 
 class ValueTable:
-    """The 256 values of one component, and the same for pairs of neighbouring levels, which halves the look-ups."""
+    """The 256 values of one component.
 
-    def __init__(self, values: Floats) -> None:
+    Attributes:
+        values: float32[256].
+        pairs: uint64[65536], both values of each two neighbouring levels, which halves the look-ups; None where the
+            table serves one field only and is not worth it.
+    """
+
+    def __init__(self, values: Floats, paired: bool) -> None:
         self.values = values
-
-    @functools.cached_property
-    def pairs(self) -> npt.NDArray[np.uint64]:
-        pairs = np.empty((256, 256, 2), np.float32)
-        pairs[:, :, 0] = (
-            self.values
-        )  # the first of two levels is the low byte on every machine that h5py wheels exist for
-        pairs[:, :, 1] = self.values[:, None]
-        return pairs.view(np.uint64).reshape(65536)
+        self.pairs: npt.NDArray[np.uint64] | None = None
+        if paired and sys.byteorder == "little":
+            pairs = np.empty((256, 256, 2), np.float32)
+            pairs[:, :, 0] = values  # the first of two levels is the low byte
+            pairs[:, :, 1] = values[:, None]
+            self.pairs = pairs.view(np.uint64).reshape(65536)
 
     def read(self, levels: Levels, out: Floats) -> None:
         """out[...] = values[levels]; both contiguous and of one shape."""
@@ -219,20 +223,22 @@ class ValueTable:
         pair_kernel, kernel = _kernel("look_up_pairs"), _kernel("look_up")
         if pair_kernel is None or kernel is None:
             np.take(self.values, flat, out=target)
-        elif flat.size % 2 == 0:
+        elif self.pairs is not None and flat.size % 2 == 0 and target.ctypes.data % 8 == 0:
             pair_kernel(flat.view(np.uint16), self.pairs, target.view(np.uint64))
         else:
             kernel(flat, self.values, target)
 
 
 def value_table(table: Floats, scale: float, offset: float) -> ValueTable:
-    """The values of one component; the usual ones, scale 1 and offset 0, are kept."""
-    return _value_table(np.ascontiguousarray(table, np.float32).tobytes(), float(scale), float(offset))
+    """The values of one component; the usual ones, of scale 1 and offset 0, are kept from call to call."""
+    if scale == 1 and offset == 0:
+        return _usual_values(np.ascontiguousarray(table, np.float32).tobytes())
+    return ValueTable(table * np.float32(scale) + np.float32(offset), paired=False)
 
 
 @functools.lru_cache(maxsize=8)
-def _value_table(table: bytes, scale: float, offset: float) -> ValueTable:
-    return ValueTable(np.frombuffer(table, np.float32) * np.float32(scale) + np.float32(offset))
+def _usual_values(table: bytes) -> ValueTable:
+    return ValueTable(np.frombuffer(table, np.float32), paired=True)
 
 
 # --- image coding ----------------------------------------------------------------------------------------------------
@@ -289,8 +295,9 @@ def decode_levels(
     """
     image = decode_image(stream, height, width)
     out = np.empty((2, height, width), np.uint8) if out is None else out
-    np.maximum(image[:height], lowest, out=out[0])
-    np.maximum(image[-height:], lowest, out=out[1])
+    floor = np.full(width, lowest, np.uint8)  # a row, since NumPy is ten times slower with a scalar
+    np.maximum(image[:height], floor, out=out[0])
+    np.maximum(image[-height:], floor, out=out[1])
     return out
 
 
@@ -397,12 +404,12 @@ def zero_centred(positive: npt.NDArray[np.floating]) -> Floats:
 
 
 PRESETS = {
-    "default": (lambda bound: asinh_quantiser(5, bound), "jpeg flat", 75),
+    "default": (lambda bound: asinh_quantiser(3, bound), "jpeg flat", 75),
     "high-fidelity": (lambda bound: asinh_quantiser(2, bound), "jpeg flat", 88),
     "linear": (linear_quantiser, "jpeg flat", 75),
     "paper": (lambda _: range_quantiser(), "jpeg standard", 95),
     "field": (field_quantiser, "jpeg standard", 95),
-    "lossless": (lambda bound: asinh_quantiser(5, bound), "png", None),
+    "lossless": (lambda bound: asinh_quantiser(3, bound), "png", None),
 }
 
 

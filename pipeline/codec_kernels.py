@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 LARGEST_FINITE = np.finfo(np.float32).max
 
@@ -75,10 +80,26 @@ def look_up(
         out[i] = table[levels[i]]
 
 
+@intrinsic
+def store_past_cache(
+    context: Any, target: types.Array, index: types.Integer, value: types.Integer
+) -> tuple[Any, Callable[..., Any]]:
+    """target[index] = value by a non-temporal store: a batch of flow does not fit into the cache, and written in the
+    usual way it drives out what the next image's decoding needs (measured: a third of the decoding time)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        store = builder.store(arguments[2], builder.gep(array.data, [arguments[1]]))
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.uint64), generate
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def look_up_pairs(
     levels: npt.NDArray[np.uint16], table: npt.NDArray[np.uint64], out: npt.NDArray[np.uint64]
 ) -> None:
-    """The same, two neighbouring levels at a time: `table` holds both values' bits for each pair of levels."""
+    """out[i] = table[levels[i]], where a uint16 is two neighbouring levels and a uint64 their two values."""
     for i in range(levels.size):
-        out[i] = table[levels[i]]
+        store_past_cache(out, i, table[levels[i]])

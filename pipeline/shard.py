@@ -184,6 +184,8 @@ def open_shard(address: str | Path | ShardAddress, group: str = "/") -> Shard:
 class Shard:
     """A shard, open for reading. Made by `open_shard`."""
 
+    _close = staticmethod(os.close)  # kept here, since `os` may be gone when the interpreter ends
+
     def __init__(self, address: ShardAddress, contents: Contents) -> None:
         self.address = address
         self.contents = contents
@@ -225,7 +227,7 @@ class Shard:
         """Close the file; reading opens it again."""
         descriptor, self._descriptor = getattr(self, "_descriptor", None), None
         if descriptor is not None:
-            os.close(descriptor)
+            self._close(descriptor)
 
     def flow_count(self, direction: str = "forward") -> int:
         """Number of flows of a direction."""

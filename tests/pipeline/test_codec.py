@@ -42,7 +42,7 @@ def test_tables_are_antisymmetric_with_level_128_exactly_zero_and_level_0_read_a
 
 def test_default_levels_follow_the_asinh_formula():
     flow = np.linspace(-25, 25, 2 * 40 * 40, dtype=np.float32).reshape(1, 2, 40, 40)
-    expected = np.rint(127 * np.arcsinh(np.clip(flow, -20, 20) / 5.0) / np.arcsinh(4.0)) + 128
+    expected = np.rint(127 * np.arcsinh(np.clip(flow, -20, 20) / 3.0) / np.arcsinh(20 / 3)) + 128
     levels = codec().quantiser.quantise(flow).levels
     # Edges lie half-way between values, which asinh puts within a ten-thousandth of half-way between levels.
     assert np.abs(levels - expected).max() <= 1
