@@ -46,17 +46,20 @@ choose_stream_and_split() {
 # work COMMAND...: run the command; the task ends here unless it succeeds. When SLURM warns that time is up (USR1, see
 # `--signal` in the scripts) the command is told: it saves what it has and ends, and the task goes back into the queue.
 work() {
-    local status interrupted=yes
+    local status interrupted=yes cancelled=no
     warned=no
     "$@" &
     local command=$!
     trap 'warned=yes interrupted=yes; save "$command"' USR1
-    trap 'interrupted=yes; kill -s TERM "$command"' TERM
+    trap 'cancelled=yes interrupted=yes; kill -s TERM "$command"' TERM
     while [[ $interrupted == yes ]]; do
         interrupted=no status=0
         wait "$command" || status=$? # it also returns when a signal came: then wait again
     done
-    if ((status != 0)); then
+    if [[ $cancelled == yes ]]; then # srun may end with 0 then
+        ended="cancelled, preempted or out of time (SIGTERM)"
+        exit 143
+    elif ((status != 0)); then
         ended="failed with exit status $status"
         [[ $warned == no ]] || queue_again
         exit "$status"

@@ -29,16 +29,22 @@ pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.t
 
 SMALL = ("--cpus-per-task=1", "--mem-per-cpu=100M")
 FLOW = ["--method=farneback", "--short-side=48"]
-RESNET = [
+ITERATIONS = 30
+TRAIN = [
     "--model=resnet18",
     "--crop=32",
     "--short-side=48",
     "--batch=8",
     "--length=2",
-    "--workers=0",
-    "--log-every=1",
+    f"--iterations={ITERATIONS}",
 ]
-TRAIN = [*RESNET, "--iterations=20", "--validate-every=20", "--checkpoint-every=50", "--no-tensorboard"]
+TRAIN += [
+    f"--validate-every={ITERATIONS}",
+    "--checkpoint-every=50",
+    "--log-every=1",
+    "--workers=0",
+    "--no-tensorboard",
+]
 VIEWS = ["--frames=2", "--crops=1"]
 PATIENCE = 300
 """Seconds for a handful of small jobs on a busy machine; they take a tenth of that on an idle one."""
@@ -323,16 +329,18 @@ def test_interrupted_training_ends_with_the_weights_of_an_undisturbed_run(
     jobs = {"warned": train("warned"), "limited": train("limited", "--time=1", "--signal=B:USR1@5")}
     folders = {name: local.paths.run(f"{name}-temporal-split1") for name in jobs}
     stopped: dict[str, list[int]] = {}
-    for name, job in jobs.items():
-        log = folders[name] / "log.jsonl"
-        wait_until(
-            lambda log=log: log.exists() and len(losses(log.parent)) >= 2, 120, f"iterations of {name}"
-        )
-        # It stands still until the warning has come, so that it cannot end before it.
-        ((_, task),) = cluster.tasks(job).items()
-        stopped[name] = processes_of(cluster, task.job_id, "train")
-        send(stopped[name], signal.SIGSTOP)
-        assert len(losses(folders[name])) < 20
+
+    def stop_early() -> bool:
+        """Halt each run once it has begun; from then on it stands still, so that it cannot end before the warning."""
+        for name, job in jobs.items():
+            if name not in stopped and (folders[name] / "log.jsonl").exists() and losses(folders[name]):
+                (task,) = cluster.tasks(job).values()
+                stopped[name] = processes_of(cluster, task.job_id, "train")
+                send(stopped[name], signal.SIGSTOP)
+        return len(stopped) == len(jobs)
+
+    wait_until(stop_early, PATIENCE, "the first iterations", interval=0.05)
+    assert all(len(losses(folder)) < ITERATIONS for folder in folders.values())
     cluster.run(["scancel", "--batch", "--signal=USR1", f"{jobs['warned']}_0"])
     for name in jobs:
         log = tmp_path / f"{name}.log"
@@ -354,16 +362,9 @@ def test_two_nodes_of_two_processes_train_as_one(
     cluster: Cluster, local: Commands, site: Path, tmp_path: Path
 ) -> None:
     """With gloo, without BatchNorm and dropout; node names do not resolve here."""
-    arguments = [
-        "--model=cnn_m_2048",
-        "--crop=56",
-        "--short-side=64",
-        "--dropout=0",
-        "--iterations=3",
-        "--batch=8",
-    ]
-    arguments += ["--length=2", "--workers=0", "--log-every=1", "--validate-every=9", "--checkpoint-every=9"]
-    arguments += ["--no-tensorboard", "--device=cpu"]
+    arguments = ["--recipe=temporal-stack10", "--crop=56", "--short-side=64", "--dropout=0", "--iterations=3"]
+    arguments += ["--batch=8", "--length=2", "--workers=0", "--log-every=1", "--device=cpu"]
+    arguments += ["--validate-every=9", "--checkpoint-every=9", "--no-tensorboard"]
     alone = ["train", "--split=1", "--stream=temporal", "--run=alone", "--threads=1", *arguments]
     job = cluster.sbatch(
         "--array=0", *SMALL, "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/log", "slurm/train.sbatch",

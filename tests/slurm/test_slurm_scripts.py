@@ -164,6 +164,7 @@ def test_a_warned_task_saves_and_goes_on_after_a_requeue_alone(cluster: Cluster,
     assert states[f"{after}_{other_index}"] == "CANCELLED"
     training = [call for call in recorder.calls() if call["arguments"][1] == "train"]
     assert sorted(str(call["signal"]) for call in training) == ["None", "SIGTERM", "SIGUSR1"]
+    assert "cancelled, preempted or out of time" in recorder.log(other).splitlines()[-1]
     log = recorder.log(last).splitlines()
     assert any("back in the queue" in line for line in log)
     assert any("begins, restart 1" in line for line in log)
