@@ -110,9 +110,7 @@ class FrameSize(click.ParamType):
 @click.option(
     "--short-side",
     type=ShortSide(),
-    default=256,
-    show_default=True,
-    help="Smaller side of frames and flow; none keeps the source's size.",
+    help="Smaller side of frames and flow; none keeps the source's size. [default: the dataset's, usually 256]",
 )
 @click.option("--size", type=FrameSize(), help="Exact size instead of --short-side.")
 @click.option(
@@ -174,7 +172,7 @@ def main(
     direction: str,
     step: int,
     rgb: bool,
-    short_side: int | str,
+    short_side: int | str | None,
     size: tuple[int, int] | None,
     every: int,
     start: float,
@@ -218,10 +216,14 @@ def main(
     from extract_flow import run
     from extract_flow.extract import Settings, Task
     from extract_flow.methods import resolve
+    from pipeline.catalog import SHORT_SIDE, load_dataset
     from pipeline.video import Selection
 
+    record = load_dataset(dataset, data) if dataset else None
+    usual = record.short_side if record else SHORT_SIDE
+    smaller_side = usual if short_side is None else None if short_side == "none" else int(short_side)
     try:
-        selection = Selection(None if short_side == "none" else int(short_side), size, every, start, end)
+        selection = Selection(smaller_side, size, every, start, end)
     except ValueError as error:
         raise InputError(str(error)) from error
     settings = Settings(
@@ -239,14 +241,13 @@ def main(
         overwrite=overwrite,
     )
     _ = settings.codec  # a wrong codec option is told before any work
-    if dataset:
-        from pipeline.catalog import load_dataset
+    if dataset and record:
         from pipeline.paths import DatasetPaths, data_root
         from pipeline.plan import share
 
         paths = DatasetPaths(data_root(data), dataset)
         shard_set = shard_set or method
-        chosen = share(load_dataset(dataset, data).videos.values(), task, tasks)
+        chosen = share(record.videos.values(), task, tasks)
         work = [Task(video.id, video.path, paths.shard(shard_set, video.id)) for video in chosen]
         folder, outcomes = paths.shards(shard_set), paths.outcomes(STAGE)
     else:

@@ -19,6 +19,8 @@ from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
 
 FORMAT = "two-stream dataset"
 VERSION = 1
+SHORT_SIDE = 256
+"""The paper's size of videos, smaller side in pixels."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Dataset:
         splits: by number from 1; empty for a dataset without any.
         missing: ids that the lists name and that were not there at import; they are in no split.
         origin: where it came from: "kind" (ucf101, hmdb51, folder, demo) and what that kind of import adds.
+        short_side: the smaller side in pixels at which its frames and flow are extracted unless the user asks for
+            another; None takes the videos as they are.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Dataset:
     splits: Mapping[int, Split]
     missing: tuple[str, ...] = ()
     origin: Mapping[str, str | int] = field(default_factory=lambda: {"kind": "folder"})
+    short_side: int | None = SHORT_SIDE
     labels: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -175,6 +180,7 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         "version": VERSION,
         "name": dataset.name,
         "origin": dict(dataset.origin),
+        "short_side": dataset.short_side,
         "root": str(root.relative_to(paths.root) if root.is_relative_to(paths.root) else root),
         "classes": list(dataset.classes),
         "videos": {
@@ -268,6 +274,7 @@ def parse_record(record: Any, name: str, folder: Path) -> Dataset:
         },
         missing=tuple(map(as_text, record["missing"])),
         origin={"kind": as_text(record["origin"]["kind"]), **record["origin"]},
+        short_side=as_count(record["short_side"]),
     )
 
 

@@ -204,6 +204,7 @@ def describe(videos: Path, seed: int, videos_per_class: int) -> Dataset:
             )
             for number, subjects in held_out.items()
         },
+        short_side=None,
         origin={"kind": "demo", "seed": seed, "videos_per_class": videos_per_class},
     )
 
