@@ -295,10 +295,16 @@ def decode_levels(
     """
     image = decode_image(stream, height, width)
     out = np.empty((2, height, width), np.uint8) if out is None else out
-    floor = np.full(width, lowest, np.uint8)  # a row, since NumPy is ten times slower with a scalar
+    floor = _floor(height, width, lowest)
     np.maximum(image[:height], floor, out=out[0])
     np.maximum(image[-height:], floor, out=out[1])
     return out
+
+
+@functools.lru_cache(maxsize=4)
+def _floor(height: int, width: int, lowest: int) -> Levels:
+    """The lowest level as a whole field: NumPy's maximum is ten times slower with a scalar."""
+    return np.full((height, width), lowest, np.uint8)
 
 
 def lowest_level(table: Floats) -> int:

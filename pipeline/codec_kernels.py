@@ -102,4 +102,4 @@ def look_up_pairs(
 ) -> None:
     """out[i] = table[levels[i]], where a uint16 is two neighbouring levels and a uint64 their two values."""
     for i in range(levels.size):
-        store_past_cache(out, i, table[levels[i]])
+        store_past_cache(out, i, table[levels[i]])  # type: ignore[call-arg, arg-type]  # numba adds the context
