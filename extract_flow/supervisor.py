@@ -143,7 +143,8 @@ def supervise(
 
     Args:
         tasks: anything that can be pickled, in order.
-        serve: called in each worker as `serve(link, slot, *arguments)`; a function of a module.
+        serve: called in each worker as `serve(link, slot, first, *arguments)`; a function of a module. `first` is
+            what the first worker said of itself, None in that one.
         arguments: for every worker.
         workers: processes, unless the first one's `Ready` says how many.
         patience: seconds after which a task in a watched stage counts as hung; None for ever.
@@ -159,13 +160,13 @@ def supervise(
     team: list[_Worker] = []
     wanted = 1  # until the first worker has said what it runs on
     failed_starts = 0
-    started = False
+    first: Ready | None = None
 
     def start(slot: int) -> None:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_worker_main,
-            args=(os.getpid(), theirs, serve, slot, *arguments),
+            args=(os.getpid(), theirs, serve, slot, first, *arguments),
             name=f"worker {slot}",
             daemon=True,
         )
@@ -216,8 +217,8 @@ def supervise(
                         if kind == "ready":
                             worker.ready = content
                             failed_starts = 0
-                            if not started:
-                                started = True
+                            if first is None:
+                                first = content
                                 wanted = content.workers or workers
                                 yield Started(content, min(wanted, len(tasks)))
                         elif kind == "refused":
@@ -249,10 +250,11 @@ def supervise(
                             )
                     if worker.hung is not None:
                         worker.tasks.pop(worker.hung, None)
+                        waiting.extendleft(reversed(worker.tasks))
                         yield Lost(
                             worker.hung, f"its decoder made no progress for {patience:g} s and was stopped"
                         )
-                    if len(worker.tasks) == 1:
+                    elif len(worker.tasks) == 1:
                         yield Lost(next(iter(worker.tasks)), f"the worker {reason}")
                     else:
                         alone.extend(worker.tasks)

@@ -42,13 +42,21 @@ class Result(NamedTuple):
 
 
 def serve(
-    link: Link, slot: int, settings: Settings, device: str, threads: int, cores: int, overlap: bool | None
+    link: Link,
+    slot: int,
+    first: Ready | None,
+    settings: Settings,
+    device: str,
+    threads: int,
+    cores: int,
+    overlap: bool | None,
 ) -> None:
     """Work until there is no more: the `serve` of `supervisor.supervise`.
 
     Args:
         link: to the parent.
         slot: this worker's number; on GPUs, which one of the visible ones it takes.
+        first: what the first worker found; None in that one.
         settings: what to make of every video.
         device: as `methods.load` takes it; "auto" and "cuda" leave the choice of the GPU to this function.
         threads: CPU threads of the method on a CPU.
@@ -56,8 +64,9 @@ def serve(
         overlap: run the stages in threads; None does so on a GPU.
     """
     try:
-        # Slot 0 asks first; the others exist only if it found a device for each of them.
-        chosen = f"cuda:{slot}" if slot and device == "cuda" else device
+        # The first worker asked for one worker for each visible GPU, so that a slot is the number of one of them.
+        on_gpus = first is not None and first.workers is not None and device in ("auto", "cuda")
+        chosen = f"cuda:{slot}" if on_gpus else device
         method = methods.load(settings.method, chosen, threads, **settings.parameters)
     except InputError as error:
         link.refuse(str(error))
@@ -65,10 +74,9 @@ def serve(
     on_gpu = method.device != "cpu"
     overlap = on_gpu if overlap is None else overlap
     implementation = f" ({method.implementation})" if method.implementation else ""
-    beside = max(1, cores // method.device_count)
-    ready = Ready(
-        method.device + implementation, method.device_count if on_gpu else None, 2 * beside if overlap else 1
-    )
+    gpus = 1 if device.startswith("cuda:") else method.device_count
+    beside = max(1, cores // gpus)
+    ready = Ready(method.device + implementation, gpus if on_gpu else None, 2 * beside if overlap else 1)
     link.ready(ready)
     if overlap:
         Overlapped(link, settings, method, ready.device, beside).run()
@@ -291,7 +299,11 @@ class Overlapped:
                 following = self._decoded.get()
                 if following is None:
                     decoders -= 1
-                elif isinstance(following, _Last) or following.gray.shape[1:] != item.gray.shape[1:]:
+                elif (
+                    isinstance(following, _Last)
+                    or following.gray.shape[1:] != item.gray.shape[1:]
+                    or pairs + _pair_count(following) > self._method.batch_pairs
+                ):
                     held = following
                     break
                 else:

@@ -39,11 +39,15 @@ def write_video(
         stream.pix_fmt = pixels
         stream.thread_count = 1
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+            )
         container.mux(stream.encode(None))
     return path
 
 
-def clip(path: Path, frames: int = 8, width: int = 48, height: int = 32, seed: int = 0, **options: object) -> Path:
+def clip(
+    path: Path, frames: int = 8, width: int = 48, height: int = 32, seed: int = 0, **options: object
+) -> Path:
     """A video file of `moving_texture`."""
     return write_video(path, moving_texture(frames, width, height, seed), **options)  # type: ignore[arg-type]

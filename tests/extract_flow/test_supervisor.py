@@ -27,7 +27,7 @@ from extract_flow.supervisor import (
 from pipeline.errors import InputError
 
 
-def serve(link: Link, slot: int, ahead: int) -> None:
+def serve(link: Link, slot: int, first: Ready | None, ahead: int) -> None:
     """A worker whose tasks say what shall happen."""
     link.ready(Ready("test", None, ahead))
     threads = []
@@ -57,11 +57,11 @@ def work(link: Link, number: int, task: str) -> None:
     link.finish(number, task)
 
 
-def refuse(link: Link, slot: int) -> None:
+def refuse(link: Link, slot: int, first: Ready | None) -> None:
     link.refuse("no such device")
 
 
-def die_at_start(link: Link, slot: int) -> None:
+def die_at_start(link: Link, slot: int, first: Ready | None) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -105,6 +105,28 @@ def test_a_task_that_hangs_is_given_up() -> None:
         1: "its decoder made no progress for 0.5 s and was stopped",
         2: "finished",
     }
+
+
+def test_those_in_work_beside_a_hanging_task_are_done() -> None:
+    ended = outcome(["slow", "hang", "slow"], workers=1, ahead=3, patience=0.3)
+    assert {task for task, text in ended.items() if text == "finished"} == {0, 2}
+    assert "no progress for 0.3 s" in ended[1]
+
+
+def several(link: Link, slot: int, first: Ready | None) -> None:
+    """Workers that want to be three, and say what they were told."""
+    link.ready(Ready("gpu", 3, 1))
+    while (message := link.receive()) is not None:
+        time.sleep(0.2)
+        link.finish(message[0], (slot, first))
+
+
+def test_the_first_worker_says_how_many_and_the_others_know_it() -> None:
+    events = list(supervise(["a"] * 12, several, (), workers=1))
+    told = {event.result for event in events if isinstance(event, Finished)}
+    assert [event.workers for event in events if isinstance(event, Started)] == [3]
+    assert told <= {(0, None), (1, Ready("gpu", 3, 1)), (2, Ready("gpu", 3, 1))}
+    assert (0, None) in told
 
 
 def test_results_and_progress_are_told_and_workers_are_counted() -> None:

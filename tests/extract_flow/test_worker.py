@@ -66,6 +66,7 @@ class Pipe:
     def finish(self, task: int, result: Any) -> None:
         assert task not in self.results
         self.results[task] = result.outcome
+        self.busy_now.discard(task)
 
 
 SETTINGS = Settings(
