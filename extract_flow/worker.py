@@ -283,41 +283,41 @@ class Overlapped:
 
     def _compute(self, decoders: int) -> None:
         """Batches of what is decoded, several clips of one size together, as long as something is waiting."""
-        held: Piece | _Last | None = None
+        most = self._method.batch_pairs
+        held: Piece | None = None
         while decoders or held is not None:
-            item = self._decoded.get() if held is None else held
+            batch: list[Piece] = [] if held is None else [held]
+            pairs = 0 if held is None else _pair_count(held)
+            ended: list[_Last] = []
             held = None
-            if item is None:
-                decoders -= 1
-                continue
-            if isinstance(item, _Last):
-                self._computed.put(item)
-                continue
-            batch = [item]
-            pairs = _pair_count(item)
-            while pairs < self._method.batch_pairs and not self._decoded.empty():
-                following = self._decoded.get()
-                if following is None:
+            # Wait for the first piece only: the device is not to idle until a batch is full.
+            while decoders and (not (batch or ended) or (pairs < most and not self._decoded.empty())):
+                item = self._decoded.get()
+                if item is None:
                     decoders -= 1
-                elif (
-                    isinstance(following, _Last)
-                    or following.gray.shape[1:] != item.gray.shape[1:]
-                    or pairs + _pair_count(following) > self._method.batch_pairs
+                elif isinstance(item, _Last):
+                    ended.append(item)
+                elif batch and (
+                    item.gray.shape[1:] != batch[0].gray.shape[1:] or pairs + _pair_count(item) > most
                 ):
-                    held = following
+                    held = item
                     break
                 else:
-                    batch.append(following)
-                    pairs += _pair_count(following)
+                    batch.append(item)
+                    pairs += _pair_count(item)
             batch = [piece for piece in batch if piece.clip.error is None]
-            if not batch:
-                continue
-            before = time.perf_counter()
-            results = compute_with_care(batch, self._method, self._settings.codec.quantiser)
-            seconds = time.perf_counter() - before
-            for piece, flows in zip(batch, results, strict=True):
-                piece.clip.count("flow", seconds * _pair_count(piece) / max(1, sum(map(_pair_count, batch))))
-                self._computed.put(_Computed(piece, flows))
+            if batch:
+                self._compute_batch(batch)
+            for last in ended:  # behind their clips' last pieces
+                self._computed.put(last)
+
+    def _compute_batch(self, batch: list[Piece]) -> None:
+        before = time.perf_counter()
+        results = compute_with_care(batch, self._method, self._settings.codec.quantiser)
+        seconds = (time.perf_counter() - before) / max(1, sum(map(_pair_count, batch)))
+        for piece, flows in zip(batch, results, strict=True):
+            piece.clip.count("flow", seconds * _pair_count(piece))
+            self._computed.put(_Computed(piece, flows))
 
     def _write(self) -> None:
         with ThreadPoolExecutor(self._threads) as encoders, ThreadPoolExecutor(2) as finishers:
