@@ -44,7 +44,7 @@ def moving_blobs(count: int) -> npt.NDArray[np.float32]:
     noise = np.stack(
         [cv2.GaussianBlur(field, (0, 0), 6) for field in rng.normal(0, 1, (count, HEIGHT, WIDTH, 2))]
     )
-    return flow + 0.6 * noise.transpose(0, 3, 1, 2).astype(np.float32)
+    return np.ascontiguousarray(flow + 0.6 * noise.transpose(0, 3, 1, 2), np.float32)
 
 
 def write_shard(path: Path, flow: npt.NDArray[np.float32], video: str) -> None:
@@ -94,9 +94,9 @@ def gulp(folder: Path, flow: npt.NDArray[np.float32]) -> Reader | None:
             yield {"id": "video", "frames": frames, "meta": {}}
 
     folder.mkdir()
-    directory = GulpDirectory(str(folder), colorspace="GRAY")
-    ChunkWriter(Adapter()).write_chunk(directory.new_chunks(1).__next__(), slice(0, 1))
-    directory = GulpDirectory(str(folder), colorspace="GRAY")
+    directory = GulpDirectory(str(folder))
+    ChunkWriter(Adapter()).write_chunk(next(directory.new_chunks(1)), slice(0, 1))
+    directory = GulpDirectory(str(folder))
     return lambda start, stop: directory["video", slice(2 * start, 2 * stop)][0]
 
 

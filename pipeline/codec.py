@@ -167,6 +167,7 @@ def _quantise_field_numpy(
     return int(outside.sum())
 
 
+@functools.cache
 def _kernel(name: str) -> Callable[..., Any] | None:
     try:
         from pipeline import codec_kernels
@@ -223,8 +224,10 @@ class ValueTable:
         pair_kernel, kernel = _kernel("look_up_pairs"), _kernel("look_up")
         if pair_kernel is None or kernel is None:
             np.take(self.values, flat, out=target)
-        elif self.pairs is not None and flat.size % 2 == 0 and target.ctypes.data % 8 == 0:
-            pair_kernel(flat.view(np.uint16), self.pairs, target.view(np.uint64))
+        elif (
+            self.pairs is not None and flat.size % 2 == 0 and (words := target.view(np.uint64)).flags.aligned
+        ):
+            pair_kernel(flat.view(np.uint16), self.pairs, words)
         else:
             kernel(flat, self.values, target)
 
@@ -295,9 +298,12 @@ def decode_levels(
     """
     image = decode_image(stream, height, width)
     out = np.empty((2, height, width), np.uint8) if out is None else out
-    floor = _floor(height, width, lowest)
-    np.maximum(image[:height], floor, out=out[0])
-    np.maximum(image[-height:], floor, out=out[1])
+    if len(image) == 2 * height:
+        np.maximum(image, _floor(len(image), width, lowest), out=out.reshape(image.shape))
+    else:
+        floor = _floor(height, width, lowest)
+        np.maximum(image[:height], floor, out=out[0])
+        np.maximum(image[-height:], floor, out=out[1])
     return out
 
 
