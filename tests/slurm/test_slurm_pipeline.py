@@ -75,8 +75,8 @@ class Commands:
 
 
 @pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Commands:
-    """The demo dataset, its shards, runs and scores, made without SLURM."""
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """The demo dataset and its shards, made without SLURM."""
     run = Commands(tmp_path_factory.mktemp("local"))
     subprocess.run(
         [sys.executable, "-m", "pipeline", "demo", "--videos-per-class=6", "--jobs=2", "--data", run.data],
@@ -86,10 +86,22 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Commands:
         timeout=PATIENCE,
     )
     run("extract_flow", *FLOW, "--device=cpu", "--jobs=2")
-    for stream in ("spatial", "temporal"):
-        run("train", "--split=1", f"--stream={stream}", "--threads=1", *TRAIN)
-    run("evaluate", "--split=1", *VIEWS)
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(extracted: Commands) -> Commands:
+    """And a run of the temporal stream."""
+    extracted("train", "--split=1", "--stream=temporal", "--threads=1", *TRAIN)
+    return extracted
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained: Commands) -> Commands:
+    """And one of the spatial stream, and the scores of both."""
+    trained("train", "--split=1", "--stream=spatial", "--threads=1", *TRAIN)
+    trained("evaluate", "--split=1", *VIEWS)
+    return trained
 
 
 def copied(local: Commands, folder: Path) -> Commands:
@@ -192,9 +204,9 @@ def send(pids: list[int], number: signal.Signals) -> None:
 
 
 def test_the_whole_chain_gives_what_a_local_run_gives(
-    cluster: Cluster, local: Commands, site: Path, tmp_path: Path
+    cluster: Cluster, evaluated: Commands, site: Path, tmp_path: Path
 ) -> None:
-    run = copied(local, tmp_path)
+    run = copied(evaluated, tmp_path)
     options = [
         "--tasks=3",
         "--split=1",
@@ -215,13 +227,13 @@ def test_the_whole_chain_gives_what_a_local_run_gives(
     assert set(states.values()) == {"COMPLETED"}, logs
     assert len(states) == 3 + 1 + 2 + 2 + 1
 
-    assert_same_shards(run.paths.shards("farneback"), local.paths.shards("farneback"))
+    assert_same_shards(run.paths.shards("farneback"), evaluated.paths.shards("farneback"))
     assert_complete(run, "farneback")
     for stream in ("spatial", "temporal"):
         name = f"{stream}-split1"
-        assert_same_weights(run.paths.run(name), local.paths.run(name))
+        assert_same_weights(run.paths.run(name), evaluated.paths.run(name))
         (scored,) = (run.paths.run(name) / "scores").glob("test-*.h5")
-        found, expected = read_scores(scored), read_scores(local.paths.run(name) / "scores" / scored.name)
+        found, expected = read_scores(scored), read_scores(evaluated.paths.run(name) / "scores" / scored.name)
         np.testing.assert_array_equal(found.videos, expected.videos)
         np.testing.assert_array_equal(found.logits, expected.logits)
         np.testing.assert_array_equal(found.softmax, expected.softmax)
@@ -244,7 +256,7 @@ def test_the_whole_chain_gives_what_a_local_run_gives(
         cwd=PROJECT, **environment,
     )  # fmt: skip
     assert set(cluster.wait(again, seconds=PATIENCE).values()) == {"COMPLETED"}
-    assert_same_shards(run.paths.shards("farneback"), local.paths.shards("farneback"))
+    assert_same_shards(run.paths.shards("farneback"), evaluated.paths.shards("farneback"))
 
 
 def flow_array(cluster: Cluster, run: Commands, site: Path, array: str) -> str:
@@ -270,9 +282,9 @@ def begun(run: Commands) -> Callable[[], bool]:
 
 
 def test_a_node_lost_in_mid_array_loses_no_video(
-    cluster: Cluster, local: Commands, site: Path, tmp_path: Path
+    cluster: Cluster, extracted: Commands, site: Path, tmp_path: Path
 ) -> None:
-    run = copied(local, tmp_path)
+    run = copied(extracted, tmp_path)
     cluster.run(["scontrol", "update", "nodename=n1", "state=drain", "reason=test"])
     job = flow_array(cluster, run, site, "0-3")
     wait_until(lambda: running_on(cluster, job, "n2") and begun(run)(), 120, "shards from n2")
@@ -283,15 +295,15 @@ def test_a_node_lost_in_mid_array_loses_no_video(
     states = cluster.wait(job, seconds=PATIENCE)
     assert set(states.values()) == {"COMPLETED"}
     assert {cluster.tasks(job)[name].node for name in lost} == {"n1"}
-    assert_same_shards(run.paths.shards("farneback"), local.paths.shards("farneback"))
+    assert_same_shards(run.paths.shards("farneback"), extracted.paths.shards("farneback"))
     assert_complete(run, "farneback")
 
 
 def test_two_copies_of_a_task_after_a_killed_slurmd_tear_nothing(
-    cluster: Cluster, local: Commands, site: Path, tmp_path: Path
+    cluster: Cluster, extracted: Commands, site: Path, tmp_path: Path
 ) -> None:
     """SLURM takes a node without slurmd for lost and restarts its task elsewhere, but the old copy still runs there."""
-    run = copied(local, tmp_path)
+    run = copied(extracted, tmp_path)
     cluster.run(["scontrol", "update", "nodename=n1", "state=drain", "reason=test"])
     job = flow_array(cluster, run, site, "0")
     wait_until(lambda: running_on(cluster, job, "n2") and begun(run)(), 120, "shards from n2")
@@ -309,25 +321,25 @@ def test_two_copies_of_a_task_after_a_killed_slurmd_tear_nothing(
     send(old, signal.SIGCONT)
     assert cluster.wait(job, seconds=PATIENCE) == {task: "COMPLETED"}
     wait_until(lambda: not any(process_is_alive(pid) for pid in old), PATIENCE, "the old copy's end")
-    assert_same_shards(run.paths.shards("farneback"), local.paths.shards("farneback"))
+    assert_same_shards(run.paths.shards("farneback"), extracted.paths.shards("farneback"))
     assert_complete(run, "farneback")
 
 
 def test_interrupted_training_ends_with_the_weights_of_an_undisturbed_run(
-    cluster: Cluster, local: Commands, site: Path, tmp_path: Path
+    cluster: Cluster, trained: Commands, site: Path, tmp_path: Path
 ) -> None:
     """Interrupted by a signal as before preemption, and by a time limit that SLURM itself keeps."""
 
     def train(run: str, *options: str) -> str:
         return cluster.sbatch(
             "--array=0", *SMALL, f"--output={tmp_path}/{run}.log", *options, "slurm/train.sbatch",
-            "--dataset=demo", f"--data={local.data}", *TRAIN,
+            "--dataset=demo", f"--data={trained.data}", *TRAIN,
             cwd=PROJECT, STREAMS="temporal", SPLITS="1", RUN=run, TWO_STREAM_SITE=str(site),
         )  # fmt: skip
 
     # SLURM looks at limits every 30 s, and warns up to 30 s earlier than asked.
     jobs = {"warned": train("warned"), "limited": train("limited", "--time=1", "--signal=B:USR1@5")}
-    folders = {name: local.paths.run(f"{name}-temporal-split1") for name in jobs}
+    folders = {name: trained.paths.run(f"{name}-temporal-split1") for name in jobs}
     stopped: dict[str, list[int]] = {}
 
     def stop_early() -> bool:
@@ -354,12 +366,12 @@ def test_interrupted_training_ends_with_the_weights_of_an_undisturbed_run(
     for name in jobs:
         assert "back in the queue" in logs[name]
         assert "begins, restart 1" in logs[name]
-        assert_same_weights(folders[name], local.paths.run("temporal-split1"))
-        assert losses(folders[name]) == losses(local.paths.run("temporal-split1"))
+        assert_same_weights(folders[name], trained.paths.run("temporal-split1"))
+        assert losses(folders[name]) == losses(trained.paths.run("temporal-split1"))
 
 
 def test_two_nodes_of_two_processes_train_as_one(
-    cluster: Cluster, local: Commands, site: Path, tmp_path: Path
+    cluster: Cluster, extracted: Commands, site: Path, tmp_path: Path
 ) -> None:
     """With gloo, without BatchNorm and dropout; node names do not resolve here."""
     arguments = ["--recipe=temporal-stack10", "--crop=56", "--short-side=64", "--dropout=0", "--iterations=3"]
@@ -368,16 +380,39 @@ def test_two_nodes_of_two_processes_train_as_one(
     alone = ["train", "--split=1", "--stream=temporal", "--run=alone", "--threads=1", *arguments]
     job = cluster.sbatch(
         "--array=0", *SMALL, "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/log", "slurm/train.sbatch",
-        "--dataset=demo", f"--data={local.data}", *arguments,
+        "--dataset=demo", f"--data={extracted.data}", *arguments,
         cwd=PROJECT, STREAMS="temporal", SPLITS="1", RUN="four", TWO_STREAM_SITE=str(site),
     )  # fmt: skip
-    local(*alone)
+    extracted(*alone)
     assert cluster.wait(job, seconds=PATIENCE) == {f"{job}_0": "COMPLETED"}, (tmp_path / "log").read_text()
     assert cluster.tasks(job)[f"{job}_0"].node == "n[1-2]"
     assert "4 process(es)" in (tmp_path / "log").read_text()
-    together, single = losses(local.paths.run("four-temporal-split1")), losses(local.paths.run("alone"))
+    together, single = (
+        losses(extracted.paths.run("four-temporal-split1")),
+        losses(extracted.paths.run("alone")),
+    )
     assert sorted(together) == sorted(single) == [1, 2, 3]
     for iteration, loss in single.items():
         assert together[iteration] == pytest.approx(loss, rel=1e-4)
     (log,) = tmp_path.glob("log")
     assert ": finished (" in log.read_text().splitlines()[-1]
+
+
+def test_a_wrong_dataset_given_to_sbatch_itself_fails_at_once_and_says_why(
+    cluster: Cluster, site: Path, tmp_path: Path
+) -> None:
+    bad = {"nowhere": "nowhere", "; touch executed": "cannot be the name of a dataset"}
+    jobs = {
+        name: cluster.sbatch(
+            "--array=0", *SMALL, f"--output={tmp_path}/%A.log", "slurm/flow.sbatch", f"--data={tmp_path}",
+            cwd=PROJECT, DATASET=name, TWO_STREAM_SITE=str(site),
+        )
+        for name in bad
+    }  # fmt: skip
+    assert set(cluster.wait(*jobs.values(), seconds=PATIENCE).values()) == {"FAILED"}
+    for name, words in bad.items():
+        log = (tmp_path / f"{jobs[name]}.log").read_text()
+        assert "error: " in log
+        assert words in log
+        assert "Traceback" not in log
+    assert not list(tmp_path.rglob("executed"))

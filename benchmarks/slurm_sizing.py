@@ -1,0 +1,97 @@
+"""How many core hours, hours and gigabytes the flow of a dataset takes on a cluster, from measured rates.
+
+    python benchmarks/slurm_sizing.py --core-pairs 35 [--gpu-pairs 1200] [--pair-bytes 21000] [--tasks 64] [--cores 4]
+
+The rates are those of docs/performance for 340x256, in pairs of frames a second: of one CPU core, of one GPU. Work
+grows with pairs x pixels. Prints the table of docs/how-to/slurm.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import click
+
+REFERENCE_PIXELS = 340 * 256
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much there is of a dataset: videos, pairs of consecutive frames, pixels of a frame at smaller side 256."""
+
+    videos: int
+    pairs: float
+    pixels: int
+
+
+DATASETS = {
+    # Videos and pairs: counted (13,320 videos of 2,469,975 flows).
+    "UCF-101": Amount(13_320, 2_469_975, 340 * 256),
+    # Kuehne et al. 2011 count 6,766 clips; a clip of about 95 frames is an assumption.
+    "HMDB-51": Amount(6_766, 6_766 * 94, 340 * 256),
+    # Kay et al. 2017: 306,245 clips of about 10 s; 30 frames a second and 16:9 are the upper end.
+    "Kinetics-400": Amount(306_245, 306_245 * 299, 456 * 256),
+}
+
+
+def rows(core: float, gpu: float | None, pair_bytes: float, tasks: int, cores: int) -> list[list[str]]:
+    """The table's rows: dataset, tasks, hours of one task on CPU nodes and on GPUs, gigabytes."""
+    table = []
+    for name, amount in DATASETS.items():
+        scale = amount.pixels / REFERENCE_PIXELS
+        core_hours = amount.pairs * scale / core / 3600
+        # As many tasks as asked for, and more where one would run longer than half a day.
+        here = tasks * math.ceil(core_hours / cores / tasks / 12)
+        gpu_hours = amount.pairs * scale / gpu / 3600 if gpu else None
+        table.append(
+            [
+                name,
+                f"{amount.videos:,}",
+                f"{amount.pairs / 1e6:.2f} M",
+                f"{core_hours:,.0f}",
+                f"{here} x {cores} cores",
+                readable(core_hours / here / cores),
+                "" if gpu_hours is None else readable(gpu_hours),
+                "" if gpu_hours is None else readable(gpu_hours / 8),
+                f"{amount.pairs * scale * pair_bytes / 1e9:,.0f}",
+            ]
+        )
+    return table
+
+
+def readable(hours: float) -> str:
+    """Hours, or minutes below two hours."""
+    return f"{hours:,.1f} h" if hours >= 2 else f"{hours * 60:.0f} min"
+
+
+@click.command()
+@click.option("--core-pairs", type=float, required=True, help="Pairs per second of one CPU core at 340x256.")
+@click.option("--gpu-pairs", type=float, help="Pairs per second of one GPU at 340x256.")
+@click.option(
+    "--pair-bytes",
+    type=float,
+    default=21_000,
+    show_default=True,
+    help="Shard bytes per pair, frames included.",
+)
+@click.option(
+    "--tasks",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Array size, multiplied where a task would take over 12 hours.",
+)
+@click.option("--cores", type=int, default=4, show_default=True, help="Cores per task.")
+def main(core_pairs: float, gpu_pairs: float | None, pair_bytes: float, tasks: int, cores: int) -> None:
+    """Print the sizing table."""
+    head = ["dataset", "videos", "pairs", "core hours", "tasks", "hours a task"]
+    head += ["1 GPU", "8 GPUs", "GB"] if gpu_pairs else ["GB"]
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for row in rows(core_pairs, gpu_pairs, pair_bytes, tasks, cores):
+        print("| " + " | ".join(cell for cell in row if cell) + " |")
+
+
+if __name__ == "__main__":
+    main()
