@@ -12,6 +12,7 @@ prepare() {
     ended="failed before its work began"
     trap 'echo "$SLURM_JOB_NAME, job $(this_task) on ${SLURMD_NODENAME:-$HOSTNAME}: $ended (${SECONDS} s)"' EXIT
     echo "$SLURM_JOB_NAME, job $(this_task) on ${SLURMD_NODENAME:-$HOSTNAME}: begins, restart ${SLURM_RESTART_COUNT:-0}"
+    warned=no
     max_restarts=${MAX_RESTARTS:-100}
     # Bash would run what is hidden in a value such as a[$(...)] when it takes it for a number.
     [[ $max_restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS='$max_restarts' is no number"
@@ -47,11 +48,14 @@ choose_stream_and_split() {
 # `--signal` in the scripts) the command is told: it saves what it has and ends, and the task goes back into the queue.
 work() {
     local status interrupted=yes cancelled=no
-    warned=no
+    if [[ $warned == yes ]]; then # before, while the last command ended by itself: no time for another
+        queue_again
+        exit 75
+    fi
     "$@" &
     local command=$!
     trap 'warned=yes interrupted=yes; save "$command"' USR1
-    trap 'cancelled=yes interrupted=yes; kill -s TERM "$command"' TERM
+    trap 'cancelled=yes interrupted=yes; kill -s TERM "$command" || true' TERM
     while [[ $interrupted == yes ]]; do
         interrupted=no status=0
         wait "$command" || status=$? # it also returns when a signal came: then wait again
@@ -71,8 +75,8 @@ work() {
 # warns 120 s before it kills, and the task must be back in the queue by then.
 save() {
     echo "SLURM warns that time is up: saving"
-    kill -s USR1 "$1"
-    { sleep 90; kill -s TERM "$1"; } &
+    kill -s USR1 "$1" || true # it may have ended just now
+    { sleep 90; kill -s TERM "$1" || true; } &
 }
 
 queue_again() {

@@ -136,9 +136,16 @@ def cancel(jobs: Sequence[str]) -> None:
 def states(job: str) -> list[Task]:
     """The tasks of a job from the queue, which remembers ended jobs for some minutes, else from the accounting.
 
-    Empty where neither knows the job.
+    Empty where neither knows the job, and where there is no SLURM.
+
+    Raises:
+        InputError: SLURM does not answer.
     """
+    if shutil.which("squeue") is None:
+        return []
     done = _ask("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%i|%T|%r|%N")
+    if done.returncode != 0 and "Invalid job id" not in done.stderr:
+        raise InputError(f"squeue cannot tell of job {job}: {_words(done)}")
     rows = [line.split("|") for line in done.stdout.splitlines()]
     if rows:
         return [
@@ -149,7 +156,7 @@ def states(job: str) -> list[Task]:
         return []
     done = _ask("sacct", "-n", "-X", "-P", "--array", "-j", job, "-o", "JobID,State,NodeList")
     rows = [line.split("|") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    # "CANCELLED by 1000" is one state; `12_[3-63]` are tasks that never started.
+    # "CANCELLED by 1000" is one state.
     return [Task(row[0], row[1].split(" ")[0], "", row[2]) for row in rows if len(row) == 3]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from slurm_recorder import PROJECT
 
 from pipeline.catalog import Video
+from pipeline.errors import InputError
 from pipeline.plan import costs, shares
 from slurm import record, scheduler, state
 from slurm.chain import STAGES, Request, as_shell_script, plan
@@ -144,7 +145,7 @@ def test_site_options_are_words_that_bash_reads(tmp_path: Path) -> None:
     assert options["fuse"] == ["--comment=two words"]
     assert set(scheduler.site_options(Path("slurm/site.env"), PROJECT)) == set(STAGES)
     site.write_text("fi\n")
-    with pytest.raises(Exception, match="cannot be read by bash"):
+    with pytest.raises(InputError, match="cannot be read by bash"):
         scheduler.site_options(site, tmp_path)
 
 
@@ -173,6 +174,39 @@ def test_the_end_of_a_log_tells_what_slurm_has_forgotten(
     tasks = state.tasks_of(record.Submitted("flow", "12", 4, ()), tmp_path)
     assert [task.state for task in tasks] == ["COMPLETED", "FAILED", "UNKNOWN", "UNKNOWN"]
     assert tasks[1].reason == "failed with exit status 1 (3 s)"
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_accounting_tells_what_the_queue_has_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    stand_in(tmp_path, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    stand_in(tmp_path, "sacct", "echo '12_0|COMPLETED|n1'; echo '12_1|CANCELLED by 1000|None assigned'")
+    tasks = scheduler.states("12")
+    assert [(task.name, task.state) for task in tasks] == [("12_0", "COMPLETED"), ("12_1", "CANCELLED")]
+    assert [scheduler.ended_badly(task) for task in tasks] == [False, True]
+    stand_in(tmp_path, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert scheduler.states("12") == []
+
+
+def test_a_slurm_that_does_not_answer_is_no_forgotten_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    stand_in(
+        tmp_path, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+    )
+    with pytest.raises(InputError, match="Unable to contact slurm controller"):
+        scheduler.states("12")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert scheduler.states("12") == []
+    with pytest.raises(InputError, match="no SLURM here"):
+        scheduler.require_slurm()
 
 
 def test_the_line_shown_of_a_log_is_the_error() -> None:

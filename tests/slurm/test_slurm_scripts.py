@@ -6,6 +6,8 @@ import pytest
 from slurm_cluster import Cluster, wait_until
 from slurm_recorder import Recorder
 
+from train.distributed import Place, find_place
+
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 SMALL = ("--cpus-per-task=1", "--mem-per-cpu=100M")
@@ -180,3 +182,28 @@ def test_restarts_are_limited(cluster: Cluster, recorder: Recorder) -> None:
     assert cluster.wait(job) == {f"{job}_0": "FAILED"}
     assert "MAX_RESTARTS" in recorder.log(f"{job}_0").splitlines()[-1]
     assert [call["signal"] for call in recorder.calls()] == ["SIGUSR1"]
+
+
+def test_tasks_of_several_processes_on_one_node_meet_at_ports_of_their_own(
+    cluster: Cluster, recorder: Recorder
+) -> None:
+    job = cluster.sbatch(
+        "--array=0-1",
+        *SMALL,
+        "--ntasks-per-node=2",
+        "--nodelist=n1",
+        "slurm/train.sbatch",
+        cwd=recorder.project,
+    )
+    assert set(cluster.wait(job).values()) == {"COMPLETED"}
+    places: dict[str, list[Place]] = {}
+    for call in recorder.calls():
+        places.setdefault(argument(call, "--stream"), []).append(find_place(call["environment"]))
+    assert sorted(places) == ["spatial", "temporal"]
+    ports = set()
+    for found in places.values():
+        assert sorted((place.rank, place.size, place.local_rank) for place in found) == [(0, 2, 0), (1, 2, 1)]
+        assert {place.address for place in found} == {"127.0.0.1"}
+        (port,) = {place.port for place in found}
+        ports.add(port)
+    assert len(ports) == 2
