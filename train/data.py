@@ -292,8 +292,8 @@ class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
     """One split of a dataset as a `torch.utils.data.Dataset`, for code of your own: item i is (volume, label).
 
     Volumes are float32[C,crop,crop] on the CPU, the same as the trainer's. With `augment` each call gives a random
-    position, crop and flip (and colour noise on frames) that follow from (seed, epoch, i): call `set_epoch` before every
-    epoch. Otherwise it is the centre of the middle position.
+    position, crop and flip (and colour noise on frames) that follow from (seed, epoch, i): call `set_epoch` before
+    every epoch. Otherwise it is the centre of the middle position.
 
     Attributes:
         classes: class names; labels are their indices.
