@@ -500,8 +500,9 @@ def _attribute(owner: Any, name: str, kind: Any) -> Any:
             return None
         raise Invalid(f"it has no attribute {name!r}") from error
     if kind is not str:
-        value = np.empty((), np.float64 if kind in (float, float | None) else np.int64)
-        attribute.read(value)
+        real = kind in (float, float | None)
+        value = np.empty((), np.float64 if real else np.int64)
+        attribute.read(value, mtype=h5py.h5t.NATIVE_DOUBLE if real else h5py.h5t.NATIVE_INT64)
         return value.item()
     stored = attribute.get_type()
     if not isinstance(stored, h5py.h5t.TypeStringID) or stored.is_variable_str():
