@@ -90,33 +90,21 @@ def _resample(source, first_y, weights_y, first_x, weights_x, rows, target, fact
             out[x] = total
 
 
-@_kernel
-def _reflected(index, size, low):  # type: ignore[no-untyped-def]
-    """Index of the pixel that stands beyond the border; `low` is 0 (edge repeated) or 2 (OpenCV: -1 -> 2)."""
-    if index < 0:
-        index = low - 1 - index
-    if index >= size:
-        index = 2 * size - index - 1
-    return min(max(index, 0), size - 1)
-
-
 @_loop
 def _along(padded, out):  # type: ignore[no-untyped-def]
-    """Five-point derivative along a row; padded has two reflected pixels on each side."""
-    twelfth = np.float32(1 / 12)
+    """Derivative along a row; padded has two reflected pixels on each side."""
     for x in range(out.shape[0]):
         i = _at(x)
-        near = padded[i + np.uint64(3)] - padded[i + np.uint64(1)]
-        far = padded[i + np.uint64(4)] - padded[i]
-        out[x] = twelfth * (np.float32(8) * near - far)
+        out[x] = rules.derivative(
+            padded[i], padded[i + np.uint64(1)], padded[i + np.uint64(3)], padded[i + np.uint64(4)]
+        )
 
 
 @_loop
 def _across(above2, above, below, below2, out):  # type: ignore[no-untyped-def]
-    """Five-point derivative across rows."""
-    twelfth = np.float32(1 / 12)
+    """Derivative across rows."""
     for x in range(out.shape[0]):
-        out[x] = twelfth * (np.float32(8) * (below[x] - above[x]) - (below2[x] - above2[x]))
+        out[x] = rules.derivative(above2[x], above[x], below[x], below2[x])
 
 
 @_kernel
@@ -124,8 +112,8 @@ def _pad(line, padded, low):  # type: ignore[no-untyped-def]
     width = line.shape[0]
     padded[2 : width + 2] = line
     for offset in range(1, 3):
-        padded[2 - offset] = line[_reflected(-offset, width, low)]
-        padded[width + 1 + offset] = line[_reflected(width - 1 + offset, width, low)]
+        padded[2 - offset] = line[rules.reflected(-offset, width, low)]
+        padded[width + 1 + offset] = line[rules.reflected(width - 1 + offset, width, low)]
 
 
 @_kernel
@@ -134,10 +122,10 @@ def _derive(image, low, vertical, scratch, channels):  # type: ignore[no-untyped
     height, width = image.shape
     for y in range(height):
         _across(
-            image[_reflected(y - 2, height, low)],
-            image[_reflected(y - 1, height, low)],
-            image[_reflected(y + 1, height, low)],
-            image[_reflected(y + 2, height, low)],
+            image[rules.reflected(y - 2, height, low)],
+            image[rules.reflected(y - 1, height, low)],
+            image[rules.reflected(y + 1, height, low)],
+            image[rules.reflected(y + 2, height, low)],
             vertical[y],
         )
     padded = scratch[0, : width + 4]
@@ -150,10 +138,10 @@ def _derive(image, low, vertical, scratch, channels):  # type: ignore[no-untyped
         _pad(vertical[y], padded, low)
         _along(padded, ixy)
         _across(
-            vertical[_reflected(y - 2, height, low)],
-            vertical[_reflected(y - 1, height, low)],
-            vertical[_reflected(y + 1, height, low)],
-            vertical[_reflected(y + 2, height, low)],
+            vertical[rules.reflected(y - 2, height, low)],
+            vertical[rules.reflected(y - 1, height, low)],
+            vertical[rules.reflected(y + 1, height, low)],
+            vertical[rules.reflected(y + 2, height, low)],
             iyy,
         )
         out = channels[y]
@@ -243,37 +231,21 @@ def _locate(  # type: ignore[no-untyped-def]
     start, count, q, y, height, width, mirror,
 ):  # fmt: skip
     """Where to read for bilinear interpolation: offsets of four pixels, their weights, and 1 or (no data) 0."""
-    limit_x, limit_y = np.float32(width - 1), np.float32(height - 1)
-    zero, one = np.float32(0), np.float32(1)
     for k in range(count):
         n = _at(start + k)
-        x = np.float32(2 * k + q) + u[n]
-        y_ = np.float32(y) + v[n]
-        data = one if mirror or ((x >= zero) & (y_ >= zero) & (x <= limit_x) & (y_ <= limit_y)) else zero
-        # One reflection: further outside it is meaningless, and the limits keep the conversion to int defined.
-        x = min(max(x, np.float32(-width)), np.float32(2 * width - 1))
-        y_ = min(max(y_, np.float32(-height)), np.float32(2 * height - 1))
+        x, y_ = np.float32(2 * k + q) + u[n], np.float32(y) + v[n]
+        data = np.float32(1) if mirror or rules.in_frame(x, y_, width, height) else np.float32(0)
+        x, y_ = rules.near_frame(x, width), rules.near_frame(y_, height)
         left, top = np.int32(np.floor(x)), np.int32(np.floor(y_))
-        across, down = x - np.float32(left), y_ - np.float32(top)
-        right, bottom = _inside(left + 1, width), _inside(top + 1, height)
-        left, top = _inside(left, width), _inside(top, height)
+        a, b, c, d = rules.bilinear(x - np.float32(left), y_ - np.float32(top))
+        right, bottom = rules.reflected(left + 1, width, 0), rules.reflected(top + 1, height, 0)
+        left, top = rules.reflected(left, width, 0), rules.reflected(top, height, 0)
         corner_a[k] = CHANNELS * (top * width + left)
         corner_b[k] = CHANNELS * (top * width + right)
         corner_c[k] = CHANNELS * (bottom * width + left)
         corner_d[k] = CHANNELS * (bottom * width + right)
-        both = across * down
-        weight_a[k] = data * (one - across - down + both)
-        weight_b[k] = data * (across - both)
-        weight_c[k] = data * (down - both)
-        weight_d[k] = data * both
+        weight_a[k], weight_b[k], weight_c[k], weight_d[k] = data * a, data * b, data * c, data * d
         here[k] = data
-
-
-@_kernel
-def _inside(index, size):  # type: ignore[no-untyped-def]
-    """Reflect an index that lies at most one size outside (edge pixels repeated)."""
-    index = max(index, -1 - index)
-    return min(max(min(index, 2 * size - 1 - index), 0), size - 1)
 
 
 @intrinsic

@@ -8,6 +8,8 @@ sweeps need neither increments nor the old flow.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -21,9 +23,47 @@ scalar_rule = njit(fastmath=True, error_model="numpy", cache=True)
 
 
 @scalar_rule
+def reflected(index, size, low):  # type: ignore[no-untyped-def]
+    """Index of the pixel that stands at `index` at most one size beyond the border.
+
+    `low` is 0 (edge pixels repeated) or 2 (OpenCV's derivative filters: -1 -> 2, -2 -> 3; repeated at the high side).
+    """
+    if index < 0:
+        index = low - 1 - index
+    if index >= size:
+        index = 2 * size - 1 - index
+    return min(max(index, 0), size - 1)
+
+
+@scalar_rule
+def derivative(before2, before, after, after2):  # type: ignore[no-untyped-def]
+    """Derivative from the pixels at -2, -1, +1 and +2: [1 -8 0 8 -1] / 12."""
+    return (np.float32(8) * (after - before) - (after2 - before2)) * np.float32(1 / 12)
+
+
+@scalar_rule
+def in_frame(x, y, width, height):  # type: ignore[no-untyped-def]
+    """Whether the place (x, y) lies among the centres of the frame's pixels."""
+    return (x >= 0) & (y >= 0) & (x <= np.float32(width - 1)) & (y <= np.float32(height - 1))
+
+
+@scalar_rule
+def near_frame(place, size):  # type: ignore[no-untyped-def]
+    """`place` limited to one size beyond the frame: then conversion to an integer and `reflected` are defined."""
+    return min(max(place, np.float32(-size)), np.float32(2 * size - 1))
+
+
+@scalar_rule
+def bilinear(across, down):  # type: ignore[no-untyped-def]
+    """Weights of the upper left, upper right, lower left and lower right pixel."""
+    both = across * down
+    return np.float32(1) - across - down + both, across - both, down - both, both
+
+
+@scalar_rule
 def robust(squared):  # type: ignore[no-untyped-def]
     """psi'(squared): the weight of a squared residual in the next linear system."""
-    return np.float32(0.5) / np.sqrt(squared + EPSILON2)
+    return np.float32(0.5) / math.sqrt(squared + EPSILON2)
 
 
 @scalar_rule
@@ -52,7 +92,7 @@ def data_equations(ix, iy, iz, ixx, ixy, iyy, ixz, iyz, u, v, gamma, half_invers
     gradient_x = ixz + ixx * u + ixy * v
     gradient_y = iyz + ixy * u + iyy * v
     squared = brightness * brightness + gamma * (gradient_x * gradient_x + gradient_y * gradient_y)
-    weight = half_inverse_alpha / np.sqrt(squared + EPSILON2)
+    weight = half_inverse_alpha / math.sqrt(squared + EPSILON2)
     diagonal_u = weight * (ix * ix + gamma * (ixx * ixx + ixy * ixy))
     diagonal_v = weight * (iy * iy + gamma * (iyy * iyy + ixy * ixy))
     coupling = weight * (ix * iy + gamma * ixy * (ixx + iyy))
