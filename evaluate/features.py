@@ -2,7 +2,7 @@
 
 HDF5: attrs as in a score file, and `per` ("video" or "view"); /videos str[n], sorted; per video /features
 float32[n,F]; per view /features float32[sum of views,F] and /start int64[n+1], video i having rows start[i] to
-start[i+1], position after position, the crops of a position in the order of `views.cut_crops`.
+start[i+1], position after position, the crops of a position in the order of `views.crop_views`.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def write(
     device, batch, workers = computing(options)
     network = checkpoint.model().to(device[0])
 
-    def forward(inputs: Tensor) -> Tensor:
+    def forward(crops: list[Tensor]) -> Tensor:
         with torch.autocast(torch.device(device[0]).type, dtype=torch.bfloat16, enabled=options["bf16"]):
-            return network.penultimate(inputs)
+            return network.penultimate(torch.cat(crops))
 
     rows: list[np.ndarray] = [np.empty(0)] * len(videos)
     with progress(console, f"features of {run.name}", len(videos)) as advance:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evaluate import score_file
 from evaluate.score_file import Scores
-from evaluate.views import CROPS, cut_crops, positions
+from evaluate.views import CROPS, crop_views, positions
 from pipeline import atomic, catalog
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
@@ -36,7 +36,10 @@ from train.volume import RawFlow, RawFrames, VolumeSpec, volume
 
 SAVE_SECONDS = 30.0
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[[list[Tensor]], Tensor]
+"""Crops, each [N,C,crop,crop] on the device and perhaps a window on a larger tensor -> outputs [sum of N,D]."""
+CHUNK_BYTES = 1 << 25
+"""Of the volumes that are built at a time on a CPU, so that they stay in its cache; a GPU takes whole videos."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def score_views(
     """The network's outputs for all views of every shard, in the order of the shards.
 
     Args:
-        forward: network inputs float32[N,C,crop,crop] on the device -> outputs [N,D].
+        forward: what to do with the crops; see `Forward`.
         spec: of the network's input.
         shards: one for each video.
         views: which views.
@@ -130,17 +133,19 @@ def score_views(
         prefetch_factor=2 if workers else None,
     )
     at_once = max(1, batch // views.crops)
-    waiting: list[tuple[int, Tensor]] = []  # (video, volumes of some of its positions), all of one size
+    waiting: list[tuple[int, Tensor]] = []  # (video, volumes of some of its positions)
     unfinished: dict[int, list[npt.NDArray[np.float32]]] = {}
     left: dict[int, int] = {}
 
     def run(volumes: list[tuple[int, Tensor]]) -> Iterator[VideoViews]:
-        inputs = cut_crops(torch.cat([part for _, part in volumes]), spec, views.crops)
-        outputs = forward(inputs.flatten(0, 1)).float().cpu().numpy()
+        crops = [crop for _, part in volumes for crop in crop_views(part, spec, views.crops)]
+        outputs = forward(crops).float().cpu().numpy()
         start = 0
         for index, part in volumes:
             stop = start + len(part) * views.crops
-            unfinished[index].append(outputs[start:stop])
+            # Crop after crop for all positions of the part; kept position after position.
+            by_crop = outputs[start:stop].reshape(views.crops, len(part), -1)
+            unfinished[index].append(by_crop.swapaxes(0, 1).reshape(stop - start, -1))
             start = stop
             left[index] -= len(part)
             if not left[index]:
@@ -149,17 +154,25 @@ def score_views(
 
     with torch.inference_mode():
         for index, raw in loader:
-            volumes = volume(raw.to(device), spec)
-            unfinished[index], left[index] = [], len(volumes)
-            if waiting and waiting[0][1].shape[1:] != volumes.shape[1:]:
-                yield from run(waiting)
-                waiting = []
-            waiting.append((index, volumes))
-            while sum(len(part) for _, part in waiting) >= at_once:
-                now, waiting = _first_positions(waiting, at_once)
-                yield from run(now)
+            count = len(raw.size)
+            unfinished[index], left[index] = [], count
+            for chunk in _chunks(raw, device):
+                waiting.append((index, volume(chunk.to(device), spec)))
+                while sum(len(part) for _, part in waiting) >= at_once:
+                    now, waiting = _first_positions(waiting, at_once)
+                    yield from run(now)
         if waiting:
             yield from run(waiting)
+
+
+def _chunks(raw: RawFlow | RawFrames, device: torch.device | str) -> Iterator[RawFlow | RawFrames]:
+    """A video's positions as one piece for a GPU, and a few at a time for a CPU."""
+    count, values = len(raw.size), (raw.levels if isinstance(raw, RawFlow) else raw.pixels)
+    step = count
+    if torch.device(device).type == "cpu":
+        step = max(1, CHUNK_BYTES // (4 * values[0].numel()))
+    for start in range(0, count, step):
+        yield type(raw)(*(tensor[start : start + step] for tensor in raw))
 
 
 def video_scores(outputs: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -328,9 +341,9 @@ def network_forward(
     selected = torch.as_tensor(columns, device=device)
     precision = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half)
 
-    def forward(inputs: Tensor) -> Tensor:
+    def forward(crops: list[Tensor]) -> Tensor:
         with precision:
-            logits: Tensor = network(inputs)
+            logits: Tensor = network(torch.cat(crops))
         return logits[:, selected].float()
 
     return forward

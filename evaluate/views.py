@@ -54,8 +54,11 @@ def crop_corners(height: int, width: int, size: int, crops: int) -> list[tuple[i
     return [centre] if crops == 1 else [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
 
 
-def cut_crops(volumes: torch.Tensor, spec: VolumeSpec, crops: int) -> torch.Tensor:
+def crop_views(volumes: torch.Tensor, spec: VolumeSpec, crops: int) -> list[torch.Tensor]:
     """All crops of each volume at the size that the network was trained for, on the volumes' device.
+
+    Crops of a volume whose size is the network's own are windows on it, not copies; mirrors are windows on one mirrored
+    copy of the volumes.
 
     Args:
         volumes: float32[N,C,H,W] in the network's units, at the stored resolution (`train.volume.volume`).
@@ -63,11 +66,13 @@ def cut_crops(volumes: torch.Tensor, spec: VolumeSpec, crops: int) -> torch.Tens
         crops: 1, 5 or 10; of ten, the second five are the first five mirrored (x flow negated).
 
     Returns:
-        float32[N,crops,C,crop,crop].
+        `crops` tensors float32[N,C,crop,crop].
     """
     height, width = volumes.shape[-2:]
     side = volume.cut_side(spec, height, width)
     corners = crop_corners(height, width, side, crops)
-    cut = torch.stack([volumes[..., y : y + side, x : x + side] for y, x in corners], dim=1)
-    cut = volume.resize(cut.flatten(0, 1), spec.crop).unflatten(0, cut.shape[:2])
-    return torch.cat([cut, volume.mirror(cut, spec)], dim=1) if crops == 10 else cut
+    windows = [volumes[..., y : y + side, x : x + side] for y, x in corners]
+    if crops == 10:
+        mirrored = volume.mirror(volumes, spec)
+        windows += [mirrored[..., y : y + side, width - side - x : width - x] for y, x in corners]
+    return [volume.resize(window, spec.crop) for window in windows]

@@ -83,7 +83,7 @@ def test_scores_are_those_of_a_slow_reference(scored_data: DatasetPaths, stream:
     ):
         expected = slow_scores(work, names[place])
         by_position = outputs.reshape(-1, 10, 2)
-        # The reference lists corners then centre of the straight views, then of the mirrored ones, as cut_crops does.
+        # The reference lists corners then centre of the straight views, then of the mirrored ones, as crop_views does.
         np.testing.assert_allclose(by_position, expected.reshape(-1, 10, 2), atol=2e-4)
         logits, softmax = score.video_scores(outputs)
         np.testing.assert_allclose(logits, expected.mean(0), atol=2e-4)
@@ -210,7 +210,7 @@ def test_mirrored_videos_have_the_same_averaged_scores(scored_data: DatasetPaths
     work = work_of(scored_data, "temporal")
     spec = work.checkpoint.volume
     network = work.checkpoint.model()
-    from evaluate.views import cut_crops
+    from evaluate.views import crop_views
     from train.volume import mirror
 
     whole = torch.randn(
@@ -218,8 +218,8 @@ def test_mirrored_videos_have_the_same_averaged_scores(scored_data: DatasetPaths
     )  # crop 27 of 36x48: the centre is off by half a pixel only downwards
     whole = whole[..., :47]
     with torch.inference_mode():
-        straight = network(cut_crops(whole, spec, 10).flatten(0, 1)).mean(0)
-        mirrored = network(cut_crops(mirror(whole, spec), spec, 10).flatten(0, 1)).mean(0)
+        straight = network(torch.cat(crop_views(whole, spec, 10))).mean(0)
+        mirrored = network(torch.cat(crop_views(mirror(whole, spec), spec, 10))).mean(0)
     torch.testing.assert_close(straight, mirrored, atol=1e-5, rtol=1e-5)
 
 
