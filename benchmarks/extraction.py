@@ -25,6 +25,7 @@ from extract_flow.extract import Settings
 from extract_flow.methods import load, resolve
 from extract_flow.run import Run, find_videos, run, usable_cores
 from pipeline.outcome import summarise
+from pipeline.paths import OutputPaths
 
 BOUND = 20.0
 
@@ -87,13 +88,13 @@ def main(
     jobs = jobs or usable_cores()
     settings = Settings(method, asdict(resolve(method, preset)))
     scratch = Path(tempfile.mkdtemp(prefix="extraction-"))
-    files = [task.path for task in find_videos(videos, scratch)]
+    files = [task.path for task in find_videos(videos, OutputPaths(scratch))]
     stages: dict[str, list[dict[str, float]]] = {}
     sizes: dict[str, int] = {}
 
     def ours(name: str, how: Run) -> Callable[[Path], int]:
         def measure(folder: Path) -> int:
-            tasks = find_videos(videos, folder)
+            tasks = find_videos(videos, OutputPaths(folder))
             summary = summarise(run(tasks, settings, how, folder, folder / "outcomes", "", plain=True))
             assert not summary.failed, summary.failed
             stages.setdefault(name, []).append(
@@ -145,14 +146,20 @@ def time_done(scratch: Path, video: Path, settings: Settings, jobs: int, count: 
     shutil.copy(video, scratch / f"in/0{video.suffix}")
     how = Run("cpu", jobs)
     folder = scratch / "done"
-    tasks = find_videos([scratch / "in"], folder)
+    tasks = find_videos([scratch / "in"], OutputPaths(folder))
     run(tasks, settings, how, folder, folder / "outcomes", "", plain=True)
     for i in range(1, count):
         os.link(scratch / f"in/0{video.suffix}", scratch / f"in/{i}{video.suffix}")
         os.link(folder / "0.h5", folder / f"{i}.h5")
     before = time.perf_counter()
     outcomes = run(
-        find_videos([scratch / "in"], folder), settings, how, folder, folder / "outcomes", "", plain=True
+        find_videos([scratch / "in"], OutputPaths(folder)),
+        settings,
+        how,
+        folder,
+        folder / "outcomes",
+        "",
+        plain=True,
     )
     assert all(outcome.status == "skipped" for outcome in outcomes)
     return time.perf_counter() - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import time
@@ -193,6 +194,9 @@ def main(
     the same command goes on after an interruption.
     """
     began = time.monotonic()
+    for stream in (sys.stdout, sys.stderr):  # names may hold bytes that no encoding has
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     given = given_parameters(method, method_parameters)
     if bool(videos) == bool(dataset):
         raise click.UsageError(
@@ -217,6 +221,7 @@ def main(
     from extract_flow.extract import Settings, Task
     from extract_flow.methods import resolve
     from pipeline.catalog import SHORT_SIDE, load_dataset
+    from pipeline.paths import DatasetPaths, OutputPaths, data_root
     from pipeline.video import Selection
 
     record = load_dataset(dataset, data) if dataset else None
@@ -242,7 +247,6 @@ def main(
     )
     _ = settings.codec  # a wrong codec option is told before any work
     if dataset and record:
-        from pipeline.paths import DatasetPaths, data_root
         from pipeline.plan import share
 
         paths = DatasetPaths(data_root(data), dataset)
@@ -253,8 +257,9 @@ def main(
     else:
         assert output is not None
         shard_set = ""
-        work = run.find_videos(videos, output)[task::tasks]
-        folder, outcomes = output, output / "outcomes"
+        below = OutputPaths(output)
+        work = run.find_videos(videos, below)[task::tasks]
+        folder, outcomes = output, below.outcomes
     how = run.Run(device, jobs, threads, patience or None, task)
     try:
         ended = run.run(work, settings, how, folder, outcomes, shard_set)

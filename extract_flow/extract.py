@@ -24,6 +24,7 @@ from pipeline import codec, shard
 from pipeline.codec import Codec, Quantised, Quantiser
 from pipeline.errors import InputError
 from pipeline.outcome import Outcome
+from pipeline.paths import fault_of_part
 from pipeline.shard import Request, Shard, ShardAddress, ShardWriter, Source
 from pipeline.video import Selection, VideoError, VideoReader, list_pictures
 
@@ -216,6 +217,11 @@ class Clip:
             VideoError: no frame can be decoded.
             InputError: the shard that is there was made with other settings.
         """
+        for part in self.task.video.split("/"):
+            if fault := fault_of_part(part):
+                raise InputError(
+                    f"{str(self.task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it"
+                )
         size = source_bytes(self.task.path)
         self._source_bytes = size
         request = self.settings.request(size)

@@ -16,6 +16,7 @@ from extract_flow.worker import serve
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
+from pipeline.paths import OutputPaths
 from pipeline.shard import index_shards
 from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures
 
@@ -54,7 +55,7 @@ def usable_cores() -> int:
     return min(bound, int(given)) if given.isdecimal() and int(given) > 0 else bound
 
 
-def find_videos(paths: Iterable[Path], output: Path) -> list[Task]:
+def find_videos(paths: Iterable[Path], output: OutputPaths) -> list[Task]:
     """The videos that paths name: files, folders of numbered pictures, and all of both below other folders.
 
     A file's identity is its stem, a folder of pictures' its name; what lies below a folder keeps its relative path.
@@ -72,11 +73,11 @@ def find_videos(paths: Iterable[Path], output: Path) -> list[Task]:
         for video, file in here.items():
             if video in found and found[video].resolve() != file.resolve():
                 raise InputError(
-                    f"{file} and {found[video]} would both become {output / video}.h5: "
+                    f"{file} and {found[video]} would both become {output.shard(video)}: "
                     "extract them into different folders"
                 )
             found[video] = file
-    return [Task(video, path, output / f"{video}.h5") for video, path in sorted(found.items())]
+    return [Task(video, path, output.shard(video)) for video, path in sorted(found.items())]
 
 
 def _stem(path: Path) -> str:

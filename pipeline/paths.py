@@ -142,3 +142,19 @@ class DatasetPaths:
     def results(self, name: str) -> Path:
         """The folder of one set of results: fused scores, metrics, report."""
         return self.results_root / check_name(name, "result")
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """Every path below a folder for the shards of videos that belong to no dataset (`--output`)."""
+
+    folder: Path
+
+    @property
+    def outcomes(self) -> Path:
+        """The folder of the outcome records."""
+        return self.folder / "outcomes"
+
+    def shard(self, video_id: str) -> Path:
+        """The shard of one video, whose identity is its path below what was given, without suffix."""
+        return self.folder / f"{video_id}.h5"

@@ -31,6 +31,7 @@ RING = 5
 TAPS = 8
 """Lanes of an interpolation kernel; lane k weighs the pixel at floor(position) - 2 + k."""
 SCRATCH_ROWS = 14
+"""Rows of scratch: fractions 2, weights and slopes 6 each."""
 U1, U2, P11, P12, P21, P22, NX, NY, RESIDUAL, LIMIT, BEFORE1, BEFORE2, STEPS = range(13)
 """Planes of a level: flow, dual, data term (unit gradient, residual, limit), flow before a warp, steps of the dual."""
 WARPED = BEFORE1
@@ -105,7 +106,6 @@ class NoAlias(CompilerBase):
 
 compiled = partial(njit, fastmath=True, error_model="numpy", nogil=True, cache=True)
 row_function = partial(njit, fastmath=True, error_model="numpy", forceinline=True, pipeline_class=NoAlias)
-
 
 @intrinsic
 def at(_context, array, index):  # type: ignore[no-untyped-def]
@@ -338,10 +338,18 @@ def warp_gradient_row(  # type: ignore[no-untyped-def]
 
 
 @row_function
-def difference_row(count, before2, before1, after1, after2, near, far, slope):  # type: ignore[no-untyped-def]
-    """Add a derivative: near times the difference of the next neighbours, less far times that of the second."""
+def difference_row(  # type: ignore[no-untyped-def]
+    count, before2, before1, after1, after2, first_before2, first_before1, first_after1, first_after2, near, far,
+    first_near, first_far, slope
+):  # fmt: skip
+    """Derivative of the warped image and of the first frame, weighted: near and far weigh next and second neighbours."""
     for x in range(count):
-        slope[x] += near * (after1[x] - before1[x]) - far * (after2[x] - before2[x])
+        slope[x] = (
+            near * (after1[x] - before1[x])
+            - far * (after2[x] - before2[x])
+            + first_near * (first_after1[x] - first_before1[x])
+            - first_far * (first_after2[x] - first_before2[x])
+        )
 
 
 @row_function
@@ -356,22 +364,6 @@ def normalise_row(count, image, warped, u1, u2, data_weight, nx, ny, rc, limit):
         ny[x] = iy * inverse
         rc[x] = residual * inverse
         limit[x] = limit[x] * data_weight * squared * inverse
-
-
-@compiled
-def add_gradient(plane, level, y, near, far, nx, ny):  # type: ignore[no-untyped-def]
-    """Add the gradient of a row of a plane, whose columns continue two pixels beyond the border."""
-    start, last = level.origin + y * level.pitch, level.height - 1
-    row = at(plane, start)
-    above2, above = level.origin + max(y - 2, 0) * level.pitch, level.origin + max(y - 1, 0) * level.pitch
-    below, below2 = level.origin + min(y + 1, last) * level.pitch, level.origin + min(y + 2, last) * level.pitch
-    difference_row(
-        level.width, at(plane, start - 2), at(plane, start - 1), at(plane, start + 1), at(plane, start + 2), near, far,
-        at(nx, start),
-    )  # fmt: skip
-    difference_row(
-        level.width, at(plane, above2), at(plane, above), at(plane, below), at(plane, below2), near, far, at(ny, start)
-    )
 
 
 @compiled
@@ -408,16 +400,25 @@ def linearise(  # type: ignore[no-untyped-def]
             )  # fmt: skip
             fill_row(2, at(warped, start - 2), warped[start])
             fill_row(2, at(warped, start + width), warped[start + width - 1])
+    if settings.gradient == BLENDED:
+        near, far, first_near, first_far = NEAR * (ONE - BLEND), FAR * (ONE - BLEND), NEAR * BLEND, FAR * BLEND
+    else:
+        near, far, first_near, first_far = HALF, ZERO, ZERO, ZERO
+    last = level.height - 1
     for y in range(level.height):
         start = level.origin + y * pitch
         if settings.gradient != TARGET:
-            fill_row(width, at(nx, start), ZERO)
-            fill_row(width, at(ny, start), ZERO)
-        if settings.gradient == WARPED_IMAGE:
-            add_gradient(warped, level, y, HALF, ZERO, nx, ny)
-        elif settings.gradient == BLENDED:
-            add_gradient(warped, level, y, NEAR * (ONE - BLEND), FAR * (ONE - BLEND), nx, ny)
-            add_gradient(image, level, y, NEAR * BLEND, FAR * BLEND, nx, ny)
+            above2, above = level.origin + max(y - 2, 0) * pitch, level.origin + max(y - 1, 0) * pitch
+            below, below2 = level.origin + min(y + 1, last) * pitch, level.origin + min(y + 2, last) * pitch
+            difference_row(
+                width, at(warped, start - 2), at(warped, start - 1), at(warped, start + 1), at(warped, start + 2),
+                at(image, start - 2), at(image, start - 1), at(image, start + 1), at(image, start + 2), near, far,
+                first_near, first_far, at(nx, start),
+            )  # fmt: skip
+            difference_row(
+                width, at(warped, above2), at(warped, above), at(warped, below), at(warped, below2), at(image, above2),
+                at(image, above), at(image, below), at(image, below2), near, far, first_near, first_far, at(ny, start),
+            )  # fmt: skip
         normalise_row(
             width, at(image, start), at(warped, start), at(u1, start), at(u2, start), settings.data_weight,
             at(nx, start), at(ny, start), at(residual, start), at(limit, start),
@@ -617,9 +618,12 @@ def start_level(workspace, coarser, planes, level, factor, scratch, index):  # t
 
 @compiled
 def refine_level(  # type: ignore[no-untyped-def]
-    planes, image, target, level, value_kernel, slope_kernel, settings, network, scratch, index, changes
+    planes, image, target, level, value_kernel, slope_kernel, settings, network, scratch, index, changes, work
 ):  # fmt: skip
-    """All warps of one level: improves the flow in U1 and U2; the dual starts at zero and lives on from warp to warp."""
+    """All warps of one level: improves the flow in U1 and U2; the dual starts at zero and lives on from warp to warp.
+
+    Adds the pixel-iterations and the warped pixels to `work`.
+    """
     u1, u2, before1, before2 = planes[U1], planes[U2], planes[BEFORE1], planes[BEFORE2]
     width = level.width
     area = float(level.height * width)
@@ -628,6 +632,7 @@ def refine_level(  # type: ignore[no-untyped-def]
         weigh_edges(planes[STEPS], image, level, settings.step, settings.edges)
     for warp in range(settings.warps):
         linearise(planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index)
+        work[1] += area
         before1[:] = u1
         before2[:] = u2
         scratch[:width] = ONE
@@ -639,14 +644,15 @@ def refine_level(  # type: ignore[no-untyped-def]
             times = min(BLOCKED if area > LARGE else 1, settings.iterations - done)
             iterate(planes, level, settings.tau, edges, scratch, times, changes)
             done += times
+            work[0] += times * area
             converged = changes[times - 1] <= settings.epsilon * settings.epsilon * area
-        if settings.median > 1:
-            median_filter(u1, planes[NX], level, network, settings.median, scratch)
-            median_filter(u2, planes[NX], level, network, settings.median, scratch)
         if warp + 1 < settings.warps and settings.warp_stop > 0:
             moved = change_since(before1, before2, u1, u2, level)
             if moved <= settings.warp_stop * settings.warp_stop * area:
                 break
+    if settings.median > 1:
+        median_filter(u1, planes[NX], level, network, settings.median, scratch)
+        median_filter(u2, planes[NX], level, network, settings.median, scratch)
 
 
 @compiled

@@ -50,7 +50,7 @@ class Parameters:
         "bspline", "how the target is interpolated: bspline, or cubic as in cv2.remap", ("bspline", "cubic")
     )
     gradient: str = option(
-        "warped",
+        "blended",
         "gradient of the warped image (warped), blended with the first frame's (blended), or the target's gradient, "
         "warped, as OpenCV (target)",
         GRADIENTS,
@@ -60,7 +60,7 @@ class Parameters:
     edges: float = option(
         0.0, "how far image edges loosen the smoothness, which weighs exp(-edges |image gradient|); 0 not at all"
     )
-    median: int = option(1, "side of the median filter on the flow after each warp: 1 (none), 3 or 5")
+    median: int = option(1, "side of the median filter on the flow of each level: 1 (none), 3 or 5")
 
     def __post_init__(self) -> None:
         """Refuse values outside the method's range (ValueError)."""
@@ -89,8 +89,7 @@ PRESETS = {
     "default": Parameters(),
     "field": Parameters(scales=5, iterations=300, warp_stop=0.0, interpolation="cubic", gradient="target", mask=False),
     "accurate": Parameters(
-        lambda_=0.4, theta=0.35, epsilon=0.01, iterations=50, warp_stop=0.05, gradient="blended", blur=0.5, edges=0.045,
-        median=5,
+        lambda_=0.4, theta=0.35, warps=3, warp_stop=0.05, iterations=40, blur=0.5, edges=0.045, median=5
     ),
 }  # fmt: skip
 
@@ -187,6 +186,7 @@ class Solver:
         self.scratch = cpu.aligned(max(cpu.SCRATCH_ROWS * row, parameters.median**2 * cpu.MEDIAN_BLOCK))
         self.index = np.zeros(row, np.int32)
         self.changes = np.zeros(cpu.BLOCKED)
+        self.work = np.zeros(2)  # pixel-iterations and warped pixels so far, for benchmarks
         self.features = [FrameFeatures(self.levels, parameters.interpolation) for _ in range(2)]
 
     def forget_frames(self) -> None:
@@ -232,7 +232,7 @@ class Solver:
                 cpu.start_level(self.workspace, coarser, planes, level, grow, self.scratch, self.index)
             cpu.refine_level(
                 planes, source.images[number], target.targets[number], level, *kernels, self.settings, self.network,
-                self.scratch, self.index, self.changes,
+                self.scratch, self.index, self.changes, self.work,
             )  # fmt: skip
             coarser = level
         cpu.store_flow(planes, level, flow)

@@ -163,10 +163,11 @@ def test_overlapped_stages_change_no_byte(clips: Path, tmp_path: Path) -> None:
     from extract_flow.extract import Settings
     from extract_flow.methods import resolve
     from extract_flow.run import Run, find_videos, run
+    from pipeline.paths import OutputPaths
 
     settings = Settings("dis", asdict(resolve("dis", "ultrafast")), Selection(None), ("forward", "backward"))
     for name, overlap in (("serial", False), ("overlapped", True)):
-        tasks = find_videos([clips], tmp_path / name)
+        tasks = find_videos([clips], OutputPaths(tmp_path / name))
         how = Run("cpu", jobs=3, overlap=overlap)
         outcomes = run(tasks, settings, how, tmp_path / name, tmp_path / name / "outcomes", "", plain=True)
         assert {outcome.status for outcome in outcomes} == {"done"}
@@ -322,6 +323,15 @@ def test_hostile_names_go_through_and_resume(tmp_path: Path) -> None:
         command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True
     )
     assert list(index_shards(tmp_path / "o")) == ["-x.a"]
+
+
+def test_a_name_that_cannot_be_stored_costs_that_video_only(tmp_path: Path) -> None:
+    plain = clip(tmp_path / "in/plain.avi", frames=3)
+    shutil.copy(plain, tmp_path / "in/two\nlines.avi")
+    shutil.copy(plain, os.fsencode(tmp_path / "in") + b"/\xff.avi")
+    out, _ = extract(tmp_path / "in", "--output", tmp_path / "out", *QUICK, status=1)
+    assert out.startswith("1 done, 0 skipped (already valid), 2 failed")
+    assert out.count("cannot be stored") == 2
 
 
 @pytest.mark.parametrize(
