@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,17 @@ def test_pieces_are_bounded_whatever_the_length_of_the_video(tmp_path: Path) -> 
     link = run(tasks_of(tmp_path, [(120, 32)]), device)
     assert link.results[0].flows == 238
     assert max(device.calls) <= 8
+
+
+def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> None:
+    """Levels of the 280 more frames, both directions, would be 21 MB."""
+    method = load("dis", preset="ultrafast")
+    peaks = []
+    for frames in (40, 40, 320):
+        path = clip(tmp_path / f"{frames}.avi", frames=frames, width=160, height=120)
+        task = Task(f"c/{frames}", path, tmp_path / f"out/{len(peaks)}.h5")
+        tracemalloc.start()
+        assert make(0, task, SETTINGS, method, "cpu").outcome.frames == frames
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 8e6  # a block of COPY_BLOCK while streams are copied
