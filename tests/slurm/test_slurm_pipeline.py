@@ -20,8 +20,9 @@ from slurm_cluster import Cluster, process_is_alive, wait_until
 from slurm_recorder import PROJECT
 
 from evaluate.score_file import read_scores
+from pipeline import catalog
 from pipeline.atomic import is_temporary
-from pipeline.catalog import load_dataset
+from pipeline.catalog import Dataset, Split, Video, load_dataset
 from pipeline.paths import DatasetPaths
 from pipeline.status import set_status
 
@@ -257,6 +258,44 @@ def test_the_whole_chain_gives_what_a_local_run_gives(
     )  # fmt: skip
     assert set(cluster.wait(again, seconds=PATIENCE).values()) == {"COMPLETED"}
     assert_same_shards(run.paths.shards("farneback"), evaluated.paths.shards("farneback"))
+
+
+def test_a_video_that_fails_is_named_and_stops_the_chain_until_it_is_let_off(
+    cluster: Cluster, extracted: Commands, site: Path, tmp_path: Path
+) -> None:
+    data, videos = tmp_path / "data", tmp_path / "videos"
+    demo = load_dataset("demo", extracted.data)
+    good = sorted(demo.videos)[0]
+    names = ("A/good", "B/bad")
+    for name in names:
+        (videos / name).parent.mkdir(parents=True)
+    shutil.copy(demo.videos[good].path, videos / "A/good.mp4")
+    (videos / "B/bad.mp4").write_bytes(b"no video")
+    known = {name: Video(name, videos / f"{name}.mp4", name[0], name) for name in names}
+    catalog.save(Dataset("pair", ("A", "B"), known, {1: Split(1, ("A/good",), ("B/bad",))}), videos, data)
+
+    def slurm(command: str, *arguments: str) -> str:
+        words = [sys.executable, "-m", "slurm", command, "--dataset=pair", f"--data={data}", *arguments]
+        return cluster.run(words, cwd=PROJECT, environment={"TWO_STREAM_SITE": str(site)}).stdout
+
+    options = ["--method=farneback", "--until=verify", *(f"--sbatch=all={option}" for option in SMALL)]
+    slurm("submit", *options)
+    (chain,) = data.glob("pair/logs/chain-*.json")
+    jobs = {job["stage"]: job["job"] for job in json.loads(chain.read_text())["jobs"]}
+    states = cluster.wait(*jobs.values(), seconds=PATIENCE)
+    assert sorted(states.values()) == ["COMPLETED", "FAILED", "FAILED"]
+    assert states[jobs["verify"]] == "FAILED"
+    assert "B/bad: no shard" in next(data.glob(f"pair/logs/verify-*{jobs['verify']}.log")).read_text()
+    told = slurm("status")
+    assert "farneback: 1 of 2 done, 0 missing, 1 failed" in told
+    assert "failed: B/bad: " in told
+    assert told.splitlines()[-1].endswith("--from=flow")
+
+    slurm("submit", *options, "--from=verify", "--allow-missing")
+    (again,) = set(data.glob("pair/logs/chain-*.json")) - {chain}
+    verify = json.loads(again.read_text())["jobs"][0]["job"]
+    assert cluster.wait(verify, seconds=PATIENCE) == {verify: "COMPLETED"}
+    assert slurm("status").splitlines()[-1] == "finished"
 
 
 def flow_array(cluster: Cluster, run: Commands, site: Path, array: str) -> str:
