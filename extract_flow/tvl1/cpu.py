@@ -39,7 +39,6 @@ WARPED = BEFORE1
 LARGE = 160_000
 """Pixels from which a level no longer fits the caches and is swept in blocks of `BLOCKED` iterations."""
 BLOCKED = 5
-MEDIAN_BLOCK = 64
 TARGET, WARPED_IMAGE, BLENDED = range(3)
 """Where the gradient comes from: see `gradient` in `solver.Parameters`."""
 BLEND = np.float32(0.4)
@@ -427,22 +426,28 @@ def linearise(  # type: ignore[no-untyped-def]
 
 @compiled
 def weigh_edges(steps, image, level, step, edges):  # type: ignore[no-untyped-def]
-    """Steps of the dual where image edges lower the weight g of smoothness: step / g, g = exp(-edges |grad I0|).
+    """Steps of the dual where image edges lower the weight g of smoothness: step / g, g ~ exp(-edges |grad I0|).
 
-    The dual step with step / g keeps the dual within g theta, so the sum of g |grad u| is minimised.
+    A dual step of step / g keeps the dual within g theta, so that the sum of g |grad u| is minimised.
     """
     steps[:] = step
     for y in range(level.height):
         start = level.origin + y * level.pitch
-        edge_row(level.width, at(image, start), at(image, start + 1), at(image, start + level.pitch), step, edges,
-                 at(steps, start))  # fmt: skip
+        edge_row(
+            level.width, at(image, start), at(image, start + 1), at(image, start + level.pitch), step, edges,
+            at(steps, start),
+        )  # fmt: skip
 
 
 @row_function
 def edge_row(count, image, right, below, step, edges, steps):  # type: ignore[no-untyped-def]
     for x in range(count):
         across, down = right[x] - image[x], below[x] - image[x]
-        steps[x] = step * math.exp(min(edges * math.sqrt(across * across + down * down), EDGE_LIMIT))
+        exponent = min(edges * math.sqrt(across * across + down * down), EDGE_LIMIT)
+        root = ONE + exponent * np.float32(1 / 8)  # exp(x) ~ (1 + x/8)^8, which vectorises
+        root *= root
+        root *= root
+        steps[x] = step * root * root
 
 
 # --- per iteration -------------------------------------------------------------------------------------------------
@@ -538,8 +543,8 @@ def change_since(before1, before2, u1, u2, level):  # type: ignore[no-untyped-de
 # --- median filter -------------------------------------------------------------------------------------------------
 
 
-def median_network(count: int) -> npt.NDArray[np.int32]:
-    """Compare-exchanges [n,2] of (low, high) after which the middle one of `count` values is their median.
+def median_network(count: int) -> list[tuple[int, int]]:
+    """Compare-exchanges (low, high) after which the middle one of `count` values is their median.
 
     Batcher's odd-even merge sort without the exchanges that do not lead to the middle.
     """
@@ -559,38 +564,36 @@ def median_network(count: int) -> npt.NDArray[np.int32]:
         if low in needed or high in needed:
             needed |= {low, high}
             kept.append((low, high))
-    return np.array(kept[::-1], np.int32).reshape(-1, 2)
+    return kept[::-1]
 
 
-@row_function
-def exchange_row(low, high):  # type: ignore[no-untyped-def]
-    for x in range(MEDIAN_BLOCK):
-        smaller, larger = min(low[x], high[x]), max(low[x], high[x])
-        low[x] = smaller
-        high[x] = larger
+def median_row(side: int) -> Any:
+    """Row function of the median over side x side pixels; the network is unrolled, so that it runs in registers."""
+    reach, count = side // 2, side * side
+    lines = ["def median(count, plane, pitch, filtered):", "    for x in range(count):"]
+    for i in range(count):
+        lines.append(f"        v{i} = plane[x + {i // side - reach} * pitch + {i % side - reach}]")
+    for low, high in median_network(count):
+        lines.append(f"        v{low}, v{high} = min(v{low}, v{high}), max(v{low}, v{high})")
+    lines.append(f"        filtered[x] = v{count // 2}")
+    scope: dict[str, Any] = {}
+    exec("\n".join(lines), scope)
+    return row_function(scope["median"])
+
+
+median_row_3, median_row_5 = median_row(3), median_row(5)
 
 
 @compiled
-def median_filter(plane, filtered, level, network, side, scratch):  # type: ignore[no-untyped-def]
-    """Median over side x side pixels, in place, the border repeated; `filtered` is a plane to work in.
-
-    The network runs on blocks of pixels, so that each exchange is a few vector instructions.
-    """
+def median_filter(plane, filtered, level, side):  # type: ignore[no-untyped-def]
+    """Median over 3x3 or 5x5 pixels, in place, the border repeated; `filtered` is a plane to work in."""
     extend_border(plane, level, False)
-    reach = side // 2
-    padded = padded_width(level.width)
     for y in range(level.height):
         start = level.origin + y * level.pitch
-        for x in range(0, padded, MEDIAN_BLOCK):
-            for i in range(side * side):
-                shifted = start + x + (i // side - reach) * level.pitch + i % side - reach
-                copy_row(MEDIAN_BLOCK, at(plane, shifted), at(scratch, i * MEDIAN_BLOCK))
-            for k in range(len(network)):
-                exchange_row(
-                    at(scratch, network[k, 0] * MEDIAN_BLOCK), at(scratch, network[k, 1] * MEDIAN_BLOCK)
-                )  # fmt: skip
-            middle = at(scratch, side * side // 2 * MEDIAN_BLOCK)
-            copy_row(min(MEDIAN_BLOCK, padded - x), middle, at(filtered, start + x))
+        if side == 3:
+            median_row_3(level.width, at(plane, start), level.pitch, at(filtered, start))
+        else:
+            median_row_5(level.width, at(plane, start), level.pitch, at(filtered, start))
     for y in range(level.height):
         start = level.origin + y * level.pitch
         copy_row(level.width, at(filtered, start), at(plane, start))
@@ -618,7 +621,7 @@ def start_level(workspace, coarser, planes, level, factor, scratch, index):  # t
 
 @compiled
 def refine_level(  # type: ignore[no-untyped-def]
-    planes, image, target, level, value_kernel, slope_kernel, settings, network, scratch, index, changes, work
+    planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index, changes, work
 ):  # fmt: skip
     """All warps of one level: improves the flow in U1 and U2; the dual starts at zero and lives on from warp to warp.
 
@@ -651,8 +654,8 @@ def refine_level(  # type: ignore[no-untyped-def]
             if moved <= settings.warp_stop * settings.warp_stop * area:
                 break
     if settings.median > 1:
-        median_filter(u1, planes[NX], level, network, settings.median, scratch)
-        median_filter(u2, planes[NX], level, network, settings.median, scratch)
+        median_filter(u1, planes[NX], level, settings.median)
+        median_filter(u2, planes[NX], level, settings.median)
 
 
 @compiled

@@ -182,8 +182,7 @@ class Solver:
         self.planes = cpu.STEPS + 1 if parameters.edges > 0 else cpu.STEPS
         self.workspace = cpu.aligned(self.planes * finest.size)
         row = finest.pitch + cpu.LANES
-        self.network = cpu.median_network(parameters.median**2)
-        self.scratch = cpu.aligned(max(cpu.SCRATCH_ROWS * row, parameters.median**2 * cpu.MEDIAN_BLOCK))
+        self.scratch = cpu.aligned(cpu.SCRATCH_ROWS * row)
         self.index = np.zeros(row, np.int32)
         self.changes = np.zeros(cpu.BLOCKED)
         self.work = np.zeros(2)  # pixel-iterations and warped pixels so far, for benchmarks
@@ -231,7 +230,7 @@ class Solver:
                 grow = np.float32(1 / self.parameters.scale_step)
                 cpu.start_level(self.workspace, coarser, planes, level, grow, self.scratch, self.index)
             cpu.refine_level(
-                planes, source.images[number], target.targets[number], level, *kernels, self.settings, self.network,
+                planes, source.images[number], target.targets[number], level, *kernels, self.settings,
                 self.scratch, self.index, self.changes, self.work,
             )  # fmt: skip
             coarser = level
