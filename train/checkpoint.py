@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.shard import first_line
 from train.models import Network, build
 from train.volume import VolumeSpec
 
@@ -135,7 +136,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         except RuntimeError as error:
             # torch's writer loses errno; a short write is all it tells of a full disk.
             raise InputError(
-                f"{path}: the checkpoint could not be written ({str(error).splitlines()[0]}); is the disk full? "
+                f"{path}: the checkpoint could not be written ({first_line(error)}); is the disk full? "
                 "Earlier checkpoints are intact: free some space and run the same command again to resume"
             ) from error
 
@@ -204,7 +205,7 @@ def read_archive(path: Path) -> dict[str, Any]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(
-            f"{path}: expected a file of weights written by torch.save, found {str(error).splitlines()[0]}"
+            f"{path}: expected a file of weights written by torch.save, found {first_line(error)}"
         ) from error
     if not isinstance(values, Mapping):
         raise InputError(f"{path}: expected a mapping of names to weights, found {type(values).__name__}")

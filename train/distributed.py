@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.shard import first_line
 
 TIMEOUT = timedelta(minutes=30)
 _SIOCGIFADDR = 0x8915
@@ -211,7 +212,7 @@ def join(device: str = "auto") -> Iterator[World]:
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"process {place.rank} of {place.size} could not meet the others at {place.address}:{place.port}: "
-            f"{str(error).splitlines()[0]}; set MASTER_ADDR and MASTER_PORT to an address that every node reaches"
+            f"{first_line(error)}; set MASTER_ADDR and MASTER_PORT to an address that every node reaches"
         ) from error
     try:
         yield World(place, chosen, control)

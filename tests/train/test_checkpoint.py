@@ -1,0 +1,178 @@
+"""Checkpoints: nothing is lost, nothing damaged is used, nothing in a file is executed."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from train.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    read_archive,
+    save_checkpoint,
+    weights_digest,
+)
+from train.models import build
+from train.recipe import Recipe
+from train.volume import VolumeSpec
+
+HEADS = {"a": ("x", "y"), "b": ("y", "z", "x")}
+SPEC = VolumeSpec(crop=32, short_side=36, length=2)
+
+
+def checkpoint(iteration: int = 7, seed: int = 0) -> Checkpoint:
+    torch.manual_seed(seed)
+    recipe = Recipe(model="resnet18", width=0.125, crop=32, short_side=36, length=2)
+    network = build("resnet18", SPEC.channels, 5, recipe.dropout, 32, recipe.width)
+    optimiser = {
+        "state": {0: {"momentum_buffer": torch.randn(3)}},
+        "param_groups": [{"lr": 0.1, "params": [0]}],
+    }
+    return Checkpoint(
+        network.state_dict(),
+        recipe.as_dict(),
+        {"split": 1},
+        SPEC,
+        HEADS,
+        iteration,
+        optimiser=optimiser,
+        progress={"best": 0.5},
+    )
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    saved = checkpoint()
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, saved)
+    loaded = load_checkpoint(path, optimiser=True)
+    for name, tensor in saved.weights.items():
+        assert torch.equal(loaded.weights[name], tensor)
+    assert loaded.optimiser["state"][0]["momentum_buffer"].equal(
+        saved.optimiser["state"][0]["momentum_buffer"]
+    )
+    for name in ("recipe", "run", "volume", "heads", "iteration", "digest", "progress"):
+        assert getattr(loaded, name) == getattr(saved, name), name
+    assert load_checkpoint(path).optimiser == {}
+    assert list(tmp_path.iterdir()) == [path]
+    network = loaded.model()
+    assert not network.training
+    assert network(torch.zeros(1, 4, 32, 32)).shape == (1, 5)
+
+
+def test_columns_pick_the_classes_of_a_head_in_any_order() -> None:
+    assert checkpoint().columns("b", ("x", "z")).tolist() == [4, 3]
+    assert checkpoint().columns("a", ("x", "y")).tolist() == [0, 1]
+    with pytest.raises(InputError, match="trained for a, b, not for c"):
+        checkpoint().columns("c", ("x",))
+    with pytest.raises(InputError, match="2 classes and lacks 1 of the 2 asked for: q"):
+        checkpoint().columns("a", ("x", "q"))
+
+
+def test_the_digest_follows_what_decides_scores() -> None:
+    first = weights_digest(checkpoint())
+    assert weights_digest(checkpoint(iteration=9)) == first
+    assert weights_digest(checkpoint(seed=1)) != first
+    other = checkpoint()
+    other.heads = {"b": HEADS["b"], "a": HEADS["a"]}
+    changed = checkpoint()
+    changed.weights["fc.bias"] = changed.weights["fc.bias"] + 1e-6
+    assert len({first, weights_digest(changed)}) == 2
+
+
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.7, 0.999])
+def test_a_flipped_bit_anywhere_is_found(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, checkpoint())
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 4
+    path.write_bytes(data)
+    try:
+        loaded = load_checkpoint(path)
+    except InputError as error:
+        told = str(error)
+    else:
+        # The archive has padding that means nothing.
+        assert weights_digest(loaded) == loaded.digest == weights_digest(checkpoint())
+        return
+    assert str(path) in told
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5])
+def test_a_file_cut_short_is_found(tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, checkpoint())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if keep < 1 else int(keep)])
+    with pytest.raises(InputError, match=r"checkpoint-00000007\.pt"):
+        load_checkpoint(path)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("1/0",)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_nothing_in_a_file_is_executed(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / "weights.pt"
+    if writer == "torch":
+        torch.save({"format": Bomb()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"format": Bomb()}, protocol=2))
+    with pytest.raises(InputError, match="expected a file of weights"):
+        read_archive(path)
+
+
+@pytest.fixture
+def _small_files() -> Iterator[None]:
+    """Files may grow to 100,000 bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, checkpoint())
+    before = path.read_bytes()
+    assert len(before) > 100_000
+    request.getfixturevalue("_small_files")
+    with pytest.raises(InputError, match=r"checkpoint-00000007\.pt.*(disk full|no space)"):
+        save_checkpoint(path, checkpoint(seed=1))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_best_is_scored_with_and_else_the_newest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint there yet"):
+        find_checkpoint(tmp_path)
+    for iteration in (3, 12):
+        save_checkpoint(tmp_path / f"checkpoint-{iteration:08d}.pt", checkpoint(iteration))
+    assert load_checkpoint(tmp_path).iteration == 12
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "checkpoint-00000012.pt",
+        "checkpoint-00000003.pt",
+    ]
+    save_checkpoint(tmp_path / "best.pt", checkpoint(5))
+    assert load_checkpoint(tmp_path).iteration == 5
+
+
+def test_other_files_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="expected a checkpoint of `python -m train`"):
+        load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(InputError, match="expected a mapping"):
+        load_checkpoint(path)
+    with pytest.raises(InputError, match="no such file"):
+        load_checkpoint(tmp_path / "none.pt")
