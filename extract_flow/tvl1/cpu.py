@@ -42,9 +42,9 @@ BLOCKED = 5
 TARGET, WARPED_IMAGE, BLENDED = range(3)
 """Where the gradient comes from: see `gradient` in `solver.Parameters`."""
 BLEND = np.float32(0.4)
-"""Weight of the first frame's gradient in a blended one (Wedel et al., "An improved algorithm for TV-L1 optical flow")."""
+"""Weight of the first frame's gradient in a blended one (Wedel et al. 2009, "An improved algorithm for TV-L1")."""
 EDGE_LIMIT = np.float32(2.5)
-"""Edges lower the weight of smoothness by at most exp(-2.5): a pixel cut off from its neighbours would follow noise."""
+"""Edges lower the weight of smoothness by at most exp(-2.5): pixels that are cut off would follow noise."""
 
 NEAR, FAR = np.float32(8 / 12), np.float32(1 / 12)
 """Weights of the five-tap derivative [1 -8 0 8 -1] / 12."""
@@ -87,6 +87,12 @@ def layout(height: int, width: int) -> Level:
     return Level(height, width, pitch, RING * pitch + LANES, -(-size // 1024) * 1024 + 112)
 
 
+def pixels(plane: Plane, level: Level) -> Plane:
+    """The image in a plane, as a view [height, width]."""
+    rows = plane[level.origin : level.origin + level.height * level.pitch]
+    return rows.reshape(level.height, level.pitch)[:, : level.width]
+
+
 def aligned(count: int) -> Plane:
     """Zeros that start on a cache line."""
     memory = np.zeros(count + LANES, np.float32)
@@ -103,8 +109,11 @@ class NoAlias(CompilerBase):
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
-compiled = partial(njit, fastmath=True, error_model="numpy", nogil=True, cache=True)
-row_function = partial(njit, fastmath=True, error_model="numpy", forceinline=True, pipeline_class=NoAlias)
+compiled: Any = partial(njit, fastmath=True, error_model="numpy", nogil=True, cache=True)
+row_function: Any = partial(
+    njit, fastmath=True, error_model="numpy", forceinline=True, pipeline_class=NoAlias
+)
+
 
 @intrinsic
 def at(_context, array, index):  # type: ignore[no-untyped-def]
@@ -149,15 +158,6 @@ def reflect(index, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def load_frame(frame, plane, level):  # type: ignore[no-untyped-def]
-    """uint8[H,W] into a plane."""
-    for y in range(level.height):
-        start = level.origin + y * level.pitch
-        for x in range(level.width):
-            plane[start + x] = np.float32(frame[y, x])
-
-
-@compiled
 def extend_border(plane, level, mirror):  # type: ignore[no-untyped-def]
     """Fill the ring around the image: mirrored (as the spline's coefficients continue) or the border repeated."""
     height, width, pitch, origin, _ = level
@@ -165,7 +165,9 @@ def extend_border(plane, level, mirror):  # type: ignore[no-untyped-def]
         start = origin + y * pitch
         for k in range(1, RING + 1):
             plane[start - k] = plane[start + (reflect(-k, width) if mirror else 0)]
-            plane[start + width - 1 + k] = plane[start + (reflect(width - 1 + k, width) if mirror else width - 1)]
+            plane[start + width - 1 + k] = plane[
+                start + (reflect(width - 1 + k, width) if mirror else width - 1)
+            ]
     for k in range(1, RING + 1):
         above = origin + (reflect(-k, height) if mirror else 0) * pitch
         below = origin + (reflect(height - 1 + k, height) if mirror else height - 1) * pitch
@@ -234,7 +236,13 @@ def resize_plane(  # type: ignore[no-untyped-def]
             at(scratch, 0),
         )
         scratch[right + 1] = scratch[right]
-        sample_row(level.width, at(scratch, 0), at(index, 0), at(scratch, weights), at(plane, level.origin + y * level.pitch))
+        sample_row(
+            level.width,
+            at(scratch, 0),
+            at(index, 0),
+            at(scratch, weights),
+            at(plane, level.origin + y * level.pitch),
+        )
 
 
 @row_function
@@ -256,7 +264,9 @@ def blend_row(count, upper, lower, fraction, factor, row):  # type: ignore[no-un
 @row_function
 def polynomial(kernel, lane, t):  # type: ignore[no-untyped-def]
     """Weight of a lane at fraction t; kernel holds the coefficients of 1, t, t^2, t^3 for all lanes."""
-    return kernel[lane] + t * (kernel[TAPS + lane] + t * (kernel[2 * TAPS + lane] + t * kernel[3 * TAPS + lane]))
+    return kernel[lane] + t * (
+        kernel[TAPS + lane] + t * (kernel[2 * TAPS + lane] + t * kernel[3 * TAPS + lane])
+    )
 
 
 @row_function
@@ -313,7 +323,8 @@ def warp_row(  # type: ignore[no-untyped-def]
 
 @row_function
 def warp_gradient_row(  # type: ignore[no-untyped-def]
-    count, image, pitch, index, fraction, weights, slopes, stride, value_kernel, slope_kernel, warped, warped_x, warped_y
+    count, image, pitch, index, fraction, weights, slopes, stride, value_kernel, slope_kernel, warped, warped_x,
+    warped_y
 ):  # fmt: skip
     """Interpolate value and both derivatives at the located positions: 6 rows of `TAPS` pixels each."""
     for x in range(count):
@@ -341,7 +352,7 @@ def difference_row(  # type: ignore[no-untyped-def]
     count, before2, before1, after1, after2, first_before2, first_before1, first_after1, first_after2, near, far,
     first_near, first_far, slope
 ):  # fmt: skip
-    """Derivative of the warped image and of the first frame, weighted: near and far weigh next and second neighbours."""
+    """Derivative of the warped image plus that of the first frame; near and far weigh the two pairs of neighbours."""
     for x in range(count):
         slope[x] = (
             near * (after1[x] - before1[x])
@@ -375,7 +386,11 @@ def linearise(  # type: ignore[no-untyped-def]
     nx, ny, residual, limit = planes[NX], planes[NY], planes[RESIDUAL], planes[LIMIT]
     padded = padded_width(width)
     stride = padded + LANES
-    fraction, weights, slopes = stride, 2 * stride, 8 * stride  # rows of the scratch; row 0 holds the y fraction
+    fraction, weights, slopes = (
+        stride,
+        2 * stride,
+        8 * stride,
+    )  # rows of the scratch; row 0 holds the y fraction
     for y in range(level.height):
         start = level.origin + y * pitch
         locate_row(
@@ -400,7 +415,12 @@ def linearise(  # type: ignore[no-untyped-def]
             fill_row(2, at(warped, start - 2), warped[start])
             fill_row(2, at(warped, start + width), warped[start + width - 1])
     if settings.gradient == BLENDED:
-        near, far, first_near, first_far = NEAR * (ONE - BLEND), FAR * (ONE - BLEND), NEAR * BLEND, FAR * BLEND
+        near, far, first_near, first_far = (
+            NEAR * (ONE - BLEND),
+            FAR * (ONE - BLEND),
+            NEAR * BLEND,
+            FAR * BLEND,
+        )
     else:
         near, far, first_near, first_far = HALF, ZERO, ZERO, ZERO
     last = level.height - 1
@@ -460,8 +480,8 @@ def iterate_row(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Flow of a row from the dual of this row and the row above; then at once the dual of the row above.
 
-    right1, right2 is the row above shifted by one pixel; `inside` is 1 for pixels and 0 for padding, which has to stay out
-    of the result, the sum of squared updates.
+    right1, right2 is the row above shifted by one pixel; `inside` is 1 for pixels and 0 for padding, which has to
+    stay out of the result, the sum of squared updates.
     """
     change = ZERO
     for x in range(count):
@@ -491,8 +511,8 @@ def iterate(planes, level, tau, edges, rows, times, changes):  # type: ignore[no
     """`times` iterations in one pass over the image, iteration k running k rows behind the first.
 
     The row above the image and the one below it are guards: a dual of zero above, the last row's flow below, so that
-    no row needs a case of its own. `rows` holds a row that is 1 for pixels and 0 for padding, and at `level.pitch` a row
-    of steps for use without edges. changes[k] becomes the sum of squared updates of iteration k.
+    no row needs a case of its own. `rows` holds a row that is 1 for pixels and 0 for padding, and at `level.pitch` a
+    row of steps for use without edges. changes[k] becomes the sum of squared updates of iteration k.
     """
     height, width, pitch = level.height, level.width, level.pitch
     u1, u2, p11, p12, p21, p22 = planes[U1], planes[U2], planes[P11], planes[P12], planes[P21], planes[P22]
@@ -615,7 +635,9 @@ def start_level(workspace, coarser, planes, level, factor, scratch, index):  # t
     ratio_y, ratio_x = coarser.height / level.height, coarser.width / level.width
     for component in range(2):
         start = parked + component * coarser.size
-        resize_plane(workspace, start, coarser, planes[component], level, ratio_y, ratio_x, factor, scratch, index)
+        resize_plane(
+            workspace, start, coarser, planes[component], level, ratio_y, ratio_x, factor, scratch, index
+        )
     planes[2:] = ZERO
 
 
@@ -656,13 +678,3 @@ def refine_level(  # type: ignore[no-untyped-def]
     if settings.median > 1:
         median_filter(u1, planes[NX], level, settings.median)
         median_filter(u2, planes[NX], level, settings.median)
-
-
-@compiled
-def store_flow(planes, level, flow):  # type: ignore[no-untyped-def]
-    """The first two planes into flow float32[2,H,W]."""
-    for component in range(2):
-        for y in range(level.height):
-            start = level.origin + y * level.pitch
-            for x in range(level.width):
-                flow[component, y, x] = planes[component, start + x]

@@ -7,45 +7,52 @@ OpenCV's CUDA version, which the field trained on. `rules.py` holds what happens
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import importlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from extract_flow.methods import FlowMethod
 from extract_flow.tvl1 import cpu
+from pipeline.errors import InputError
 
 Plane = npt.NDArray[np.float32]
 
 SMALLEST_SIDE = 16
 """The pyramid ends before its smaller side would fall under this."""
 
-
 GRADIENTS = ("target", "warped", "blended")
 """Names of `cpu.TARGET`, `cpu.WARPED_IMAGE` and `cpu.BLENDED`, in this order."""
 
 
-def option(default: object, text: str, choices: tuple[str, ...] = ()) -> object:
+def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
     """A field of `Parameters` with what the command line needs."""
     return field(default=default, metadata={"help": text, **({"choices": choices} if choices else {})})
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Options of TV-L1. The first eight mean what they mean in OpenCV; the defaults are the preset "default"."""
+    """Options of TV-L1; the defaults are the preset "default". Names that OpenCV has mean what they mean there."""
 
     tau: float = option(0.25, "time step of the dual update; above 0.25 it no longer converges")
     lambda_: float = option(0.15, "weight of the data term; smaller is smoother")
     theta: float = option(0.3, "coupling of the flow to its auxiliary copy")
-    scales: int = option(0, "most pyramid levels; 0 goes on until the smaller side would fall under 16 pixels")
+    scales: int = option(
+        0, "most pyramid levels; 0 goes on until the smaller side would fall under 16 pixels"
+    )
     scale_step: float = option(0.8, "size of a level relative to the next finer one")
     warps: int = option(5, "most warps per level")
-    epsilon: float = option(0.01, "iterations end when the RMS update of the flow falls below this, in pixels")
+    epsilon: float = option(
+        0.01, "iterations end when the RMS update of the flow falls below this, in pixels"
+    )
     iterations: int = option(30, "most iterations per warp")
-    warp_stop: float = option(0.1, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never")
+    warp_stop: float = option(
+        0.1, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never"
+    )
     interpolation: str = option(
         "bspline", "how the target is interpolated: bspline, or cubic as in cv2.remap", ("bspline", "cubic")
     )
@@ -58,7 +65,8 @@ class Parameters:
     mask: bool = option(True, "drop the data term where the target lies outside the frame")
     blur: float = option(0.0, "sigma of the Gaussian that both frames are smoothed with first, in pixels")
     edges: float = option(
-        0.0, "how far image edges loosen the smoothness, which weighs exp(-edges |image gradient|); 0 not at all"
+        0.0,
+        "how far image edges loosen the smoothness, which weighs exp(-edges |image gradient|); 0 not at all",
     )
     median: int = option(1, "side of the median filter on the flow of each level: 1 (none), 3 or 5")
 
@@ -75,6 +83,8 @@ class Parameters:
                 raise ValueError(f"{name} must be 0 or more, found {value}")
         if self.tau > 0.25:
             raise ValueError(f"tau must be at most 0.25, or the iterations do not converge, found {self.tau}")
+        if self.blur > 10:
+            raise ValueError(f"blur must be at most 10 pixels, found {self.blur}")
         if not 0.2 <= self.scale_step <= 0.95:
             raise ValueError(f"scale-step must be between 0.2 and 0.95, found {self.scale_step}")
         if self.interpolation not in ("bspline", "cubic"):
@@ -116,11 +126,11 @@ def visiting_order(pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def kernel(taps: list[list[float]]) -> tuple[Plane, Plane]:
-    """Weights of four taps, as polynomials of the fraction (constant first), and of the centred difference of what
-    they interpolate: [power, lane] each.
+    """Polynomials of the fraction (constant first) for value and derivative: [power, lane] each, flattened.
 
-    The derivative is that of OpenCV, which warps centred differences of the image; on Middlebury it is more accurate
-    than the spline's own derivative, which amplifies noise.
+    `taps` has those of the four weights; the derivative is the centred difference of what they interpolate.
+    It is OpenCV's, which warps centred differences of the image, and on Middlebury it is more accurate than the
+    spline's own derivative.
     """
     value = np.zeros((4, cpu.TAPS))
     value[:, 1:5] = np.transpose(taps)
@@ -133,7 +143,12 @@ def kernel(taps: list[list[float]]) -> tuple[Plane, Plane]:
 A = -0.75
 """Keys' parameter, that of cv2.remap; OpenCV's CUDA code has -0.5, which is less accurate (see docs)."""
 CUBIC = [[0, A, -2 * A, A], [1, 0, -A - 3, A + 2], [0, -A, 2 * A + 3, -A - 2], [0, 0, A, -A]]
-SPLINE = [[1 / 6, -1 / 2, 1 / 2, -1 / 6], [2 / 3, 0, -1, 1 / 2], [1 / 6, 1 / 2, 1 / 2, -1 / 2], [0, 0, 0, 1 / 6]]
+SPLINE = [
+    [1 / 6, -1 / 2, 1 / 2, -1 / 6],
+    [2 / 3, 0, -1, 1 / 2],
+    [1 / 6, 1 / 2, 1 / 2, -1 / 2],
+    [0, 0, 0, 1 / 6],
+]
 KERNELS = {"cubic": kernel(CUBIC), "bspline": kernel(SPLINE)}
 
 
@@ -162,7 +177,9 @@ class FrameFeatures:
 
     def __init__(self, levels: list[cpu.Level], interpolation: str) -> None:
         self.images = [cpu.aligned(level.size) for level in levels]
-        self.targets = [cpu.aligned(level.size) for level in levels] if interpolation == "bspline" else self.images
+        self.targets = (
+            [cpu.aligned(level.size) for level in levels] if interpolation == "bspline" else self.images
+        )
         self.frame = -1
 
 
@@ -201,14 +218,18 @@ class Solver:
         features = self.features[1] if self.features[0].frame == keep else self.features[0]
         features.frame = number
         images, finest = features.images, self.levels[0]
-        cpu.load_frame(frames[number], images[0], finest)
+        cpu.pixels(images[0], finest)[:] = frames[number]
         if self.parameters.blur > 0:
             source = self.workspace[: finest.size]
             source[:] = images[0]
             cpu.filter_plane(source, images[0], finest, gaussian(self.parameters.blur), self.scratch)
         step = 1 / self.parameters.scale_step
-        for image, coarser, fine, coarse in zip(images, images[1:], self.levels, self.levels[1:], strict=False):
-            cpu.resize_plane(image, 0, fine, coarser, coarse, step, step, np.float32(1), self.scratch, self.index)
+        for image, coarser, fine, coarse in zip(
+            images, images[1:], self.levels, self.levels[1:], strict=False
+        ):
+            cpu.resize_plane(
+                image, 0, fine, coarser, coarse, step, step, np.float32(1), self.scratch, self.index
+            )
         for image, target, level in zip(images, features.targets, self.levels, strict=True):
             cpu.extend_border(image, level, False)
             if target is not image:
@@ -216,8 +237,13 @@ class Solver:
                 cpu.extend_border(target, level, True)
         return features
 
-    def solve(self, frames: npt.NDArray[np.uint8], first: int, second: int, flow: npt.NDArray[np.float32]) -> None:
-        """Flow between two of the frames into flow float32[2,H,W]."""
+    def solve(
+        self, frames: npt.NDArray[np.uint8], first: int, second: int, flow: npt.NDArray[np.float32]
+    ) -> None:
+        """Flow between two of the frames into flow float32[2,H,W]; exactly zero where they are the same."""
+        if np.array_equal(frames[first], frames[second]):
+            flow[:] = 0
+            return
         source, target = self.prepare(frames, first, second), self.prepare(frames, second, first)
         kernels = KERNELS[self.parameters.interpolation]
         coarser: cpu.Level | None = None
@@ -234,7 +260,12 @@ class Solver:
                 self.scratch, self.index, self.changes, self.work,
             )  # fmt: skip
             coarser = level
-        cpu.store_flow(planes, level, flow)
+        for component in (cpu.U1, cpu.U2):
+            flow[component] = cpu.pixels(planes[component], level)
+
+
+CHAIN = 4
+"""Fewest pairs that a thread takes at once, so that they share frames."""
 
 
 class TVL1(FlowMethod):
@@ -268,7 +299,7 @@ class TVL1(FlowMethod):
             solver.forget_frames()
             for chain in chains:
                 for pair in chain:
-                    solver.solve(frames, *map(int, pairs[pair]), flow[pair])
+                    solver.solve(frames, int(pairs[pair, 0]), int(pairs[pair, 1]), flow[pair])
 
         if workers == 1:
             work(self.solvers[0])
@@ -279,26 +310,24 @@ class TVL1(FlowMethod):
         return flow
 
 
-CHAIN = 4
-"""Fewest pairs that a thread takes at once, so that they share frames."""
-
-
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
     """TV-L1 on the asked device; "auto" takes a usable GPU, else the CPU.
 
     Raises:
-        InputError: a GPU was asked for by name and cannot be used.
+        InputError: an unknown device, or a GPU that was asked for by name and cannot be used.
     """
     if device == "cpu":
         return TVL1(parameters, threads)
+    if device != "auto" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise InputError(f"unknown device {device!r}: choose auto, cpu, cuda or cuda:N")
     try:
-        from extract_flow.tvl1 import cuda
+        cuda = importlib.import_module("extract_flow.tvl1.cuda")
     except ImportError as error:
         if device == "auto":
             return TVL1(parameters, threads)
         raise InputError(
             f"tvl1 on {device}: the CUDA version cannot be loaded ({error}); "
-            "install it with `pip install 'two-stream[cuda]'`, or use --device cpu"
+            "install it with `pip install -e .[cuda]`, or use --device cpu"
         ) from error
     if device == "auto" and not cuda.available():
         return TVL1(parameters, threads)
