@@ -121,7 +121,7 @@ def submit(context: click.Context, **options: Any) -> None:
     if options["dry_run"]:
         for job in jobs:
             check_arguments(job)
-        click.echo(as_shell_script(jobs, PROJECT))
+        click.echo(as_shell_script(jobs, PROJECT, paths.logs))
         return
     _check_output(paths)
     scheduler.require_slurm()

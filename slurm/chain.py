@@ -17,6 +17,9 @@ SCRIPTS = {
     "fuse": "slurm/evaluate.sbatch",
 }
 
+VARIABLES = ("TASKS", "SPLITS", "STREAMS", "RUN", "PARTS", "DATASET")
+"""What the scripts read from their environment to know their work; a chain sets what it means and no more."""
+
 # How a stage waits for the one before it. `verify` runs even if flow tasks failed, since it is what names everything
 # that is missing; it fails then, and what needs all shards never starts. Score i waits for training i alone.
 WAITS = {"verify": "afterany", "train": "afterok", "score": "aftercorr", "fuse": "afterok"}
@@ -150,9 +153,14 @@ def _arguments(request: Request, stage: str) -> list[str]:
     ]
 
 
-def as_shell_script(jobs: Sequence[Job], project: Path) -> str:
+def as_shell_script(jobs: Sequence[Job], project: Path, logs: Path) -> str:
     """The chain as a bash script that submits it."""
-    lines = ["set -e", f"cd {shlex.quote(str(project))}"]
+    lines = [
+        "set -e",
+        f"cd {shlex.quote(str(project))}",
+        f"mkdir -p {shlex.quote(str(logs))}",
+        f"unset {' '.join(VARIABLES)}",
+    ]
     before: str | None = None
     for job in jobs:
         values = "".join(f"{name}={shlex.quote(value)} " for name, value in job.environment.items())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
-from slurm.chain import STAGES, Job
+from slurm.chain import STAGES, VARIABLES, Job
 
 UNFINISHED = {
     "PENDING",
@@ -220,9 +220,12 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
 def _run(
     command: Sequence[str], folder: Path | None, values: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    # Inside a job, for example an interactive one, the variables that describe it are not the new job's.
+    # Inside a job, for example an interactive one, the variables that describe it are not the new job's. Nor is the
+    # chain to be changed by what its user has exported for another.
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in ACCESS
+        name: value
+        for name, value in os.environ.items()
+        if (not name.startswith("SLURM_") or name in ACCESS) and name not in VARIABLES
     }
     try:
         return subprocess.run(

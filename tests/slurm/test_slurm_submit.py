@@ -65,7 +65,9 @@ def user(cluster: Cluster, recorder: Recorder, tmp_path: Path) -> User:
 
 
 def test_the_chain_runs_in_order_and_status_tells_its_end(user: User) -> None:
-    jobs = user.submit("--tasks=3", "--at-once=2", "--pass=train=--init=$(touch executed)", "--fusion=svm")
+    arguments = ["--tasks=3", "--at-once=2", "--pass=train=--init=$(touch executed)", "--fusion=svm"]
+    # What the shell has exported for other purposes means nothing to the chain.
+    jobs = user.submit(*arguments, TASKS="9", RUN="another", SLURM_ARRAY_TASK_ID="5", SLURM_JOB_GPUS="1")
     states = user.cluster.wait(*jobs.values(), seconds=90)
     assert set(states.values()) == {"COMPLETED"}
     assert len(states) == 3 + 1 + 4 + 4 + 1
@@ -74,6 +76,9 @@ def test_the_chain_runs_in_order_and_status_tells_its_end(user: User) -> None:
     assert stages == ["extract_flow"] * 3 + ["pipeline"] + ["train"] * 4 + ["evaluate"] * 9
     for before, after in ((2, 3), (3, 4), (15, 16)):
         assert max(call["ended"] for call in calls[: before + 1]) <= calls[after]["began"]
+    assert {call["environment"].get("RUN") for call in calls} == {None}
+    assert {tuple(call["arguments"][4:10:2]) for call in calls[:3]} == {("--device", "--jobs", "--task")}
+    assert {call["arguments"][5] for call in calls[:3]} == {"cpu"}
     for call in calls:
         assert "--dataset=toy" in call["arguments"]
         assert f"--data={user.data}" in call["arguments"]
@@ -199,8 +204,8 @@ def test_the_printed_script_submits_the_chain(user: User, tmp_path: Path) -> Non
     code, script = user.slurm("submit", "--dataset=toy", *SMALL, "--tasks=2", "--until=verify", "--dry-run")
     assert code == 0
     assert user.queued() == []
-    (user.data / "toy" / "logs").mkdir()
-    jobs = user.cluster.run(["bash", "-c", script], cwd=tmp_path).stdout.split()
+    leaked = {"TASKS": "9", "RUN": "another"}
+    jobs = user.cluster.run(["bash", "-c", script], cwd=tmp_path, environment=leaked).stdout.split()
     states = user.cluster.wait(*jobs, seconds=90)
     assert len(states) == 2 + 1
     assert set(states.values()) == {"COMPLETED"}
