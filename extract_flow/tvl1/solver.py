@@ -197,8 +197,8 @@ class Solver:
             GRADIENTS.index(parameters.gradient), int(parameters.median),
         )  # fmt: skip
         self.planes = cpu.STEPS + 1 if parameters.edges > 0 else cpu.STEPS
-        self.workspace = cpu.aligned(self.planes * finest.size)
-        row = finest.pitch + cpu.LANES
+        self.workspace = cpu.aligned(self.planes * max(level.size for level in self.levels))
+        row = max(level.pitch for level in self.levels) + cpu.LANES
         self.scratch = cpu.aligned(cpu.SCRATCH_ROWS * row)
         self.index = np.zeros(row, np.int32)
         self.changes = np.zeros(cpu.BLOCKED)
