@@ -1,6 +1,6 @@
 """How many core hours, hours and gigabytes the flow of a dataset takes on a cluster, from measured rates.
 
-    python benchmarks/slurm_sizing.py --core-pairs 35 [--gpu-pairs 1200] [--pair-bytes 21000] [--tasks 64] [--cores 4]
+    python benchmarks/slurm_sizing.py --core-pairs 33 [--gpu-pairs N] [--pair-bytes 20900] [--tasks 64] [--cores 4]
 
 The rates are those of docs/performance for 340x256, in pairs of frames a second: of one CPU core, of one GPU. Work
 grows with pairs x pixels. Prints the table of docs/how-to/slurm.md.
@@ -71,7 +71,7 @@ def readable(hours: float) -> str:
 @click.option(
     "--pair-bytes",
     type=float,
-    default=21_000,
+    default=20_900,
     show_default=True,
     help="Shard bytes per pair, frames included.",
 )
