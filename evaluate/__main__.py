@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from pipeline.errors import InputError, command_errors
 from pipeline.paths import DatasetPaths, data_root
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def make_console() -> Console:
+    """Output to the terminal at its width; to a file or a job's log, wide enough for every table."""
+    return Console(width=None if sys.stdout.isatty() else 130)
 
 
 def fusion_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,7 +104,7 @@ def main(context: click.Context, **options: Any) -> None:
         return
     from evaluate import stages
 
-    console = Console()
+    console = make_console()
     dataset, paths = open_dataset(options["dataset"], options["data"], console)
     chosen = stages.chosen_runs(paths, options, console)
     views = Views(options["frames"], options["crops"])
@@ -139,7 +145,7 @@ def score_command(**options: Any) -> None:
     """Score the videos of a split with the views of the paper; goes on where it was stopped."""
     from evaluate import stages
 
-    console = Console()
+    console = make_console()
     dataset, paths = open_dataset(options["dataset"], options["data"], console)
     if options["task"] is None and options["tasks"] != 1:
         raise click.UsageError("--tasks needs --task")
@@ -164,7 +170,7 @@ def fuse_command(files: tuple[Path, ...], **options: Any) -> None:
     """
     from evaluate import stages
 
-    console = Console()
+    console = make_console()
     if files:
         fused = stages.fuse_files(files, options["fusions"], options["weights"], options["on"])
         paths = DatasetPaths(data_root(options["data"]), fused[0].streams[0].dataset)
@@ -192,7 +198,7 @@ def report_command(**options: Any) -> None:
     """Write the HTML report from scores that are there; scores nothing."""
     from evaluate import stages
 
-    console = Console()
+    console = make_console()
     _, paths = open_dataset(options["dataset"], options["data"], console)
     chosen = stages.chosen_runs(paths, options, console)
     views = Views(options["frames"], options["crops"])
@@ -225,7 +231,7 @@ def predict_command(videos: tuple[Path, ...], runs: tuple[Path, ...], **options:
     """Classify videos that need not be in any dataset: frames and flow are made on the fly."""
     from evaluate import predict
 
-    predict.run(videos, runs, options, Console())
+    predict.run(videos, runs, options, make_console())
 
 
 @main.command("features", context_settings=SETTINGS)
@@ -255,7 +261,7 @@ def features_command(**options: Any) -> None:
     """Write what the last layer sees (the penultimate layer's output), keyed by video."""
     from evaluate import features, stages
 
-    console = Console()
+    console = make_console()
     dataset, paths = open_dataset(options["dataset"], options["data"], console)
     chosen = stages.chosen_runs(paths, options, console)
     if options["output"] and sum(map(len, chosen.values())) > 1:
@@ -295,7 +301,7 @@ def reproduce_command(**options: Any) -> None:
     """
     from evaluate import reproduce
 
-    reproduce.run(options, Console())
+    reproduce.run(options, make_console())
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

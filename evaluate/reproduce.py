@@ -198,11 +198,12 @@ def run(options: Mapping[str, Any], console: Console) -> None:
 VIEWS = {False: "25x10", True: "5x5"}
 MINIATURE = {
     "model": "resnet18",
+    "width": "0.25",
     "crop": "56",
     "short_side": "64",
     "batch": "32",
     "iterations": "150",
-    "learning_rate": "0.02",
+    "learning_rate": "0.05",
     "schedule": "cosine",
     "dropout": "0.2",
     "clip": "10.0",
