@@ -139,7 +139,7 @@ class Cluster:
         command: Sequence[str | Path],
         *,
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 180,
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
@@ -169,7 +169,7 @@ class Cluster:
     def states(self, job: str) -> dict[str, str]:
         return {name: task.state for name, task in self.tasks(job).items()}
 
-    def wait(self, *jobs: str, seconds: float = 60) -> dict[str, str]:
+    def wait(self, *jobs: str, seconds: float = 180) -> dict[str, str]:
         """Wait until every task of the jobs has ended; their states by name."""
 
         def states() -> dict[str, str]:
@@ -180,9 +180,6 @@ class Cluster:
         except AssertionError as error:
             raise AssertionError(f"{error}: {states()}") from None
         return states()
-
-    def wait_for_state(self, task: str, state: str, seconds: float = 40) -> None:
-        wait_until(lambda: self.states(task).get(task) == state, seconds, f"{task} to be {state}")
 
     def processes(self) -> list[int]:
         """Every live process that belongs to this cluster: daemons, steps, jobs and what those left behind."""
@@ -202,7 +199,7 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self.run(["slurmd", "-N", node, "-f", self.configuration])
 
-    def wait_idle(self, seconds: float = 30) -> None:
+    def wait_idle(self, seconds: float = 60) -> None:
         """Wait until every node is up and without work."""
 
         def idle() -> bool:
@@ -285,7 +282,7 @@ def _start_munge(cluster: Cluster) -> None:
         shutil.chown(key, "munge", "munge")
         command = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", *command]
     cluster.run(command)
-    wait_until((munge / "socket").exists, 10, "munge's socket")
+    wait_until((munge / "socket").exists, 30, "munge's socket")
 
 
 def _start_slurm(cluster: Cluster) -> None:

@@ -46,7 +46,7 @@ def test_every_task_of_64_sees_its_own_device_and_share(cluster: Cluster, record
         cwd=recorder.project,
         STAND_IN_SLEEP="0.3",
     )
-    states = cluster.wait(job, seconds=120)
+    states = cluster.wait(job, seconds=240)
     assert states == {f"{job}_{task}": "COMPLETED" for task in range(64)}
     calls = recorder.calls()
     assert sorted(int(argument(call, "--task")) for call in calls) == list(range(64))
@@ -142,16 +142,16 @@ def test_the_log_ends_with_how_the_task_ended(cluster: Cluster, recorder: Record
 def test_a_warned_task_saves_and_goes_on_after_a_requeue_alone(cluster: Cluster, recorder: Recorder) -> None:
     """The last task of an array shares its number with the array: requeueing by that number would restart all."""
     job = cluster.sbatch(
-        "--array=0-1", *SMALL, "slurm/train.sbatch", cwd=recorder.project, STAND_IN_SLEEP="60"
+        "--array=0-1", *SMALL, "slurm/train.sbatch", cwd=recorder.project, STAND_IN_SLEEP="600"
     )
     dependency = ("--kill-on-invalid-dep=yes", f"--dependency=aftercorr:{job}")
     after = cluster.sbatch("--array=0-1", *SMALL, *dependency, "slurm/evaluate.sbatch", cwd=recorder.project)
-    wait_until(lambda: len(recorder.calls()) == 2, 20, "both tasks to work")
+    wait_until(lambda: len(recorder.calls()) == 2, 90, "both tasks to work")
     (last,) = [name for name, task in cluster.tasks(job).items() if task.job_id == job]
     cluster.run(["scancel", "--batch", "--signal=USR1", last])
     wait_until(
         lambda: len([call for call in recorder.calls() if call["arguments"][1] == "train"]) == 3,
-        40,
+        120,
         "the restart",
     )
     index = last.removeprefix(f"{job}_")
@@ -175,9 +175,9 @@ def test_a_warned_task_saves_and_goes_on_after_a_requeue_alone(cluster: Cluster,
 
 def test_restarts_are_limited(cluster: Cluster, recorder: Recorder) -> None:
     job = cluster.sbatch(
-        "--array=0", *SMALL, "slurm/flow.sbatch", cwd=recorder.project, STAND_IN_SLEEP="60", MAX_RESTARTS="0"
+        "--array=0", *SMALL, "slurm/flow.sbatch", cwd=recorder.project, STAND_IN_SLEEP="600", MAX_RESTARTS="0"
     )
-    wait_until(lambda: len(recorder.calls()) == 1, 20, "the task to work")
+    wait_until(lambda: len(recorder.calls()) == 1, 90, "the task to work")
     cluster.run(["scancel", "--batch", "--signal=USR1", f"{job}_0"])
     assert cluster.wait(job) == {f"{job}_0": "FAILED"}
     assert "MAX_RESTARTS" in recorder.log(f"{job}_0").splitlines()[-1]

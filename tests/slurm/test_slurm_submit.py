@@ -68,7 +68,7 @@ def test_the_chain_runs_in_order_and_status_tells_its_end(user: User) -> None:
     arguments = ["--tasks=3", "--at-once=2", "--pass=train=--init=$(touch executed)", "--fusion=svm"]
     # What the shell has exported for other purposes means nothing to the chain.
     jobs = user.submit(*arguments, TASKS="9", RUN="another", SLURM_ARRAY_TASK_ID="5", SLURM_JOB_GPUS="1")
-    states = user.cluster.wait(*jobs.values(), seconds=90)
+    states = user.cluster.wait(*jobs.values())
     assert set(states.values()) == {"COMPLETED"}
     assert len(states) == 3 + 1 + 4 + 4 + 1
     calls = user.recorder.calls()
@@ -108,7 +108,7 @@ def test_the_chain_runs_in_order_and_status_tells_its_end(user: User) -> None:
 
 def test_a_failed_flow_task_is_verified_and_stops_the_training(user: User) -> None:
     jobs = user.submit("--tasks=2", "--split=1", STAND_IN_FAIL="extract_flow=3 pipeline=1")
-    states = user.cluster.wait(*jobs.values(), seconds=90)
+    states = user.cluster.wait(*jobs.values())
     assert states[jobs["verify"]] == "FAILED"
     later = (jobs["train"], jobs["score"], jobs["fuse"])
     assert {state for name, state in states.items() if name.startswith(later)} == {"CANCELLED"}
@@ -127,7 +127,7 @@ def test_a_failed_training_stops_only_its_own_scores(user: User) -> None:
     jobs = user.submit(
         "--from=train", "--split=2", "--pass=train=--lighting=0.1", STAND_IN_FAIL="train,temporal=1"
     )
-    states = user.cluster.wait(*jobs.values(), seconds=90)
+    states = user.cluster.wait(*jobs.values())
     train, score, fuse = (jobs[stage] for stage in ("train", "score", "fuse"))
     assert states == {
         f"{train}_0": "COMPLETED",
@@ -147,7 +147,7 @@ def test_a_failed_training_stops_only_its_own_scores(user: User) -> None:
 
 
 def test_a_second_chain_waits_until_the_first_has_ended(user: User) -> None:
-    first = user.submit("--tasks=1", "--until=flow", STAND_IN_SLEEP="60")
+    first = user.submit("--tasks=1", "--until=flow", STAND_IN_SLEEP="600")
     code, output = user.slurm("submit", "--dataset=toy", "--until=flow")
     assert code == 1
     assert f"jobs {first['flow']} of the chain submitted last have not ended" in output
@@ -206,7 +206,7 @@ def test_the_printed_script_submits_the_chain(user: User, tmp_path: Path) -> Non
     assert user.queued() == []
     leaked = {"TASKS": "9", "RUN": "another"}
     jobs = user.cluster.run(["bash", "-c", script], cwd=tmp_path, environment=leaked).stdout.split()
-    states = user.cluster.wait(*jobs, seconds=90)
+    states = user.cluster.wait(*jobs)
     assert len(states) == 2 + 1
     assert set(states.values()) == {"COMPLETED"}
 
