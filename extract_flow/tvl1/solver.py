@@ -189,7 +189,6 @@ class Solver:
     def __init__(self, parameters: Parameters, height: int, width: int) -> None:
         self.parameters = parameters
         self.levels = pyramid_levels(height, width, parameters.scales, parameters.scale_step)
-        finest = self.levels[0]
         self.settings = cpu.Settings(
             np.float32(parameters.tau), np.float32(parameters.tau / parameters.theta),
             np.float32(parameters.lambda_ * parameters.theta), np.float32(parameters.edges), int(parameters.warps),
