@@ -7,19 +7,14 @@ Resampling (pyramid, prolongation, blur) is separable and linear, so each is two
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-
-def _option(default: float | int | str, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    metadata: dict[str, object] = {"help": text}
-    if choices:
-        metadata["choices"] = choices
-    return field(default=default, metadata=metadata)
+from extract_flow.methods import option
 
 
 @dataclass(frozen=True)
@@ -30,25 +25,25 @@ class Parameters:
         ValueError: a value outside its range.
     """
 
-    alpha: float = _option(0.197, "weight of the smoothness")
-    gamma: float = _option(50.0, "weight of gradient constancy against brightness constancy")
-    scale: float = _option(0.8, "size of a pyramid level relative to the next finer one")
-    inner_iterations: int = _option(3, "updates of the robust weights for each warp")
-    outer_iterations: int = _option(
+    alpha: float = option(0.197, "weight of the smoothness")
+    gamma: float = option(50.0, "weight of gradient constancy against brightness constancy")
+    scale: float = option(0.8, "size of a pyramid level relative to the next finer one")
+    inner_iterations: int = option(3, "updates of the robust weights for each warp")
+    outer_iterations: int = option(
         77, "most pyramid levels; fewer where a level's smaller side reaches 15 pixels"
     )
-    solver_iterations: int = _option(
+    solver_iterations: int = option(
         7, "sweeps of the linear solver (red-black SOR) for each update of the weights"
     )
-    relaxation: float = _option(1.95, "over-relaxation of the linear solver")
-    warps: int = _option(3, "warps of the second frame on each level")
-    blur: float = _option(0.6, "standard deviation in pixels of the blur before the pyramid; 0 for none")
-    pyramid: str = _option(
+    relaxation: float = option(1.95, "over-relaxation of the linear solver")
+    warps: int = option(3, "warps of the second frame on each level")
+    blur: float = option(0.6, "standard deviation in pixels of the blur before the pyramid; 0 for none")
+    pyramid: str = option(
         "centred",
         "'centred': levels share their centre, area means down, linear up; 'opencv': OpenCV's resampling",
         ("centred", "opencv"),
     )
-    border: str = _option(
+    border: str = option(
         "mask",
         "where the flow leads out of the frame: 'mask' drops the data term, 'mirror' reflects the frame (OpenCV)",
         ("mask", "mirror"),

@@ -171,8 +171,8 @@ def test_parameters_are_recorded_and_survive_pickling(default):
         ({"blur": -0.1}, "blur must be between"),
         ({"warps": 0}, "warps must be at least 1, found 0"),
         ({"pyramid": "other"}, "one of centred, opencv, found 'other'"),
-        ({"threads": 0}, "threads: expected at least 1"),
-        ({"device": "tpu"}, "expected auto, cpu, cuda or cuda:N, found 'tpu'"),
+        ({"threads": 0}, "expected at least 1 thread, found 0"),
+        ({"device": "tpu"}, "unknown device 'tpu': choose auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_values_outside_their_range_are_refused(options, message):
