@@ -70,25 +70,35 @@ def material(tiny: DatasetPaths) -> Material:
 def test_eight_clips_are_learnt_by_heart(material: Material, tmp_path: Path) -> None:
     """Eight clips with labels that nothing in them explains: only a network that learns can tell them."""
     clips = [item._replace(label=i % 3) for i, item in enumerate(material.train[:8])]
-    recipe = dataclasses.replace(
-        RECIPE, iterations=150, batch=16, dropout=0.0, flip=False, width=0.25, learning_rate=0.1, warmup=10
+    quick = {"iterations": 160, "batch": 16, "width": 0.25, "learning_rate": 0.02, "warmup": 10, "clip": 5.0}
+    recipe = dataclasses.replace(RECIPE, dropout=0.0, flip=False, **quick)  # type: ignore[arg-type]
+    run(tmp_path, dataclasses.replace(material, train=clips, validation=clips), recipe, validate_every=160)
+    assert read_log(tmp_path)[-1]["validation"]["tiny"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+def test_each_stream_learns_the_classes_of_people_it_has_not_seen(
+    stream: str, tiny: DatasetPaths, tmp_path: Path
+) -> None:
+    # Mirrored, motion to the left is motion to the right: with flips no network could tell the two apart.
+    quick = {
+        "iterations": 40,
+        "batch": 12,
+        "width": 0.25,
+        "dropout": 0.0,
+        "flip": False,
+        "learning_rate": 0.02,
+    }
+    recipe = dataclasses.replace(RECIPE, validation="test", **quick)  # type: ignore[arg-type]
+    run(
+        tmp_path,
+        gather("tiny", 1, recipe.volume(stream), recipe, tiny.data),
+        recipe,
+        stream,
+        validate_every=40,
     )
-    run(tmp_path, dataclasses.replace(material, train=clips), recipe)
-    last = [record["accuracy"] for record in read_log(tmp_path)][-10:]
-    assert last == [1.0] * 10
-
-
-def test_each_stream_learns_what_only_it_can_see(tiny: DatasetPaths, tmp_path: Path) -> None:
-    for stream in ("spatial", "temporal"):
-        # Mirrored motion to the left is motion to the right, unless x is negated with it.
-        recipe = dataclasses.replace(
-            RECIPE, iterations=40, batch=12, validation="test", width=0.25, dropout=0.0
-        )
-        spec = recipe.volume(stream)
-        run(tmp_path / stream, gather("tiny", 1, spec, recipe, tiny.data), recipe, stream, validate_every=40)
-        last = [record for record in read_log(tmp_path / stream) if "validation" in record][-1]
-        # With flips the temporal stream cannot tell left from right, as Left mirrored is labelled Left.
-        assert last["validation"]["tiny"]["accuracy"] >= (1.0 if stream == "spatial" else 0.6), stream
+    last = [record for record in read_log(tmp_path) if "validation" in record][-1]
+    assert last["validation"]["tiny"]["accuracy"] == 1.0
 
 
 # --- exactness ---
@@ -208,9 +218,9 @@ def test_images_train_the_spatial_stream(tmp_path: Path) -> None:
         for label, colour in (("n1", (200, 0, 0)), ("n2", (0, 0, 200))):
             for i in range(2):
                 write_image(tmp_path / part / label / f"{i}.png", 40, 40 + i, colour)
-    recipe = dataclasses.replace(RECIPE, iterations=12, validation="test")
+    recipe = dataclasses.replace(RECIPE, iterations=40, learning_rate=0.02, validation="test")
     said: list[str] = []
-    run(tmp_path / "run", gather_images(tmp_path, "images"), recipe, "spatial", said=said, validate_every=12)
+    run(tmp_path / "run", gather_images(tmp_path, "images"), recipe, "spatial", said=said, validate_every=40)
     assert any("error top-1 0.0% top-5 0.0%" in line for line in said)
 
 

@@ -49,7 +49,11 @@ def make_dataset(
             for take in range(TAKES):
                 video = f"{label}/v_{label}_g{group:02}_c{take:02}"
                 motion = np.array(MOTION[label], np.float32)[:, None, None]
-                noise = rng.normal(0, 0.5, (FLOWS, 2, HEIGHT // 4, WIDTH // 4)).repeat(4, 2).repeat(4, 3)
+                # What is the clip's own all the time, and what changes.
+                noise = rng.normal(0, 0.7, (1, 2, HEIGHT // 4, WIDTH // 4)) + rng.normal(
+                    0, 0.2, (FLOWS, 2, 1, 1)
+                )
+                noise = noise.repeat(4, 2).repeat(4, 3)
                 flow = (motion + noise).astype(np.float32)
                 frames = rng.normal(COLOUR[label], 20, (FLOWS + 1, HEIGHT // 4, WIDTH // 4, 3))
                 with ShardWriter(paths.shard("tvl1", video), asked, coding) as writer:
