@@ -13,9 +13,10 @@ prepare() {
     trap 'echo "$SLURM_JOB_NAME, job $(this_task) on ${SLURMD_NODENAME:-$HOSTNAME}: $ended (${SECONDS} s)"' EXIT
     echo "$SLURM_JOB_NAME, job $(this_task) on ${SLURMD_NODENAME:-$HOSTNAME}: begins, restart ${SLURM_RESTART_COUNT:-0}"
     warned=no
-    max_restarts=${MAX_RESTARTS:-100}
+    max_restarts=${MAX_RESTARTS:-100} save_seconds=${SAVE_SECONDS:-90}
     # Bash would run what is hidden in a value such as a[$(...)] when it takes it for a number.
     [[ $max_restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS='$max_restarts' is no number"
+    [[ $save_seconds =~ ^[0-9]+$ ]] || fail "SAVE_SECONDS='$save_seconds' is no number"
     [[ -f $site ]] || fail "no file '$site': TWO_STREAM_SITE names the file with this cluster's settings (default slurm/site.env)"
     # shellcheck source=slurm/site.env
     source "$site"
@@ -63,20 +64,23 @@ work() {
     if [[ $cancelled == yes ]]; then # srun may end with 0 then
         ended="cancelled, preempted or out of time (SIGTERM)"
         exit 143
+    elif [[ $warned == yes ]] && ((status != 0 || SECONDS - warned_at >= save_seconds)); then
+        queue_again # also after TERM from `save`, when srun may end with 0: going on where all is done costs little
+        exit 75
     elif ((status != 0)); then
         ended="failed with exit status $status"
-        [[ $warned == no ]] || queue_again
         exit "$status"
     fi
     ended="finished"
 }
 
-# save PROCESS: ask the command to save and end; if it is not done 90 s later it has to stop as it is, because SLURM
-# warns 120 s before it kills, and the task must be back in the queue by then.
+# save PROCESS: ask the command to save and end; if it has not after SAVE_SECONDS, it has to stop as it is, because SLURM
+# kills 120 s after its warning, and the task must be back in the queue by then.
 save() {
     echo "SLURM warns that time is up: saving"
+    warned_at=$SECONDS
     kill -s USR1 "$1" || true # it may have ended just now
-    { sleep 90; kill -s TERM "$1" || true; } &
+    { sleep "$save_seconds"; kill -s TERM "$1" || true; } &
 }
 
 queue_again() {

@@ -27,8 +27,9 @@ def stop(number, frame):
     record["signal"] = signal.Signals(number).name
     record["ended"] = time.time()
     save()
-    sys.exit(75)
-signal.signal(signal.SIGUSR1, stop)
+    sys.exit(0 if stubborn else 75)
+stubborn = "STAND_IN_STUBBORN" in os.environ  # ends for TERM alone, and then with 0, as srun does
+signal.signal(signal.SIGUSR1, signal.SIG_IGN if stubborn else stop)
 signal.signal(signal.SIGTERM, stop)
 save()
 first_time = os.environ.get("SLURM_RESTART_COUNT", "0") == "0"

@@ -173,6 +173,18 @@ def test_a_warned_task_saves_and_goes_on_after_a_requeue_alone(cluster: Cluster,
     assert ": finished (" in log[-1]
 
 
+def test_a_command_that_does_not_save_in_time_is_stopped_and_restarted(
+    cluster: Cluster, recorder: Recorder
+) -> None:
+    values = {"STAND_IN_STUBBORN": "1", "STAND_IN_SLEEP": "600", "SAVE_SECONDS": "2"}
+    job = cluster.sbatch("--array=0", *SMALL, "slurm/flow.sbatch", cwd=recorder.project, **values)
+    wait_until(lambda: len(recorder.calls()) == 1, 90, "the task to work")
+    cluster.run(["scancel", "--batch", "--signal=USR1", f"{job}_0"])
+    assert cluster.wait(job) == {f"{job}_0": "COMPLETED"}
+    assert [call["signal"] for call in recorder.calls()] == ["SIGTERM", None]
+    assert "back in the queue" in recorder.log(f"{job}_0")
+
+
 def test_restarts_are_limited(cluster: Cluster, recorder: Recorder) -> None:
     job = cluster.sbatch(
         "--array=0", *SMALL, "slurm/flow.sbatch", cwd=recorder.project, STAND_IN_SLEEP="600", MAX_RESTARTS="0"
