@@ -21,7 +21,8 @@ def _compiled_code_folder() -> Path:
     digest.update(
         "".join(line for line in processor.splitlines() if "flags" in line or "model" in line).encode()
     )
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
+    package = Path(__file__).parent
+    for source in sorted([*package.glob("*/rules.py"), *package.glob("*/cpu.py")]):
         digest.update(source.read_bytes())
     base = os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache"
     return Path(base) / "two-stream" / "numba" / digest.hexdigest()[:16]
