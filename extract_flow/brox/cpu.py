@@ -40,7 +40,8 @@ PLANES = 17
 """Arrays of the solver, of four parity planes each: u, v, 8 of the data term, 7 of the linear system."""
 
 GROUP = 8
-"""Pairs per thread between two rounds of preparing frames."""
+PREPARED_BYTES = 256 << 20
+"""Pairs per thread between two rounds of preparing frames; fewer, at least one, where their frames exceed this."""
 
 BLOCK = 192
 """Elements of a plane that one loop of the wavefront covers at least."""
@@ -611,8 +612,9 @@ class BroxOnCpu(FlowMethod):
         # One thread works here and now, so that an interrupt ends it at once.
         with ThreadPoolExecutor(self.threads) if self.threads > 1 else nullcontext() as executor:
             spread = executor.map if executor else map
-            for start in range(0, len(order), GROUP * self.threads):
-                group = order[start : start + GROUP * self.threads]
+            size = self._group(levels)
+            for start in range(0, len(order), size):
+                group = order[start : start + size]
                 needed = {int(frame) for frame in pairs[group].ravel()}
                 for frame in prepared.keys() - needed:
                     self._unused.append(prepared.pop(frame))
@@ -624,6 +626,11 @@ class BroxOnCpu(FlowMethod):
                 list(spread(solve, group))
         self._unused.extend(prepared.values())
         return flows
+
+    def _group(self, levels: list[Level]) -> int:
+        """Pairs between two rounds of preparing frames."""
+        frame = 4 * CHANNELS * sum(level.width * level.height for level in levels)
+        return max(self.threads, min(GROUP * self.threads, PREPARED_BYTES // frame))
 
     @contextmanager
     def _workspace(self) -> Iterator[Workspace]:

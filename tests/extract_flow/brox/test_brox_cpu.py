@@ -126,6 +126,20 @@ def test_result_does_not_depend_on_batch_threads_or_earlier_calls():
     assert threaded.run(frames, pairs).tobytes() == together.tobytes()
 
 
+def test_large_frames_are_prepared_a_few_at_a_time(monkeypatch):
+    frames = np.stack([brox_reference.textured(30, 40, seed) for seed in range(12)])
+    method = methods.load("brox", device="cpu", threads=2)
+    expected = method(frames)
+    held = []
+    prepare = cpu.prepare_frame
+    monkeypatch.setattr(cpu, "PREPARED_BYTES", 1)
+    monkeypatch.setattr(cpu, "prepare_frame", lambda *rest: (held.append(id(rest[4][0])), prepare(*rest)))
+    fresh = methods.load("brox", device="cpu", threads=2)
+    assert fresh(frames).tobytes() == expected.tobytes()
+    assert len(held) == 12
+    assert len(set(held)) <= 3
+
+
 def test_no_pairs_give_no_flow(default):
     frames = np.zeros((1, 20, 30), np.uint8)
     assert default(frames).shape == (0, 2, 20, 30)
