@@ -60,7 +60,12 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--recipe", help="a shipped recipe or a TOML file (--list-recipes)  [default: by stream and dataset]"
 )
-@click.option("--run", "run_name", help="name of the run's folder  [default: STREAM-splitK]")
+@click.option(
+    "--run",
+    "--name",
+    "run_name",
+    help="name of the run's folder; under torchrun say --name, as it takes --run for its own  [default: STREAM-splitK]",
+)
 @click.option(
     "--data", type=click.Path(path_type=Path), help="data root  [default: $TWO_STREAM_DATA, or data]"
 )

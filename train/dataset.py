@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,22 +158,37 @@ def _read(
 ) -> None:
     """Flows or frames at indices [n], cut to the box, into out [*,2,H,W] or [*,H,W,3], where * counts to n."""
     top, left, height, width = box
-    unique, places = np.unique(indices, return_inverse=True)
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    unique = np.unique(indices)
     # Runs of neighbours are one read of the file.
     for run in np.split(unique, np.flatnonzero(np.diff(unique) != 1) + 1):
         start, stop = int(run[0]), int(run[-1]) + 1
         if part == "frames":
-            images = shard.frames(start, stop)[:, top : top + height, left : left + width]
+            images = shard.frames(start, stop, out=_scratch((stop - start, shard.height, shard.width, 3)))
+            images = images[:, rows, columns]
         else:
-            images = shard.levels(start, stop, part)[:, :, top : top + height, left : left + width]
-        first = int(np.searchsorted(unique, start))
-        for i, image in enumerate(images):
-            for place in np.flatnonzero(places == first + i):
-                at = np.unravel_index(place, out.shape[: out.ndim - 3])
+            images = shard.levels(
+                start, stop, part, out=_scratch((stop - start, 2, shard.height, shard.width))
+            )
+            images = images[:, :, rows, columns]
+        for place, index in zip(np.ndindex(*out.shape[:-3]), indices.tolist(), strict=True):
+            if start <= index < stop:
                 if part == "frames":
-                    out[at][:height, :width] = image
+                    out[place][:height, :width] = images[index - start]
                 else:
-                    out[at][:, :height, :width] = image
+                    out[place][:, :height, :width] = images[index - start]
+
+
+_buffers = threading.local()
+
+
+def _scratch(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Memory that every read of a thread uses again: fresh pages cost as much as decoding half an image."""
+    size = int(np.prod(shape))
+    if getattr(_buffers, "bytes", np.empty(0)).size < size:
+        _buffers.bytes = np.empty(size, np.uint8)
+    buffer: npt.NDArray[np.uint8] = _buffers.bytes[:size].reshape(shape)
+    return buffer
 
 
 def read_image(path: Path, short_side: int) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,140 @@
+"""Samples per second of the training loader alone, against bare JPEG decoding of the same streams.
+
+    python benchmarks/loader.py --dataset demo --shards dis
+
+Bare decoding is cv2.imdecode, on one thread, of streams that lie in memory. The loader reads the shards, checks and
+decodes the streams, cuts the crop and hands uint8 batches over to the main process. Candidates take turns; medians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import click
+import cv2
+import numpy as np
+from torch.utils.data import DataLoader
+
+from pipeline.errors import command_errors
+from pipeline.shard import Shard
+from train.data import gather
+from train.dataset import TrainingReader, ignore_signals
+from train.recipe import load_recipe
+from train.sampler import Schedule
+from train.trainer import as_it_is
+from train.volume import flow_indices
+
+
+def bare(reader: TrainingReader, samples: int) -> Callable[[], float]:
+    """A function that decodes the streams of the first samples and returns samples per second."""
+    streams = []
+    for index in range(samples):
+        sample = reader.sample((0, index))
+        shard = sample.item.source
+        assert isinstance(shard, Shard)
+        for position in sample.positions.tolist():
+            if reader.spec.stream == "spatial":
+                wanted = [("frames", position)]
+            else:
+                forward, backward = flow_indices(reader.spec, position, shard.flow_count(), shard.step())
+                wanted = [("forward", i) for i in forward.tolist()] + [
+                    ("backward", i) for i in backward.tolist()
+                ]
+            for part, i in wanted:
+                streams.append(np.frombuffer(bytes(shard.streams(i, i + 1, part)[0]), np.uint8))
+        shard.close()
+    flag = cv2.IMREAD_COLOR if reader.spec.stream == "spatial" else cv2.IMREAD_GRAYSCALE
+
+    def measure() -> float:
+        begun = time.perf_counter()
+        for stream in streams:
+            cv2.imdecode(stream, flag)
+        return samples / (time.perf_counter() - begun)
+
+    return measure
+
+
+def loaded(reader: TrainingReader, samples: int, batch: int, workers: int) -> Callable[[], float]:
+    """A function that runs the loader with some workers and returns samples per second once they are under way."""
+
+    def measure() -> float:
+        count = samples // batch
+        # The first batch of every worker is left out: it holds the start of the process.
+        schedule = Schedule(range(batch), batch, 0, count + 2 * workers)
+        loader = DataLoader(
+            reader,
+            batch_sampler=schedule,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=as_it_is,  # type: ignore[arg-type]
+            worker_init_fn=ignore_signals,
+            prefetch_factor=2,
+            multiprocessing_context="fork",
+        )
+        batches = iter(loader)
+        # What is read ahead during the first batches is counted by neither side.
+        for _ in range(2 * workers):
+            next(batches)
+        begun = time.perf_counter()
+        for _ in range(count):
+            next(batches)
+        rate = count * batch / (time.perf_counter() - begun)
+        batches._shutdown_workers()  # type: ignore[attr-defined]
+        return rate
+
+    return measure
+
+
+@click.command()
+@click.option("--dataset", default="demo", show_default=True, help="dataset whose shards are read")
+@click.option("--data", default=None, help="data root")
+@click.option("--shards", default=None, help="shard set")
+@click.option("--split", default=1, show_default=True)
+@click.option("--stream", type=click.Choice(["temporal", "spatial"]), default="temporal", show_default=True)
+@click.option("--samples", default=512, show_default=True, help="samples per measurement")
+@click.option("--batch", default=32, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="override a key of the recipe")
+@command_errors
+def main(
+    dataset: str,
+    data: str | None,
+    shards: str | None,
+    split: int,
+    stream: str,
+    samples: int,
+    batch: int,
+    rounds: int,
+    settings: tuple[str, ...],
+) -> None:
+    """Compare the loader with bare decoding."""
+    from train.recipe import parse
+
+    cv2.setNumThreads(1)
+    name = "temporal-stack10" if stream == "temporal" else "spatial-scratch-dropout9"
+    keys = dict(setting.split("=", 1) for setting in settings)
+    recipe = load_recipe(name, {key: parse(key, value) for key, value in keys.items()})
+    recipe = dataclasses.replace(recipe, batch=batch)
+    spec = recipe.volume(stream)
+    reader = TrainingReader(gather(dataset, split, spec, recipe, data, shards).train, spec, recipe)
+    cores = len(os.sched_getaffinity(0))
+    candidates = {"bare decoding, 1 thread": bare(reader, min(samples, 256))}
+    for workers in sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)}):
+        candidates[f"loader, {workers} worker(s)"] = loaded(reader, samples, batch, workers)
+    rates: dict[str, list[float]] = {label: [] for label in candidates}
+    for _ in range(rounds):
+        for label, measure in candidates.items():
+            rates[label].append(measure())
+    first = statistics.median(rates["bare decoding, 1 thread"])
+    for label, found in rates.items():
+        middle = statistics.median(found)
+        print(
+            f"{label:26} {middle:8.1f} samples/s  {middle / first:5.2f}x  ({min(found):.1f} to {max(found):.1f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
