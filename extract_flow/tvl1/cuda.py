@@ -28,7 +28,7 @@ from numba import cuda, types
 from extract_flow.cuda import device, sums
 from extract_flow.cuda.device import SIMULATED, available
 from extract_flow.cuda.images import DeviceTaps, dense_taps, load_frames, resample, upload_taps
-from extract_flow.cuda.kernel import F4, FLOATS, I4, I8, INTS, LONGS, Kernel, image_launch
+from extract_flow.cuda.kernel import BYTES, F4, FLOATS, I4, I8, INTS, LONGS, Kernel, image_launch
 from extract_flow.cuda.method import CudaMethod
 from extract_flow.cuda.sums import LANES, fixed, fold, folded
 from extract_flow.tvl1 import cpu, solver
@@ -72,6 +72,8 @@ class Geometry:
         tile_width, tile_height: pixels of a tile with its halo; threads are a multiple of tile_width.
         halo: iterations of a launch at most.
         threads: per block of a tile.
+        registers: per thread of a tile, at most, so that `blocks` blocks find room.
+        blocks: of tiles on a multiprocessor.
         level_threads: per block of a small level.
         level_bytes: dynamic shared memory that a small level may take.
     """
@@ -80,6 +82,8 @@ class Geometry:
     tile_height: int
     halo: int
     threads: int
+    registers: int
+    blocks: int
     level_threads: int
     level_bytes: int
 
@@ -98,20 +102,21 @@ class Geometry:
         return 4 * (STATE + variant.constants) * height * width <= self.level_bytes
 
 
-def geometry(shared_memory: int) -> Geometry:
+def geometry(shared_memory: int, edges: bool) -> Geometry:
     """Tiles for a GPU whose blocks may have this many bytes of shared memory (99, 163 or 227 KB).
 
-    Two blocks on a multiprocessor hide each other's barriers, so tiles are as high as lets two fit, but not so low that
-    the halo outweighs them.
+    Two blocks on a multiprocessor hide each other's barriers. Each thread keeps the constants of eight pixels in
+    registers, of which a multiprocessor has 65,536: edges need eight more per thread, which only one block allows.
     """
-    for height, blocks in ((64, 2), (56, 2), (48, 2), (56, 1), (48, 1)):
-        tile = Geometry(64, height, 6, 512, 1024, shared_memory - 10 * 1024)
-        if blocks * (tile.tile_bytes + STATIC + 1024) <= shared_memory + 1024:
+    choices = [(56, 2, 72), (48, 2, 80), (56, 1, 128), (48, 1, 128)]
+    for height, blocks, registers in choices[2 if edges else 0 :]:
+        tile = Geometry(64, height, 6, 8 * height, registers, blocks, 512, shared_memory - 10 * 1024)
+        if blocks * (tile.tile_bytes + STATIC) <= shared_memory:
             return tile
     raise ValueError(f"a GPU with only {shared_memory} bytes of shared memory for a block")
 
 
-SIMULATED_GEOMETRY = Geometry(16, 16, 3, 16, 8, 4 * 10 * 16 * 20)
+SIMULATED_GEOMETRY = Geometry(16, 20, 2, 16, 64, 1, 8, 4 * 10 * 16 * 19)
 """Tiny blocks for the simulator, in which a 20x24 level takes several tiles."""
 
 
@@ -242,7 +247,10 @@ def edge_step(image, base, height, width, x, y, step, edges):  # type: ignore[no
     here = image[base + y * width + x]
     across = image[base + y * width + min(x + 1, width - 1)] - here
     down = image[base + min(y + 1, height - 1) * width + x] - here
-    return step * math.exp(min(edges * math.sqrt(across * across + down * down), EDGE_LIMIT))
+    root = ONE + min(edges * math.sqrt(across * across + down * down), EDGE_LIMIT) * np.float32(1 / 8)
+    root *= root
+    root *= root
+    return step * root * root
 
 
 @functools.cache
@@ -377,17 +385,6 @@ def make_refine(variant: Variant, threads: int) -> Kernel:
                 cuda.syncthreads()
                 if total[0] <= epsilon_sum:
                     break
-            if median > 1:
-                for y in range(own_y, height, rows):
-                    for x in range(own_x, width, across):
-                        i = y * width + x
-                        planes[nx + i] = median_at(planes, 0, height, width, x, y)
-                        planes[ny + i] = median_at(planes, u2, height, width, x, y)
-                cuda.syncthreads()
-                for y in range(own_y, height, rows):
-                    for x in range(own_x, width, across):
-                        i = y * width + x
-                        planes[i], planes[u2 + i] = planes[nx + i], planes[ny + i]
             if warp_sum >= 0:
                 change = ZERO
                 for y in range(own_y, height, rows):
@@ -407,13 +404,16 @@ def make_refine(variant: Variant, threads: int) -> Kernel:
                     break
         for y in range(own_y, height, rows):
             for x in range(own_x, width, across):
-                i = y * width + x
-                flow[2 * pair * area + i] = planes[i]
-                flow[(2 * pair + 1) * area + i] = planes[u2 + i]
+                for plane in range(2):
+                    if median > 1:
+                        value = median_at(planes, plane * area, height, width, x, y)
+                    else:
+                        value = planes[plane * area + y * width + x]
+                    flow[(2 * pair + plane) * area + y * width + x] = value
 
     return Kernel(
         refine_level, FLOATS, FLOATS, INTS, INTS, FLOATS, FLOATS, FLOATS, I4, I4, I4, I4, F4, F4, F4, F4, I8, I8,
-        registers=64,
+        registers=128,
     )  # fmt: skip
 
 
@@ -561,6 +561,7 @@ def make_iterate(edged: bool, tile: Geometry) -> Kernel:
     down = threads // tile_width
     inner_width, inner_height = tile_width - 2 * halo, tile_height - 2 * halo
     lanes = min(LANES, threads)
+    slots, step_count = halo * lanes, own if edged else 1
     planes = 5 if edged else 4
     # Unsigned indices are never negative, which spares numba's wrap-around at every access.
     U2, P11, P12, P21, P22 = (np.uint64(k * size) for k in range(1, STATE))
@@ -572,7 +573,7 @@ def make_iterate(edged: bool, tile: Geometry) -> Kernel:
     ):  # fmt: skip
         tiles = cuda.shared.array(0, types.float32)
         partial = cuda.shared.array(threads, types.int64)
-        by_lane = cuda.shared.array(halo * lanes, types.int64)
+        by_lane = cuda.shared.array(slots, types.int64)
         stop = cuda.shared.array(1, types.int32)
         t, pair = cuda.threadIdx.x, cuda.blockIdx.z
         if not active(moved, pair, warp, warps, warp_sum):
@@ -610,7 +611,7 @@ def make_iterate(edged: bool, tile: Geometry) -> Kernel:
         ny = cuda.local.array(own, types.float32)
         residual = cuda.local.array(own, types.float32)
         limit = cuda.local.array(own, types.float32)
-        steps = cuda.local.array(own if edged else 1, types.float32)
+        steps = cuda.local.array(step_count, types.float32)
         for k in range(own):
             y = y0 + k * down
             i = np.uint64(t + k * threads)
@@ -632,36 +633,41 @@ def make_iterate(edged: bool, tile: Geometry) -> Kernel:
                     steps[k] = ZERO
         has_left = column > 0 and x > 0
         has_right = column < tile_width - 1 and x < width - 1
-        inner_column = column >= halo and column < tile_width - halo and x < width
+        # Of this thread's rows k * down below its first one: which have a row above and below, and which are inner pixels.
+        first_below_row = np.int32(-min(top, y0))
+        last_above_row = np.int32(min(tile_height - 1 - top, height - 1 - y0))
+        first_inner = np.int32(halo - top)
+        end_inner = np.int32(min(tile_height - halo - top, height - y0))
+        if column < halo or column >= tile_width - halo or x >= width:
+            end_inner = np.int32(-tile_height)
+        out = there + y0 * width + x
         cuda.syncthreads()
 
         for iteration in range(count):
             change = ZERO
             for k in range(own):
-                row, y = top + k * down, y0 + k * down
                 i = np.uint64(t + k * threads)
                 a, b = tiles[i], tiles[i + U2]
                 move = data_step(residual[k] + nx[k] * a + ny[k] * b, limit[k])
                 left11, left21, above12, above22 = ZERO, ZERO, ZERO, ZERO
                 if has_left:
                     left11, left21 = tiles[i + P11 - SIDE], tiles[i + P21 - SIDE]
-                if row > 0 and y > 0:
+                if k * down > first_below_row:
                     above12, above22 = tiles[i + P12 - ROW], tiles[i + P22 - ROW]
                 new_a = a - move * nx[k] + (tiles[i + P11] - left11 + tiles[i + P12] - above12)
                 new_b = b - move * ny[k] + (tiles[i + P21] - left21 + tiles[i + P22] - above22)
-                if inner_column and row >= halo and row < tile_height - halo and y < height:
+                if k * down >= first_inner and k * down < end_inner:
                     change += (new_a - a) * (new_a - a) + (new_b - b) * (new_b - b)
                 tiles[i], tiles[i + U2] = new_a, new_b
             partial[t] = fixed(change, most)
             cuda.syncthreads()
             for k in range(own):
-                row, y = top + k * down, y0 + k * down
                 i = np.uint64(t + k * threads)
                 a, b = tiles[i], tiles[i + U2]
                 ax, bx, ay, by = ZERO, ZERO, ZERO, ZERO
                 if has_right:
                     ax, bx = tiles[i + SIDE] - a, tiles[i + U2 + SIDE] - b
-                if row < tile_height - 1 and y < height - 1:
+                if k * down < last_above_row:
                     ay, by = tiles[i + ROW] - a, tiles[i + U2 + ROW] - b
                 own_step = steps[k] if edged else step
                 length_a, length_b = dual_length(own_step, ax, ay), dual_length(own_step, bx, by)
@@ -682,12 +688,10 @@ def make_iterate(edged: bool, tile: Geometry) -> Kernel:
                 total += by_lane[t * lanes + k]
             cuda.atomic.add(changes, pair * iterations + begin + t, total)
         for k in range(own):
-            row, y = top + k * down, y0 + k * down
-            if inner_column and row >= halo and row < tile_height - halo and y < height:
+            if k * down >= first_inner and k * down < end_inner:
                 i = np.uint64(t + k * threads)
-                pixel = y * width + x
                 for plane in range(STATE):
-                    state[there + plane * area + pixel] = tiles[i + np.uint64(plane * size)]
+                    state[out + plane * area + k * down * width] = tiles[i + np.uint64(plane * size)]
 
     return Kernel(
         iterate,
@@ -709,7 +713,7 @@ def make_iterate(edged: bool, tile: Geometry) -> Kernel:
         I8,
         I8,
         F4,
-        registers=64,
+        registers=tile.registers,
     )
 
 
@@ -741,61 +745,48 @@ def make_decide(halo: int) -> Kernel:
 
 
 @functools.cache
-def make_filter(side: int, planes: int) -> Kernel:
-    """Median-filtered flow into the first two planes of the constants."""
+def make_filter(side: int) -> Kernel:
+    """The median-filtered flow of every pair from the buffer that holds it into flow [n,2,H,W]."""
     median_at = make_median(side)
 
-    def filter_flow(state, constants, current, moved, pairs, height, width, warp, warps, warp_sum):  # type: ignore[no-untyped-def]
+    def filter_flow(state, current, flow, pairs, height, width):  # type: ignore[no-untyped-def]
         pair = cuda.blockIdx.z
-        if not active(moved, pair, warp, warps, warp_sum):
-            return
         area = height * width
         u = (current[pair] * pairs + pair) * STATE * area
-        for y in range(
-            cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y, height, cuda.gridDim.y * cuda.blockDim.y
-        ):
-            for x in range(
-                cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, width, cuda.gridDim.x * cuda.blockDim.x
-            ):
-                here = pair * planes * area + y * width + x
-                constants[here] = median_at(state, u, height, width, x, y)
-                constants[here + area] = median_at(state, u + area, height, width, x, y)
+        for y in range(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y, height, cuda.gridDim.y * cuda.blockDim.y):
+            for x in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, width, cuda.gridDim.x * cuda.blockDim.x):
+                for plane in range(2):
+                    here = (2 * pair + plane) * area + y * width + x
+                    flow[here] = median_at(state, u + plane * area, height, width, x, y)
 
-    return Kernel(filter_flow, FLOATS, FLOATS, INTS, LONGS, I4, I4, I4, I4, I4, I8)
+    return Kernel(filter_flow, FLOATS, INTS, FLOATS, I4, I4, I4)
 
 
 MEASURE_THREADS = 4 if SIMULATED else 256
 
 
-@functools.cache
-def make_measure(median: int, planes: int) -> Kernel:
-    """Take the filtered flow over, if there is one, and add up how far the warp moved the flow; blocks of rows."""
+def _measure(state, work, current, moved, pairs, height, width, warp, warps, warp_sum, most):  # type: ignore[no-untyped-def]
+    """Add up how far the warp moved the flow."""
+    partial = cuda.shared.array(MEASURE_THREADS, types.int64)
+    t, pair = cuda.threadIdx.x, cuda.blockIdx.y
+    if not active(moved, pair, warp, warps, warp_sum):
+        return
+    area = height * width
+    u = (current[pair] * pairs + pair) * STATE * area
+    change = ZERO
+    for i in range(cuda.blockIdx.x * MEASURE_THREADS + t, area, cuda.gridDim.x * MEASURE_THREADS):
+        a = state[u + i] - work[pair * WORK * area + i]
+        b = state[u + area + i] - work[(pair * WORK + 1) * area + i]
+        change += a * a + b * b
+    partial[t] = fixed(change, most)
+    cuda.syncthreads()
+    fold(partial, t, MEASURE_THREADS)
+    cuda.syncthreads()
+    if t == 0:
+        cuda.atomic.add(moved, pair * warps + warp, folded(partial, MEASURE_THREADS))
 
-    def measure(  # type: ignore[no-untyped-def]
-        state, constants, work, current, moved, pairs, height, width, warp, warps, warp_sum, most
-    ):  # fmt: skip
-        partial = cuda.shared.array(MEASURE_THREADS, types.int64)
-        t, pair = cuda.threadIdx.x, cuda.blockIdx.y
-        if not active(moved, pair, warp, warps, warp_sum):
-            return
-        area = height * width
-        u = (current[pair] * pairs + pair) * STATE * area
-        change = ZERO
-        for i in range(cuda.blockIdx.x * MEASURE_THREADS + t, area, cuda.gridDim.x * MEASURE_THREADS):
-            if median > 1:
-                state[u + i] = constants[pair * planes * area + i]
-                state[u + area + i] = constants[(pair * planes + 1) * area + i]
-            a = state[u + i] - work[pair * WORK * area + i]
-            b = state[u + area + i] - work[(pair * WORK + 1) * area + i]
-            change += a * a + b * b
-        partial[t] = fixed(change, most)
-        cuda.syncthreads()
-        fold(partial, t, MEASURE_THREADS)
-        cuda.syncthreads()
-        if t == 0:
-            cuda.atomic.add(moved, pair * warps + warp, folded(partial, MEASURE_THREADS))
 
-    return Kernel(measure, FLOATS, FLOATS, FLOATS, INTS, LONGS, I4, I4, I4, I4, I4, I8, F4)
+measure = Kernel(_measure, FLOATS, FLOATS, INTS, LONGS, I4, I4, I4, I4, I4, I8, F4)
 
 
 def _take_flow(state, current, flow, pairs, area):  # type: ignore[no-untyped-def]
@@ -809,6 +800,25 @@ def _take_flow(state, current, flow, pairs, area):  # type: ignore[no-untyped-de
 
 
 take_flow = Kernel(_take_flow, FLOATS, INTS, FLOATS, I4, I4)
+
+
+def _still(frames, first, second, pixels, flow):  # type: ignore[no-untyped-def]
+    """Flow exactly zero between frames that are the same; a block per pair."""
+    differs = cuda.shared.array(1, types.int32)
+    t, pair = cuda.threadIdx.x, cuda.blockIdx.x
+    if t == 0:
+        differs[0] = 0
+    cuda.syncthreads()
+    for i in range(t, pixels, cuda.blockDim.x):
+        if frames[first[pair] * pixels + i] != frames[second[pair] * pixels + i]:
+            differs[0] = 1
+    cuda.syncthreads()
+    if differs[0] == 0:
+        for i in range(t, 2 * pixels, cuda.blockDim.x):
+            flow[2 * pair * pixels + i] = ZERO
+
+
+still = Kernel(_still, BYTES, INTS, INTS, I4, FLOATS)
 
 
 # --- the solver on a stream --------------------------------------------------------------------------------------------
@@ -934,6 +944,11 @@ class Solver:
                 ]
                 resample(fields[0], *self.enlarge[number - 1], self.work, fields[1], grow, stream)
                 source, target = target, source
+        height, width = frames.shape[1:]
+        pixels = frames.shape[0] * height * width
+        still.launch(
+            (pairs,), (MEASURE_THREADS,), stream, frames.reshape(pixels), first, second, height * width, source
+        )
         return source
 
     def _refine_small(self, number: int, flow: Any, first: Any, second: Any, pairs: int, stream: Any) -> None:
@@ -952,7 +967,7 @@ class Solver:
         height, width = level.height, level.width
         area = height * width
         pixels = image_launch(height, width, pairs)
-        dual_factor, planes = options.tau / options.theta, variant.constants
+        dual_factor = options.tau / options.theta
         epsilon_sum, warp_sum = sums.threshold(options.epsilon, area), sums.threshold(options.warp_stop, area)
         check = cpu.BLOCKED if area > cpu.LARGE else 1
         across, down = blocks.tiles(height, width)
@@ -982,20 +997,19 @@ class Solver:
                 (pairs,), (DECIDE_THREADS,), stream, self.current, self.moved, self.changes, warp, options.warps,
                 options.iterations, check, epsilon_sum, warp_sum,
             )  # fmt: skip
-            if options.median > 1:
-                make_filter(options.median, planes).launch(
-                    *pixels, stream, self.state, self.constants, self.current, self.moved, pairs, height, width, warp,
-                    options.warps, warp_sum,
+            if options.warp_stop > 0:
+                measure.launch(
+                    (strips, pairs), (MEASURE_THREADS,), stream, self.state, self.work, self.current, self.moved, pairs,
+                    height, width, warp, options.warps, warp_sum, sums.summand_limit(strips * MEASURE_THREADS),
                 )  # fmt: skip
-            if options.median > 1 or options.warp_stop > 0:
-                make_measure(options.median, planes).launch(
-                    (strips, pairs), (MEASURE_THREADS,), stream, self.state, self.constants, self.work, self.current,
-                    self.moved, pairs, height, width, warp, options.warps, warp_sum,
-                    sums.summand_limit(strips * MEASURE_THREADS),
-                )  # fmt: skip
-        take_flow.launch(
-            (strips, pairs), (MEASURE_THREADS,), stream, self.state, self.current, flow, pairs, area
-        )
+        if options.median > 1:
+            make_filter(options.median).launch(
+                *pixels, stream, self.state, self.current, flow, pairs, height, width
+            )
+        else:
+            take_flow.launch(
+                (strips, pairs), (MEASURE_THREADS,), stream, self.state, self.current, flow, pairs, area
+            )
 
 
 def floats(count: int) -> Any:
@@ -1026,7 +1040,7 @@ def create(parameters: Parameters, device_name: str, blocks: Geometry | None = N
     """
 
     def make(height: int, width: int, frames: int, pairs: int) -> Solver:
-        usual = SIMULATED_GEOMETRY if SIMULATED else geometry(device.shared_memory())
+        usual = SIMULATED_GEOMETRY if SIMULATED else geometry(device.shared_memory(), parameters.edges > 0)
         return Solver(parameters, blocks or usual, height, width, frames, pairs)
 
     size: Callable[[int, int], int] = functools.partial(bytes_per_pair, parameters)
