@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -125,3 +126,10 @@ def test_an_unknown_recipe_suggests_the_nearest() -> None:
 
 def test_every_key_is_explained() -> None:
     assert all(entry.metadata["help"] for entry in KEYS.values())
+
+
+def test_the_reference_lists_every_key_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/reference/train.md").read_text()
+    for name, entry in KEYS.items():
+        default = list(entry.default) if isinstance(entry.default, tuple) else entry.default
+        assert f"| `{name}` | `{json.dumps(default)}` |" in page, name
