@@ -626,7 +626,8 @@ def median_filter(plane, filtered, level, side):  # type: ignore[no-untyped-def]
 def start_level(workspace, coarser, planes, level, factor, scratch, index):  # type: ignore[no-untyped-def]
     """The coarser level's flow, at the start of the workspace, becomes the first two planes of this level.
 
-    The flow is parked in the last planes of this level meanwhile; all planes but the flow end zeroed.
+    The flow is parked in the last planes of this level meanwhile. The dual starts at zero; so do the limits, whose
+    guards stay zero; what else the planes hold is overwritten, or kept out by a limit of zero.
     """
     parked = len(planes) * level.size - 2 * coarser.size
     for i in range(2 * coarser.size):
@@ -638,7 +639,8 @@ def start_level(workspace, coarser, planes, level, factor, scratch, index):  # t
         resize_plane(
             workspace, start, coarser, planes[component], level, ratio_y, ratio_x, factor, scratch, index
         )
-    planes[2:] = ZERO
+    planes[P11:NX] = ZERO
+    planes[LIMIT] = ZERO
 
 
 @compiled
@@ -658,8 +660,9 @@ def refine_level(  # type: ignore[no-untyped-def]
     for warp in range(settings.warps):
         linearise(planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index)
         work[1] += area
-        before1[:] = u1
-        before2[:] = u2
+        if settings.warp_stop > 0:
+            before1[:] = u1
+            before2[:] = u2
         scratch[:width] = ONE
         scratch[width : level.pitch] = ZERO
         scratch[level.pitch : 2 * level.pitch] = settings.step

@@ -99,7 +99,7 @@ PRESETS = {
     "default": Parameters(),
     "field": Parameters(scales=5, iterations=300, warp_stop=0.0, interpolation="cubic", gradient="target", mask=False),
     "accurate": Parameters(
-        lambda_=0.4, theta=0.35, warps=3, warp_stop=0.05, iterations=40, blur=0.5, edges=0.045, median=5
+        lambda_=0.4, theta=0.35, warps=3, warp_stop=0.05, blur=0.5, edges=0.045, median=5
     ),
 }  # fmt: skip
 
