@@ -25,6 +25,7 @@ from pipeline import atomic
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
+from train.data import ADDED
 
 EXPERIMENTS = Path(__file__).parent / "published.toml"
 
@@ -253,6 +254,10 @@ def _lacking(known: Mapping[str, Any], run: str, setting: Setting) -> str:
         and setting.other is None
     ):
         return "learns from a second dataset: give --other DATASET"
+    if needs.get("add_classes") == "other" and setting.other is not None:
+        listed = ADDED / f"{setting.dataset}+{setting.other}.txt"
+        if not listed.is_file():
+            return f"learns added classes of {setting.other}: name those that join in {listed}, one a line"
     return ""
 
 
