@@ -15,7 +15,7 @@ accesses hit different banks.
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ from extract_flow.cuda import device as devices
 from extract_flow.cuda import images
 from extract_flow.cuda.kernel import F4, FIELDS, I4, INTS, Kernel, image_launch
 from extract_flow.cuda.method import CudaMethod
+
+STACKS = types.Array(types.float32, 4, "C")
 
 CHANNELS = 6
 """Planes of a prepared frame's level: I, Ix, Iy, Ixx, Ixy, Iyy."""
@@ -150,6 +152,13 @@ def place(tx, ty, tile_width):  # type: ignore[no-untyped-def]
 
 
 @device_function
+def place_west(tx, ty, tile_width):  # type: ignore[no-untyped-def]
+    """The place of pixel (tx - 1, ty); that of (tx + 1, ty) is one further."""
+    odd = tx & 1
+    return np.uint32(ty * tile_width + (1 - odd) * (tile_width >> 1) + (tx >> 1) + odd - 1)
+
+
+@device_function
 def load_flow(tile, area, flow, pair, x0, y0, tile_width, tile_height):  # type: ignore[no-untyped-def]
     """Fill planes U and V of the tile; beyond the frame with the nearest pixel."""
     height, width = flow.shape[2], flow.shape[3]
@@ -183,11 +192,8 @@ def diffusivities(tile, area, x0, y0, tile_width, tile_height, width, height):  
         y = y0 + ty
         for tx in range(1 + cuda.threadIdx.x, tile_width - 1, cuda.blockDim.x):
             x = x0 + tx
-            here, west, east = (
-                place(tx, ty, tile_width),
-                place(tx - 1, ty, tile_width),
-                place(tx + 1, ty, tile_width),
-            )
+            here, west = place(tx, ty, tile_width), place_west(tx, ty, tile_width)
+            east = west + np.uint32(1)
             row = np.uint32(tile_width)
             across_x = tile[U * area + here] - tile[U * area + west]
             across_y = tile[V * area + here] - tile[V * area + west]
@@ -231,7 +237,7 @@ def equations(tile, area, data, pair, x0, y0, tile_width, tile_height, gamma, ha
             right_u, right_v = np.float32(0), np.float32(0)
             if x >= 0 and x < width and y >= 0 and y < height:
                 smoothness = (
-                    tile[SX * area + here] + tile[SX * area + place(tx + 1, ty, tile_width)]
+                    tile[SX * area + here] + tile[SX * area + place_west(tx, ty, tile_width) + np.uint32(1)]
                     + tile[SY * area + here] + tile[SY * area + here + row]
                 )  # fmt: skip
                 diagonal_u, diagonal_v, coupling, right_u, right_v = rules.data_equations(
@@ -260,8 +266,7 @@ def relax(tile, area, sweeps, x0, y0, tile_width, tile_height, relaxation):  # t
             for k in range(cuda.threadIdx.x, half_width, cuda.blockDim.x):
                 tx = 2 * k + odd
                 if tx >= 1 and tx < tile_width - 2:
-                    here = np.uint32(ty * tile_width + odd * half_width + k)
-                    west = np.uint32(ty * tile_width + (1 - odd) * half_width + k + odd - 1)
+                    here, west = place(tx, ty, tile_width), place_west(tx, ty, tile_width)
                     east, north, south = west + np.uint32(1), here - row, here + row
                     s_west, s_east = tile[SX * area + here], tile[SX * area + east]
                     s_north, s_south = tile[SY * area + here], tile[SY * area + south]
@@ -301,71 +306,110 @@ def relax(tile, area, sweeps, x0, y0, tile_width, tile_height, relaxation):  # t
         cuda.syncthreads()
 
 
-def _relax_tiles(  # type: ignore[no-untyped-def]
-    data, start, current, target, halo, tile_width, tile_height, sweeps, gamma, half_inverse_alpha, relaxation
-):
-    """`sweeps` SOR sweeps of one inner iteration on overlapping tiles, one block each; blockIdx.z is the pair.
+@functools.cache
+def make_relax_tiles(capacity: int) -> Kernel:
+    """The kernel for tiles of at most `capacity` pixels; a constant, so that planes lie at constant offsets."""
+    area = np.uint32(capacity)
 
-    data float32[n, 8, H, W]; start, current, target float32[2, n, H, W]: the flow at the start of the inner iteration
-    (for the equations), after the sweeps so far (the same array at first), and after these (another array).
-    """
-    tile = cuda.shared.array(0, types.float32)
-    area = np.uint32(tile_width * tile_height)
-    pair = cuda.blockIdx.z
-    height, width = target.shape[2], target.shape[3]
-    x0 = cuda.blockIdx.x * (tile_width - 2 * halo) - halo
-    y0 = cuda.blockIdx.y * (tile_height - 2 * halo) - halo
-    load_flow(tile, area, start, pair, x0, y0, tile_width, tile_height)
-    cuda.syncthreads()
-    diffusivities(tile, area, x0, y0, tile_width, tile_height, width, height)
-    cuda.syncthreads()
-    equations(tile, area, data, pair, x0, y0, tile_width, tile_height, gamma, half_inverse_alpha, relaxation)
-    cuda.syncthreads()
-    load_flow(tile, area, current, pair, x0, y0, tile_width, tile_height)
-    cuda.syncthreads()
-    relax(tile, area, sweeps, x0, y0, tile_width, tile_height, relaxation)
-    for ty in range(halo + cuda.threadIdx.y, tile_height - halo, cuda.blockDim.y):
-        y = y0 + ty
-        for tx in range(halo + cuda.threadIdx.x, tile_width - halo, cuda.blockDim.x):
-            x = x0 + tx
-            if x < width and y < height:
-                n = place(tx, ty, tile_width)
-                target[0, pair, y, x] = tile[U * area + n]
-                target[1, pair, y, x] = tile[V * area + n]
+    def relax_tiles(  # type: ignore[no-untyped-def]
+        data,
+        start,
+        current,
+        target,
+        halo,
+        tile_width,
+        tile_height,
+        sweeps,
+        gamma,
+        half_inverse_alpha,
+        relaxation,
+    ):
+        """`sweeps` SOR sweeps of one inner iteration on overlapping tiles, one block each; blockIdx.z is the pair.
+
+        data float32[n, 8, H, W]; start, current, target float32[2, n, H, W]: the flow at the start of the inner
+        iteration (for the equations), after the sweeps so far (the same array at first), and after these (another).
+        """
+        tile = cuda.shared.array(0, types.float32)
+        pair = cuda.blockIdx.z
+        height, width = target.shape[2], target.shape[3]
+        x0 = cuda.blockIdx.x * (tile_width - 2 * halo) - halo
+        y0 = cuda.blockIdx.y * (tile_height - 2 * halo) - halo
+        load_flow(tile, area, start, pair, x0, y0, tile_width, tile_height)
+        cuda.syncthreads()
+        diffusivities(tile, area, x0, y0, tile_width, tile_height, width, height)
+        cuda.syncthreads()
+        equations(
+            tile, area, data, pair, x0, y0, tile_width, tile_height, gamma, half_inverse_alpha, relaxation
+        )
+        cuda.syncthreads()
+        load_flow(tile, area, current, pair, x0, y0, tile_width, tile_height)
+        cuda.syncthreads()
+        relax(tile, area, sweeps, x0, y0, tile_width, tile_height, relaxation)
+        for ty in range(halo + cuda.threadIdx.y, tile_height - halo, cuda.blockDim.y):
+            y = y0 + ty
+            for tx in range(halo + cuda.threadIdx.x, tile_width - halo, cuda.blockDim.x):
+                x = x0 + tx
+                if x < width and y < height:
+                    n = place(tx, ty, tile_width)
+                    target[0, pair, y, x] = tile[U * area + n]
+                    target[1, pair, y, x] = tile[V * area + n]
+
+    return Kernel(
+        relax_tiles, STACKS, STACKS, STACKS, STACKS, I4, I4, I4, I4, F4, F4, F4, registers=TILE_REGISTERS
+    )
 
 
-def _solve_level(  # type: ignore[no-untyped-def]
-    level, first, second, flow, data, tile_width, tile_height, warps, inner, sweeps, mirror, gamma, half_inverse_alpha,
-    relaxation,
-):  # fmt: skip
-    """All of a level that fits one tile, one block per pair: flow float32[2, n, H, W] is start and result."""
-    tile = cuda.shared.array(0, types.float32)
-    area = np.uint32(tile_width * tile_height)
-    pair = cuda.blockIdx.x
-    height, width = flow.shape[2], flow.shape[3]
-    load_flow(tile, area, flow, pair, -1, -1, tile_width, tile_height)
-    cuda.syncthreads()
-    for _ in range(warps):
+@functools.cache
+def make_solve_level(capacity: int) -> Kernel:
+    """The kernel for levels whose tile has at most `capacity` pixels; see `make_relax_tiles`."""
+    area = np.uint32(capacity)
+
+    def solve_level(  # type: ignore[no-untyped-def]
+        level, first, second, flow, data, tile_width, tile_height, warps, inner, sweeps, mirror,
+        gamma, half_inverse_alpha, relaxation,
+    ):  # fmt: skip
+        """All of a level that fits one tile, one block per pair: flow float32[2, n, H, W] is start and result."""
+        tile = cuda.shared.array(0, types.float32)
+        pair = cuda.blockIdx.x
+        height, width = flow.shape[2], flow.shape[3]
+        load_flow(tile, area, flow, pair, -1, -1, tile_width, tile_height)
+        cuda.syncthreads()
+        for _ in range(warps):
+            for y in range(cuda.threadIdx.y, height, cuda.blockDim.y):
+                for x in range(cuda.threadIdx.x, width, cuda.blockDim.x):
+                    n = place(x + 1, y + 1, tile_width)
+                    u, v = tile[U * area + n], tile[V * area + n]
+                    linearise_pixel(level, first[pair], second[pair], x, y, u, v, mirror, data, pair)
+            for _ in range(inner):
+                mirror_rim(tile, area, -1, -1, tile_width, tile_height, width, height)
+                cuda.syncthreads()
+                diffusivities(tile, area, -1, -1, tile_width, tile_height, width, height)
+                cuda.syncthreads()
+                equations(
+                    tile,
+                    area,
+                    data,
+                    pair,
+                    -1,
+                    -1,
+                    tile_width,
+                    tile_height,
+                    gamma,
+                    half_inverse_alpha,
+                    relaxation,
+                )
+                cuda.syncthreads()
+                relax(tile, area, sweeps, -1, -1, tile_width, tile_height, relaxation)
         for y in range(cuda.threadIdx.y, height, cuda.blockDim.y):
             for x in range(cuda.threadIdx.x, width, cuda.blockDim.x):
                 n = place(x + 1, y + 1, tile_width)
-                u, v = tile[U * area + n], tile[V * area + n]
-                linearise_pixel(level, first[pair], second[pair], x, y, u, v, mirror, data, pair)
-        for _ in range(inner):
-            mirror_rim(tile, area, -1, -1, tile_width, tile_height, width, height)
-            cuda.syncthreads()
-            diffusivities(tile, area, -1, -1, tile_width, tile_height, width, height)
-            cuda.syncthreads()
-            equations(
-                tile, area, data, pair, -1, -1, tile_width, tile_height, gamma, half_inverse_alpha, relaxation
-            )
-            cuda.syncthreads()
-            relax(tile, area, sweeps, -1, -1, tile_width, tile_height, relaxation)
-    for y in range(cuda.threadIdx.y, height, cuda.blockDim.y):
-        for x in range(cuda.threadIdx.x, width, cuda.blockDim.x):
-            n = place(x + 1, y + 1, tile_width)
-            flow[0, pair, y, x] = tile[U * area + n]
-            flow[1, pair, y, x] = tile[V * area + n]
+                flow[0, pair, y, x] = tile[U * area + n]
+                flow[1, pair, y, x] = tile[V * area + n]
+
+    return Kernel(
+        solve_level, STACKS, INTS, INTS, STACKS, STACKS, I4, I4, I4, I4, I4, I4, F4, F4, F4,
+        registers=LEVEL_REGISTERS,
+    )  # fmt: skip
 
 
 def _interleave(planes, flow):  # type: ignore[no-untyped-def]
@@ -379,27 +423,21 @@ def _interleave(planes, flow):  # type: ignore[no-untyped-def]
             flow[pair, 1, y, x] = planes[1, pair, y, x]
 
 
-STACKS = types.Array(types.float32, 4, "C")
-
 derive_kernel = Kernel(_derive, FIELDS, FIELDS, FIELDS, I4)
 linearise_kernel = Kernel(_linearise, STACKS, INTS, INTS, STACKS, I4, STACKS)
-relax_kernel = Kernel(
-    _relax_tiles, STACKS, STACKS, STACKS, STACKS, I4, I4, I4, I4, F4, F4, F4, registers=TILE_REGISTERS
-)
-level_kernel = Kernel(
-    _solve_level, STACKS, INTS, INTS, STACKS, STACKS, I4, I4, I4, I4, I4, I4, F4, F4, F4,
-    registers=LEVEL_REGISTERS,
-)  # fmt: skip
 interleave_kernel = Kernel(_interleave, STACKS, STACKS)
 
-KERNELS = {
-    "derive": derive_kernel,
-    "linearise": linearise_kernel,
-    "relax_tiles": relax_kernel,
-    "solve_level": level_kernel,
-    "interleave": interleave_kernel,
-}
-"""Every kernel of this module, by name."""
+
+def kernels(shared_memory: int) -> dict[str, Kernel]:
+    """Every kernel of this module by name, for devices with so many bytes of shared memory for a block."""
+    capacity = tile_capacity(shared_memory)
+    return {
+        "derive": derive_kernel,
+        "linearise": linearise_kernel,
+        "relax_tiles": make_relax_tiles(capacity),
+        "solve_level": make_solve_level(capacity),
+        "interleave": interleave_kernel,
+    }
 
 
 # ---- the plan: tiles and launches of a level ----
@@ -414,11 +452,6 @@ class LevelPlan(NamedTuple):
     tile_height: int
     launches: tuple[int, ...]
 
-    @property
-    def shared_memory(self) -> int:
-        """Bytes of dynamic shared memory of a block."""
-        return 4 * TILE_FLOATS * self.tile_width * self.tile_height
-
     def grid(self, sweeps: int) -> tuple[int, int]:
         """Tiles in x and y of a launch of so many sweeps."""
         halo = halo_of(sweeps)
@@ -426,6 +459,11 @@ class LevelPlan(NamedTuple):
             -(-self.width // (self.tile_width - 2 * halo)),
             -(-self.height // (self.tile_height - 2 * halo)),
         )
+
+
+def tile_capacity(shared_memory: int) -> int:
+    """Pixels of a tile that fit so many bytes."""
+    return shared_memory // (4 * TILE_FLOATS)
 
 
 def halo_of(sweeps: int) -> int:
@@ -439,7 +477,7 @@ LAUNCH_COST = 3.0
 
 def plan_level(width: int, height: int, sweeps: int, shared_memory: int) -> LevelPlan:
     """The tile and the launches that cost least on a device with so many bytes of shared memory for one block."""
-    pixels = shared_memory // (4 * TILE_FLOATS)
+    pixels = tile_capacity(shared_memory)
     whole_width, whole_height = width + 3 + (width + 3) % 2, height + 3
     if whole_width * whole_height <= pixels:
         return LevelPlan(width, height, whole_width, whole_height, ())
@@ -486,8 +524,9 @@ class BroxSolver:
     ) -> None:
         self.parameters = parameters
         self.sizes = solver.level_sizes(width, height, parameters.scale, parameters.outer_iterations)
-        limit = devices.shared_memory() if shared_memory is None else shared_memory
-        self.plans = [plan_level(*size, parameters.solver_iterations, limit) for size in self.sizes]
+        memory = devices.shared_memory() if shared_memory is None else shared_memory
+        self.plans = [plan_level(*size, parameters.solver_iterations, memory) for size in self.sizes]
+        self._capacity = tile_capacity(memory)
         area = height * width
         self._levels = [cuda.device_array(CHANNELS * frames * w * h, np.float32) for w, h in self.sizes]
         self._flows = [cuda.device_array(2 * pairs * area, np.float32) for _ in range(3)]
@@ -515,6 +554,7 @@ class BroxSolver:
         half_inverse_alpha = np.float32(0.5 / parameters.alpha)
         weights = parameters.gamma, half_inverse_alpha, parameters.relaxation
         mirror = parameters.border == "mirror"
+        tile_bytes = 4 * TILE_FLOATS * self._capacity
         current = 0
         for index in reversed(range(len(self.sizes))):
             (width, height), plan, level = self.sizes[index], self.plans[index], levels[index]
@@ -532,10 +572,10 @@ class BroxSolver:
                         coarse[component], down, across, self._rows, flows[current][component], ratio, stream
                     )
             if not plan.launches:
-                level_kernel.launch(
+                make_solve_level(self._capacity).launch(
                     (pairs,), LEVEL_BLOCK, stream, level, first, second, flows[current], data,
                     plan.tile_width, plan.tile_height, parameters.warps, parameters.inner_iterations,
-                    parameters.solver_iterations, mirror, *weights, shared=plan.shared_memory,
+                    parameters.solver_iterations, mirror, *weights, shared=tile_bytes,
                 )  # fmt: skip
                 continue
             for _ in range(parameters.warps):
@@ -553,11 +593,11 @@ class BroxSolver:
                     start = current
                     for sweeps in plan.launches:
                         target = next(free for free in range(3) if free not in (start, current))
-                        relax_kernel.launch(
+                        make_relax_tiles(self._capacity).launch(
                             (*plan.grid(sweeps), pairs), TILE_BLOCK, stream,
                             data, flows[start], flows[current], flows[target],
                             halo_of(sweeps), plan.tile_width, plan.tile_height, sweeps, *weights,
-                            shared=plan.shared_memory,
+                            shared=tile_bytes,
                         )  # fmt: skip
                         current = target
         width, height = self.sizes[0]
@@ -615,5 +655,9 @@ def create(parameters: Parameters, device: str) -> CudaMethod:
         InputError: no usable GPU, or not that one.
     """
     return CudaMethod(
-        "brox", parameters, device, partial(BroxSolver, parameters), partial(bytes_per_pair, parameters)
+        "brox",
+        parameters,
+        device,
+        functools.partial(BroxSolver, parameters),
+        functools.partial(bytes_per_pair, parameters),
     )

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 PROJECT = Path(__file__).resolve().parents[3]
 CASES = ("one tile", "one tile on every level", "several tiles", "several launches", "opencv", "one pixel")
+SHARED_MEMORY = {(8, 0): 163 * 1024, (8, 6): 99 * 1024, (9, 0): 227 * 1024}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_the_method_gives_the_flow_and_levels_of_the_cpu(simulated):
     assert simulated["method"]["equal"] > 0.99
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0)])
+@pytest.mark.parametrize("capability", SHARED_MEMORY)
 @pytest.mark.parametrize("name", ["derive", "linearise", "relax_tiles", "solve_level", "interleave"])
 def test_kernels_fit_registers_without_spills(name, capability):
     from extract_flow.brox import cuda
@@ -68,7 +69,7 @@ def test_kernels_fit_registers_without_spills(name, capability):
 
     if ptx.toolkit() is None:
         pytest.skip("no CUDA toolkit with NVVM and ptxas: set CUDA_HOME to one")
-    used = ptx.resources(cuda.KERNELS[name], capability)
+    used = ptx.resources(cuda.kernels(SHARED_MEMORY[capability])[name], capability)
     assert used.spill_stores == used.spill_loads == used.stack == 0
     threads = {"relax_tiles": 32 * 32, "solve_level": 32 * 24}.get(name, 32 * 8)
     assert used.registers * threads <= 65536
@@ -80,7 +81,7 @@ def test_tile_kernels_keep_the_tile_in_shared_memory_and_compute_in_float32():
 
     if ptx.toolkit() is None:
         pytest.skip("no CUDA toolkit with NVVM and ptxas: set CUDA_HOME to one")
-    text = ptx.compile_ptx(cuda.KERNELS["relax_tiles"], (9, 0))
+    text = ptx.compile_ptx(cuda.kernels(SHARED_MEMORY[9, 0])["relax_tiles"], (9, 0))
     assert "ld.shared" in text
     assert "ld.f32" not in text  # a load from an address space that the compiler could not infer
     assert ".f64" not in text
@@ -94,7 +95,8 @@ def test_plans_fit_the_shared_memory_cover_the_level_and_do_all_sweeps(shared_me
 
     width, height = size
     plan = cuda.plan_level(width, height, sweeps, shared_memory)
-    assert plan.shared_memory <= shared_memory
+    assert plan.tile_width * plan.tile_height <= cuda.tile_capacity(shared_memory)
+    assert 36 * cuda.tile_capacity(shared_memory) <= shared_memory
     assert plan.tile_width % 2 == 0
     if not plan.launches:
         assert plan.tile_width >= width + 3
