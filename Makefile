@@ -97,7 +97,8 @@ reproduce: setup  ## the paper's experiments: TABLE=1a|1b|2|3|4 DATASET=name
 
 submit: setup  ## send the whole chain for DATASET to SLURM
 	@$(functions)
-	dataset; option --split SPLIT; arguments
+	dataset; option --split SPLIT; option --stream STREAM; option --method METHOD; option --set SET; option --run RUN
+	option --fusion FUSION; arguments
 	python -m slurm submit "$${options[@]}"
 
 test: lint  ## all checks and tests
