@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -11,20 +13,30 @@ import click
 from extract_flow import methods
 
 PREFIX = "parameter_"
+CHOSEN = "extract_flow.options.chosen_method"
 
 
 class MethodCommand(click.Command):
     """A command that takes every method's parameters as options, and lists them method by method in its help.
 
     A name that several methods share is one option; the chosen method says what values it takes. The callback gets
-    them as keywords that begin with `PREFIX`, None where not given.
+    them as keywords that begin with `PREFIX`, None where not given. Of the methods' modules only the chosen one's is
+    loaded (some take long), unless an option is not among its own.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse with the chosen method's options; with all methods' if one is unknown, so that its owner is told."""
+        ctx.meta[CHOSEN] = chosen_method(args)
+        try:
+            return super().parse_args(ctx, [*args])
+        except click.NoSuchOption:
+            ctx.meta[CHOSEN] = None
+            return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The command's own options, then the methods'."""
-        if not hasattr(self, "_method_options"):
-            self._method_options = method_options()
-        return super().get_params(ctx) + self._method_options
+        chosen = ctx.meta.get(CHOSEN)
+        return super().get_params(ctx) + method_options((chosen,) if chosen else tuple(methods.MODULES))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own options, then a section for each method with its defaults."""
@@ -43,10 +55,24 @@ class MethodCommand(click.Command):
                 formatter.write_dl(rows)
 
 
-def method_options() -> list[click.Parameter]:
-    """One option for each name of a parameter, over all methods; hidden, because the help shows them by method."""
+def chosen_method(args: Sequence[str], default: str = "tvl1") -> str | None:
+    """The value of --method among words of the command line; None if there is no such method."""
+    chosen = default
+    for word, following in itertools.pairwise([*args, ""]):
+        if word == "--":
+            break
+        if word == "--method":
+            chosen = following
+        elif word.startswith("--method="):
+            chosen = word.removeprefix("--method=")
+    return chosen if chosen in methods.MODULES else None
+
+
+@functools.cache
+def method_options(names: tuple[str, ...]) -> list[click.Parameter]:
+    """One option for each name of a parameter of the methods; hidden, because the help shows them by method."""
     by_name: dict[str, list[dataclasses.Field[Any]]] = {}
-    for name in methods.MODULES:
+    for name in names:
         for field in dataclasses.fields(methods.module(name).Parameters):
             by_name.setdefault(field.name, []).append(field)
     options: list[click.Parameter] = []

@@ -48,6 +48,10 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
 
+    def start(self) -> None:
+        """The work begins now: what went before, loading libraries, does not count for the speed."""
+        self._started = self._told = time.monotonic()
+
     def progress(self, task: int, flows: int, part: float) -> None:
         """A task has made that many flows and is about that part (0..1) of its way."""
         self._flows_of[task], self._parts[task] = flows, part

@@ -207,6 +207,7 @@ def _work(
         try:
             for event in events:
                 if isinstance(event, Started):
+                    meter.start()
                     processes = f"{event.workers} process{'es' * (event.workers != 1)}"
                     meter.line(
                         f"{settings.method} on {event.ready.device}, {processes}, {len(left)} videos to do"

@@ -287,6 +287,8 @@ def import_folder(
     chosen: Codec | None,
     fps: float,
     overwrite: bool = False,
+    step: int = 1,
+    direction: str = "forward",
 ) -> bool:
     """Make the shard `path` of a folder of flow images (and frames); False if it is there already, made the same way.
 
@@ -298,14 +300,17 @@ def import_folder(
         chosen: recode the flow; None keeps the images' bytes exactly.
         fps: of the video, which the images do not tell.
         overwrite: replace a shard that was made differently.
+        step: frames between the two of a pair, which the images do not tell.
+        direction: of the flow, likewise.
 
     Raises:
         InputError: images missing or of different sizes, or a different shard is there.
     """
     pairs, pictures = image_pairs(folder), frame_images(folder)
-    if pictures and len(pictures) - len(pairs) not in (0, 1):
+    if pictures and len(pictures) - len(pairs) not in (0, step):
         raise InputError(
-            f"{folder}: expected as many frames as flows, or one more, found {len(pictures)} and {len(pairs)}"
+            f"{folder}: expected as many frames as flows, or {step} more (--step), found {len(pictures)} frames "
+            f"and {len(pairs)} flows"
         )
     images = [image for pair in pairs for image in pair]
     first = read_gray(pairs[0][0])
@@ -315,8 +320,10 @@ def import_folder(
     request = Request(
         source_bytes=total,
         size="source",
+        directions=(direction,),
         method="imported",
         parameters={"bound": bound},
+        step=step,
         quantiser=coding.quantiser.name,
         image=coding.image,
         quality=coding.quality,
@@ -335,7 +342,7 @@ def import_folder(
     with ShardWriter(path, request, coding) as writer:
         for x_path, y_path in pairs:
             levels = np.stack([read_gray_of_size(image, height, width, digest) for image in (x_path, y_path)])
-            writer.add_flows("forward", requantise(levels[None], bound, chosen))
+            writer.add_flows(direction, requantise(levels[None], bound, chosen))
         for picture in pictures:
             data = picture.read_bytes()
             digest.update(data)
@@ -344,7 +351,7 @@ def import_folder(
             video=video,
             source=Source(total, digest.hexdigest(), width, height),
             fps=fps,
-            frames=len(pictures) or len(pairs) + 1,
+            frames=len(pictures) or len(pairs) + step,
             width=width,
             height=height,
         )
@@ -407,6 +414,14 @@ def frame_stream(path: Path, data: bytes, height: int, width: int) -> bytes:
 @click.option(
     "--fps", type=click.FloatRange(0, min_open=True), default=25.0, show_default=True, help="Of the videos."
 )
+@click.option(
+    "--step",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Frames between the two of a pair.",
+)
+@click.option("--direction", type=click.Choice(["forward", "backward"]), default="forward", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace shards that were made otherwise.")
 @command_errors
 def import_command(
@@ -418,6 +433,8 @@ def import_command(
     data: str | None,
     preset: str | None,
     fps: float,
+    step: int,
+    direction: str,
     overwrite: bool,
 ) -> None:
     """Make shards from folders of flow images.
@@ -447,7 +464,7 @@ def import_command(
                     f"{folder}: {video!r} is no video of {dataset}; give the folder that holds its classes"
                 )
             path = paths.shard(shard_set, video) if paths else inside(Path(str(output)), video + SUFFIX)
-            if not import_folder(folder, video, path, bound, chosen, fps, overwrite):
+            if not import_folder(folder, video, path, bound, chosen, fps, overwrite, step, direction):
                 there += 1
         except InputError as error:
             failed += 1

@@ -399,7 +399,13 @@ def problems_of(
         lines.append(
             f"no videos found: expected folders of classes with video files or folders of frames in them{hint}"
         )
-    elif not matching.paths and lists.paths:
+    elif not lists.paths:
+        lines.append(
+            f"no video lies in a folder of a class, but {many(found.videos, 'video')} elsewhere: "
+            f"{some(found.videos, limit)}; expected CLASS/VIDEO in {videos}"
+            + (f"; is it {videos.absolute().parent}?" if "/" not in found.videos[0] else "")
+        )
+    elif not matching.paths:
         lines.append(
             f"none of the {len(lists.paths):,} listed videos is there, but {many(found.videos, 'other video')}"
         )
@@ -417,6 +423,10 @@ def problems_of(
         lines.append(
             f"links: {many(found.outside, 'link')} that lead outside {videos} or nowhere: {some(found.outside, limit)} "
             "(--follow-links accepts those that lead outside)"
+        )
+    if lines and matching.paths and matching.extra:
+        lines.append(
+            f"extra: {many(matching.extra, 'video')} not in the lists: {some(matching.extra, limit)}"
         )
     if found.unusable:
         shown = [f"{path!a} ({fault})" for path, fault in found.unusable.items()]

@@ -159,13 +159,10 @@ def command(
         click.echo(f"{finding.address}: {finding.faults[0]}{more}")
     if mend:
         repair(bad)
-    then = (
-        "deleted; run the extraction again"
-        if mend
-        else "run with --repair to delete them"
-        if bad
-        else "nothing to do"
-    )
+    if not bad:
+        then = "nothing to do"
+    else:
+        then = "deleted; run the extraction again" if mend else "run with --repair to delete them"
     missing = (
         load_dataset(dataset, data).videos.keys() - {t.video for t in found} if complete and dataset else ()
     )

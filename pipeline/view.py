@@ -26,7 +26,7 @@ WHEEL = (  # hue, and the number of steps from it to the next
     ((0, 0, 255), 13),
     ((255, 0, 255), 6),
 )
-FASTEST_FRACTION = 99.5
+FASTEST_FRACTION = 99.9
 SLOWEST_FULL_COLOUR = 0.5
 BATCH = 16
 
@@ -69,7 +69,7 @@ def component_gray(component: Floats, fastest: float) -> Levels:
 
 
 def full_colour_speed(flow: Floats) -> float:
-    """The speed shown in full colour: that which all but 0.5% of the pixels keep to, and at least half a pixel."""
+    """The speed shown in full colour: that which all but 0.1% of the pixels keep to, and at least half a pixel."""
     speed = np.hypot(flow[:, 0], flow[:, 1])
     return max(float(np.percentile(speed, FASTEST_FRACTION)), SLOWEST_FULL_COLOUR)
 

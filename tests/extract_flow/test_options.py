@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from extract_flow import methods
 from extract_flow.__main__ import main
-from extract_flow.options import given_parameters, option_name
+from extract_flow.options import chosen_method, given_parameters, option_name
 
 
 def test_help_shows_every_parameter_of_every_method_with_its_default() -> None:
@@ -58,3 +58,29 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_loads_the_chosen_method_only() -> None:
+    script = (
+        "import sys\nfrom click.testing import CliRunner\nfrom extract_flow.__main__ import main\n"
+        "words = ['x', '--output', 'o', '--method', 'farneback', '--window', '9']\n"
+        "assert 'x: no such file' in CliRunner().invoke(main, words).output\n"
+        "print('numba' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ([], "tvl1"),
+        (["a.avi", "--method", "dis"], "dis"),
+        (["--method=brox", "--method", "dis"], "dis"),
+        (["--method", "dis", "--", "--method", "brox"], "dis"),
+        (["--method", "none-such"], None),
+        (["--method"], None),
+    ],
+)
+def test_the_chosen_method_is_the_last_one_named(words: list[str], method: str | None) -> None:
+    assert chosen_method(words) == method

@@ -142,6 +142,20 @@ def test_imported_flow_is_the_images_bytes_exactly(tmp_path, shard_file):
             assert np.allclose(flow[i, component], image * (24 / 255) - 12, atol=1e-5)
 
 
+@pytest.mark.parametrize(("step", "direction"), [(2, "forward"), (1, "backward")])
+def test_step_and_direction_survive_export_and_import(tmp_path, step, direction):
+    images(tmp_path / "in" / "v", *[f"flow_{c}_{i}.jpg" for c in "xy" for i in (1, 2, 3)])
+    given = [tmp_path / "in", "--bound", 20, "--step", step, "--direction", direction]
+    run(export.import_command, *given, "--output", tmp_path / "out")
+    with open_shard(tmp_path / "out" / "v.h5") as shard:
+        assert shard.directions == (direction,)
+        assert (shard.flow_count(direction), shard.frame_count) == (3, 3 + step)
+        assert shard.step(direction) == step
+    export_again = ["--layout", "denseflow", "--direction", direction, "--output", tmp_path / "again"]
+    run(export.command, tmp_path / "out", *export_again)
+    assert len(list((tmp_path / "again" / "v").glob("flow_x_*.jpg"))) == 3
+
+
 def test_import_with_a_preset_recodes(tmp_path, shard_file):
     run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out")
     run(
@@ -186,7 +200,10 @@ def images(folder: Path, *names: str, height: int = HEIGHT) -> Path:
         ([f"flow_{c}_{i}.jpg" for c in "xy" for i in (1, 3)], "missing '2'"),
         ([f"flow_{c}_{i}.jpg" for c in "xy" for i in (5, 6)], "missing '0'"),
         ([f"flow_{c}_1.jpg" for c in "xy"] + ["flow_x_01.jpg"], "same number"),
-        ([f"flow_{c}_1.jpg" for c in "xy"] + [f"img_{i}.jpg" for i in range(4)], "found 4 and 1"),
+        (
+            [f"flow_{c}_1.jpg" for c in "xy"] + [f"img_{i}.jpg" for i in range(4)],
+            "found 4 frames and 1 flows",
+        ),
     ],
 )
 def test_incomplete_folders_are_told(tmp_path, files, message):

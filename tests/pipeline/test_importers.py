@@ -297,9 +297,11 @@ def test_all_faults_are_told_at_once(few: tuple[Path, Path]) -> None:
     touch(few[0], "Archery/v_Archery_g02_c01.mp4")
     (few[0] / "Archery/v_Archery_g03_c01.avi").unlink()
     (few[0] / "Archery/link.avi").symlink_to("/etc/hostname")
+    touch(few[0], "Archery/own.avi")
     with pytest.raises(InputError) as caught:
         import_dataset("folder", "few", *few, headers=False)
-    assert [word in str(caught.value) for word in ("missing: 1", "duplicates: 1", "links: 1")] == [True] * 3
+    told = ("missing: 1", "duplicates: 1", "links: 1", "extra: 1")
+    assert [word in str(caught.value) for word in told] == [True] * 4
 
 
 def test_a_transcoded_or_flat_copy_is_the_same_dataset(few: tuple[Path, Path], tmp_path: Path) -> None:
@@ -614,6 +616,14 @@ def test_a_folder_one_level_too_high_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "UCF-101/deep/er/than/any/x.avi")
     with pytest.raises(InputError, match=f"is it {re.escape(str(tmp_path / 'UCF-101'))}"):
         import_dataset("folder", "x", tmp_path)
+
+
+def test_videos_without_folders_of_classes_are_told(tmp_path: Path) -> None:
+    videos = touch(tmp_path / "class", "1.avi", "2.avi")
+    with pytest.raises(
+        InputError, match=f"no video lies in a folder of a class.*is it {re.escape(str(tmp_path))}"
+    ):
+        import_dataset("folder", "x", videos)
 
 
 # --- headers and counts --------------------------------------------------------------------------------------------
