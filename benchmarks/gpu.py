@@ -1,10 +1,11 @@
 """Everything that only an NVIDIA GPU can settle, in one command: correctness, speed against the model, peers, training.
 
     python benchmarks/gpu.py [--minutes 8] [--peer FOLDER] [--json FILE]
+    python benchmarks/gpu.py --compile           registers and shared memory by ptxas, the model's predictions, no GPU
     python benchmarks/gpu.py --simulate          the correctness part on tiny images in numba's CUDA simulator, no GPU
 
 Sections that lack something (PyAV, a peer, time) are left out with the reason. The table comes last. Exit status 1 if
-there is no GPU or a result is wrong. Nothing is imported before it is needed, so that what is missing costs its section only.
+there is no GPU or a result is wrong.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Report:
 
 
 def moving_frames(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Textured frames: a background that drifts by a fraction of a pixel and a square that moves by 2.5 pixels a frame."""
+    """Textured, slightly noisy frames: the background drifts slowly, a third of the image moves by 5 pixels a frame."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     generator = np.random.default_rng(0)
     waves = generator.uniform(0.03, 0.9, (12, 2)) * generator.choice([-1, 1], (12, 2))
@@ -70,10 +71,11 @@ def moving_frames(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     frames = []
     for i in range(count):
         image = texture(0.7 * i, -0.4 * i)
-        left, top = width // 5 + 2.5 * i, height // 4 + 1.2 * i
+        left, top = width // 5 + 5.0 * i, height // 4 + 1.2 * i
         inside = (x > left) & (x < left + width / 3) & (y > top) & (y < top + height / 3)
-        image = np.where(inside, texture(2.5 * i + 50, 1.2 * i + 20), image)
-        frames.append(np.clip(128 + 22 * image, 0, 255).astype(np.uint8))
+        image = np.where(inside, texture(5.0 * i + 50, 1.2 * i + 20), image)
+        noise = generator.normal(0, 4, image.shape)
+        frames.append(np.clip(128 + 22 * image + noise, 0, 255).astype(np.uint8))
     return np.stack(frames)
 
 
@@ -93,7 +95,7 @@ def correctness(report: Report, simulate: bool) -> None:
     frames = moving_frames(3, 20, 21) if simulate else moving_frames(9, HEIGHT, WIDTH)
     pairs = np.array([[0, 1], [2, 1]]) if simulate else consecutive(len(frames))
     shorten = {"warps": 1, "iterations": 3} if simulate else {}
-    for name, presets in {"tvl1": PRESETS["tvl1"]}.items() if simulate else PRESETS.items():
+    for name, presets in {"tvl1": ("default",)}.items() if simulate else PRESETS.items():
         for preset in presets:
             if preset not in module(name).PRESETS:
                 continue
@@ -101,10 +103,14 @@ def correctness(report: Report, simulate: bool) -> None:
             gpu = load(name, "cuda", preset=preset, **shorten)
             expected, found = cpu.run(frames, pairs), gpu.run(frames, pairs)
             mean = float(np.abs(found - expected).mean())
-            report.add("correctness", f"{name} {preset}: mean difference", f"{mean:.2e} px", mean <= MEAN_LIMIT)
+            report.add(
+                "correctness", f"{name} {preset}: mean difference", f"{mean:.2e} px", mean <= MEAN_LIMIT
+            )
             levels = gpu.run(frames, pairs, "levels", quantiser)
             equal = float((levels.levels == quantiser.quantise(expected).levels).mean())
-            report.add("correctness", f"{name} {preset}: equal levels", f"{100 * equal:.2f} %", equal >= LEVEL_SHARE)
+            report.add(
+                "correctness", f"{name} {preset}: equal levels", f"{100 * equal:.2f} %", equal >= LEVEL_SHARE
+            )
             again = gpu.run(frames, pairs)
             report.add("correctness", f"{name} {preset}: repeatable", "", bool((again == found).all()))
 
@@ -136,8 +142,12 @@ def speed(report: Report) -> None:
             best = max(best, rate)
             memory = numba_cuda.current_context().get_memory_info()
             used = (memory.total - memory.free) / 2**30
-            report.add("speed", f"{name} default, {batch} pairs at once", f"{rate:.0f} pairs/s, {used:.1f} GiB")
-        report.add("speed", f"{name} default, best", f"{best:.0f} pairs/s", None, f"floor {FLOORS[name]} on an H200")
+            report.add(
+                "speed", f"{name} default, {batch} pairs at once", f"{rate:.0f} pairs/s, {used:.1f} GiB"
+            )
+        report.add(
+            "speed", f"{name} default, best", f"{best:.0f} pairs/s", None, f"floor {FLOORS[name]} on an H200"
+        )
         if name == "tvl1":
             against_model(report, best)
     kernel_times(report)
@@ -150,24 +160,96 @@ def clip(count: int) -> npt.NDArray[np.uint8]:
     return frames[np.resize(order, count)]
 
 
-def against_model(report: Report, measured: float) -> None:
-    """The measured rate over the model's for the work that the CPU solver counts on the same frames."""
-    from extract_flow.cuda import device, model
+def default_work() -> Any:
+    """The work of a pair with the default preset, as the CPU solver counts it on rendered frames of 340x256.
+
+    Levels that fit a block are taken to have as many iterations per pixel as the others.
+    """
+    from extract_flow.cuda import model
     from extract_flow.tvl1 import cuda, solver
 
+    parameters = solver.PRESETS["default"]
     frames = moving_frames(4, HEIGHT, WIDTH)
-    counting = solver.Solver(solver.PRESETS["default"], HEIGHT, WIDTH)
+    counting = solver.Solver(parameters, HEIGHT, WIDTH)
     flow = np.empty((2, HEIGHT, WIDTH), np.float32)
     for i in range(3):
         counting.solve(frames, i, i + 1, flow)
-    blocks = cuda.geometry(device.shared_memory(), False)
-    predicted = model.iterate(
-        model.H200, blocks.tile_width, blocks.tile_height, blocks.halo, 4, float(counting.work[0]) / 3
-    )
+    iterations, warped = (float(value) / 3 for value in counting.work)
+    blocks = cuda.geometry(model.H200.block_shared_bytes, False)
+    variant = cuda.Variant(0, True, True, False, 1)
+    areas = [level.height * level.width for level in counting.levels]
+    fitting = [
+        level.height * level.width
+        for level in counting.levels
+        if blocks.fits(level.height, level.width, variant)
+    ]
+    whole = iterations * sum(fitting) / sum(areas)
+    return model.Work(iterations - whole, whole, warped, cuda.launches(parameters, blocks, HEIGHT, WIDTH))
+
+
+def predicted(device: Any, batch: int = 128) -> tuple[float, float, str]:
+    """Pairs/s of the default preset that a device and the host's launches allow, and what bounds the tiles."""
+    from extract_flow.cuda import model
+    from extract_flow.tvl1 import cuda
+
+    work = default_work()
+    blocks = cuda.geometry(device.block_shared_bytes, False)
+    tiles = model.iterate(device, blocks.tile_width, blocks.tile_height, blocks.halo, 4, work.tiled)
+    return *model.pairs_per_second(device, tiles, work, batch), tiles.bound
+
+
+def against_model(report: Report, measured: float) -> None:
+    """The measured rate over the model's for an H200."""
+    from extract_flow.cuda import model
+
+    on_device, on_host, bound = predicted(model.H200)
+    limit = min(on_device, on_host)
     report.add(
-        "model", f"tvl1, bound by {predicted.bound} on an H200", f"{predicted.pairs:.0f} pairs/s",
-        None, f"measured {100 * measured / predicted.pairs:.0f} % of it",
+        "model", f"tvl1 on an H200, tiles bound by {bound}", f"{on_device:.0f} pairs/s",
+        None, f"launches allow {on_host:.0f}; measured {100 * measured / limit:.0f} % of the less",
     )  # fmt: skip
+
+
+def compiled(report: Report) -> None:
+    """Registers, shared memory and spills of TV-L1's kernels by ptxas, and what the model predicts; no GPU needed."""
+    from extract_flow.cuda import images, model, ptx, quantise
+    from extract_flow.tvl1 import cuda
+
+    work = default_work()
+    report.add(
+        "work", "default, 340x256", f"{(work.tiled + work.whole) / 1e6:.1f} M pixel-iterations",
+        None, f"{100 * work.whole / (work.tiled + work.whole):.0f} % in whole-level blocks, {work.launches} launches",
+    )  # fmt: skip
+    for device, capability in ((model.H200, (9, 0)), (model.A100, (8, 0)), (model.A10, (8, 6))):
+        for edges in (False, True):
+            blocks = cuda.geometry(device.block_shared_bytes, edges)
+            found = ptx.resources(cuda.make_iterate(edges, blocks), capability)
+            shared = found.shared + blocks.tile_bytes
+            resident = model.occupancy(device, blocks.threads, found.registers, shared)
+            report.add(
+                "tiles", f"sm_{capability[0]}{capability[1]}{' with edges' if edges else ''}, "
+                f"{blocks.tile_width}x{blocks.tile_height}, halo {blocks.halo}, {blocks.threads} threads",
+                f"{found.registers} registers, {shared} bytes shared, {found.spill_stores} spilled",
+                None, f"{resident.blocks} blocks, {100 * resident.share:.0f} % of the threads",
+            )  # fmt: skip
+    plain = cuda.Variant(2, True, True, False, 1)
+    others = (
+        cuda.make_refine(plain, 512), cuda.make_warp(plain), cuda.make_linearise(plain), cuda.make_begin(False),
+        cuda.make_decide(6), cuda.measure, cuda.take_flow, cuda.still, images.load_kernel, images.down_kernel,
+        images.across_kernel, quantise.quantise_kernel,
+    )  # fmt: skip
+    for kernel in others:
+        found = ptx.resources(kernel, (9, 0))
+        report.add(
+            "kernels", f"sm_90 {kernel.function.__name__.lstrip('_')}",
+            f"{found.registers} registers, {found.shared} bytes static shared, {found.spill_stores} spilled",
+        )  # fmt: skip
+    for device in (model.H200, model.H100, model.A100, model.A10):
+        on_device, on_host, bound = predicted(device)
+        report.add(
+            "prediction", f"tvl1 default, {device.name}", f"{on_device:.0f} pairs/s", None,
+            f"tiles bound by {bound}; launches allow {on_host:.0f}",
+        )  # fmt: skip
 
 
 def kernel_times(report: Report) -> None:
@@ -231,13 +313,17 @@ def extraction(report: Report, folder: Path) -> None:
         command = [sys.executable, "-m", "extract_flow", str(videos), "--output", str(output),
                    "--method", name, "--device", "cuda"]  # fmt: skip
         began = time.perf_counter()
-        finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=200, check=False)
+        finished = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, timeout=200, check=False
+        )
         seconds = time.perf_counter() - began
         if finished.returncode != 0:
             report.add("extraction", name, finished.stderr.strip()[-200:], False)
             continue
         print(finished.stdout[-2000:])
-        report.add("extraction", f"{name}, start-up included", f"{pairs / seconds:.0f} pairs/s in {seconds:.1f} s")
+        report.add(
+            "extraction", f"{name}, start-up included", f"{pairs / seconds:.0f} pairs/s in {seconds:.1f} s"
+        )
 
 
 def peers(report: Report, folder: Path | None) -> None:
@@ -254,11 +340,13 @@ def peers(report: Report, folder: Path | None) -> None:
         except opencv_cuda_peer.PeerError as error:
             raise LeftOut(str(error)) from error
         seconds = float(np.median(measured.seconds))
-        report.add("peers", f"OpenCV {measured.opencv} CUDA {name}, a pair at a time", f"{1 / seconds:.1f} pairs/s")
+        report.add(
+            "peers", f"OpenCV {measured.opencv} CUDA {name}, a pair at a time", f"{1 / seconds:.1f} pairs/s"
+        )
 
 
 def training(report: Report, folder: Path) -> None:
-    """cnn_m_2048 on stacks of 10 flows at batch 256: from memory, and fed by 16 workers from the extraction's shards."""
+    """cnn_m_2048 on stacks of 10 flows, batches of 256: from memory, and fed by 16 workers from shards."""
     import torch
     import torch.nn.functional as F
 
@@ -290,7 +378,9 @@ def training(report: Report, folder: Path) -> None:
 
     scored = rate(forward, 256, torch.cuda.synchronize)
     report.add("scoring", "from memory", f"{scored:.0f} views/s")
-    addresses = list(index_shards(folder / "shards-tvl1").values()) if (folder / "shards-tvl1").exists() else []
+    addresses = (
+        list(index_shards(folder / "shards-tvl1").values()) if (folder / "shards-tvl1").exists() else []
+    )
     if not addresses:
         raise LeftOut("no shards from the extraction to read: only the rates from memory were measured")
     recipe = load_recipe("temporal-stack10")
@@ -313,7 +403,13 @@ def training(report: Report, folder: Path) -> None:
         step(network_input(batch, spec, "cuda").flatten(0, 1), batch.label.cuda())
     torch.cuda.synchronize()
     fed = 256 * 52 / (time.perf_counter() - began)
-    report.add("training", "fed by 16 workers", f"{fed:.0f} samples/s", None, f"{100 * fed / from_memory:.0f} % of memory")
+    report.add(
+        "training",
+        "fed by 16 workers",
+        f"{fed:.0f} samples/s",
+        None,
+        f"{100 * fed / from_memory:.0f} % of memory",
+    )
     network.eval()
 
     def logits(crops: list[torch.Tensor]) -> torch.Tensor:
@@ -324,14 +420,22 @@ def training(report: Report, folder: Path) -> None:
     began = time.perf_counter()
     done = sum(1 for _ in score_views(logits, spec, addresses, Views(), "cuda", workers=16))
     views = 250 * done / (time.perf_counter() - began)
-    report.add("scoring", "25 x 10 views, fed by 16 workers", f"{views:.0f} views/s", None, f"{100 * views / scored:.0f} % of memory")
+    report.add(
+        "scoring",
+        "25 x 10 views, fed by 16 workers",
+        f"{views:.0f} views/s",
+        None,
+        f"{100 * views / scored:.0f} % of memory",
+    )
 
 
 def recipe_spec(recipe: Any) -> Any:
     """The input volumes of a temporal recipe."""
     from train.volume import VolumeSpec
 
-    shared = {field.name for field in dataclasses.fields(VolumeSpec)} & {f.name for f in dataclasses.fields(recipe)}
+    shared = {field.name for field in dataclasses.fields(VolumeSpec)} & {
+        f.name for f in dataclasses.fields(recipe)
+    }
     return VolumeSpec(**{name: getattr(recipe, name) for name in shared} | {"stream": "temporal"})
 
 
@@ -367,13 +471,25 @@ def section(report: Report, name: str, run: Callable[[], None], end: float) -> N
 
 def main() -> int:
     """Run the sections and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="sections that would begin later are left out (default: 8)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8, help="sections that would begin later are left out (default: 8)"
+    )
     parser.add_argument("--peer", type=Path, help="folder that benchmarks/opencv_cuda_peer.py prepared")
     parser.add_argument("--json", type=Path, help="also write the table here")
-    parser.add_argument("--simulate", action="store_true", help="only the correctness part, tiny, without a GPU")
+    parser.add_argument(
+        "--simulate", action="store_true", help="only the correctness part, tiny, without a GPU"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="ptxas and the model's predictions, without a GPU"
+    )
     options = parser.parse_args()
     report = Report()
+    if options.compile:
+        compiled(report)
+        return finish(report, options.json)
     if options.simulate:
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
         correctness(report, simulate=True)
@@ -387,13 +503,17 @@ def main() -> int:
         return 1
     if not available():
         print(
-            "error: no usable NVIDIA GPU is visible, so nothing was measured; --simulate checks the kernels without one",
+            "error: no usable NVIDIA GPU is visible: nothing was measured (--simulate checks the kernels without one)",
             file=sys.stderr,
         )
         return 1
     end = time.monotonic() + 60 * options.minutes
     gpu = numba_cuda.get_current_device()
-    report.add("device", gpu.name.decode() if isinstance(gpu.name, bytes) else str(gpu.name), f"{os.cpu_count()} CPU cores")
+    report.add(
+        "device",
+        gpu.name.decode() if isinstance(gpu.name, bytes) else str(gpu.name),
+        f"{os.cpu_count()} CPU cores",
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         section(report, "correctness", lambda: correctness(report, simulate=False), end)
@@ -409,7 +529,11 @@ def finish(report: Report, file: Path | None) -> int:
     widths = [max(len(row[i]) for row in report.rows) for i in range(3)]
     print()
     for row in report.rows:
-        print("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+        print(
+            "  ".join(
+                [*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]]
+            ).rstrip()
+        )
     if file is not None:
         file.write_text(json.dumps(report.rows, indent=1) + "\n")
     return 1 if report.wrong else 0

@@ -11,7 +11,7 @@ from numba.cuda import config
 from extract_flow.methods import DeviceMemoryError
 from pipeline.errors import InputError
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", False))
 """Kernels run in numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1), for tests on tiny images."""
 
 OUT_OF_MEMORY = 2

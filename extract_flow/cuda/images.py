@@ -1,7 +1,7 @@
 """Frames to float32 and separable linear resampling, for all frames or pairs of a batch at once.
 
 A resampling of one dimension is a table of taps, as `extract_flow.brox.solver.Taps`: output i is the sum over k of
-weights[i, k] * input[first[i] + k]. The host makes the tables, so any border rule is possible and the kernels have none.
+weights[i, k] * input[first[i] + k]. The host makes the tables, so any border rule is possible; the kernels have none.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ are cast to them, which also gives the simulator the GPU's float32 arithmetic.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,8 @@ class Kernel:
     def _dispatcher(self) -> Any:
         if SIMULATED:
             return cuda.jit(self.function)
-        return cuda.jit(fastmath=self.fastmath, max_registers=self.registers)(self.function)
+        options: dict[str, Any] = {"fastmath": self.fastmath, "max_registers": self.registers}
+        return cuda.jit(**options)(self.function)
 
     def launch(self, grid: Grid, block: Grid, stream: Any, *arguments: Any, shared: int = 0) -> None:
         """Queue the kernel on a stream.
@@ -84,13 +86,14 @@ class Kernel:
             return
         self._dispatcher.compile(self.signature)
         if shared > STATIC_SHARED_MEMORY:
-            from cuda.bindings.driver import CUfunction_attribute
             from numba.cuda.cudadrv.driver import driver
+
+            attributes = importlib.import_module("cuda.bindings.driver").CUfunction_attribute
 
             for overload in self._dispatcher.overloads.values():
                 function = overload.library.get_cufunc()
                 driver.cuKernelSetAttribute(
-                    CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared,
+                    attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared,
                     function.handle, device.id,
                 )  # fmt: skip
         self._shared[device.id] = shared

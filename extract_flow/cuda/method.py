@@ -75,7 +75,9 @@ class _Lane:
         for side in range(2):
             self.host_pairs[side, :count] = index[:, side]
             self.device_pairs[side][:count].copy_to_device(self.host_pairs[side, :count], stream=self.stream)
-        self.flow = self.solver.solve(self.device_frames[: len(used)], *self.device_pairs, count, self.stream)
+        self.flow = self.solver.solve(
+            self.device_frames[: len(used)], self.device_pairs[0], self.device_pairs[1], count, self.stream
+        )
         if quantiser is not None:
             quantise.quantise(self.flow, count, height * width, quantiser, self.levels, self.stream)
             size = count * 2 * height * width
@@ -166,7 +168,7 @@ class CudaMethod(FlowMethod):
     def _chunks(
         self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64], quantiser: Quantiser | None
     ) -> Iterator[tuple[npt.NDArray[np.int64], _Lane]]:
-        """Queue the chunks on the lanes in turn; yield (pairs of the chunk, lane) when its results are to be fetched."""
+        """Queue the chunks on the lanes in turn; yield (pairs of the chunk, lane) when its results are due."""
         order = np.argsort(pairs.min(axis=1), kind="stable") if len(pairs) else np.empty(0, np.int64)
         most = self.chunk_pairs(*frames.shape[1:])
         chunks = [order[start : start + most] for start in range(0, len(order), most)]
@@ -189,7 +191,7 @@ class CudaMethod(FlowMethod):
         yield from waiting
 
     def _lane(self, number: int, size: tuple[int, ...], pairs: npt.NDArray[np.int64]) -> _Lane:
-        """A lane with room for the pairs of frames of this size; what is too small or of another size is freed first."""
+        """A lane with room for these pairs of this size; one that is too small or of another size is freed first."""
         if self._size != size:
             self._lanes, self._size = [], (size[0], size[1])
         frames, count = len(np.unique(pairs)), len(pairs)
@@ -201,5 +203,5 @@ class CudaMethod(FlowMethod):
             # Lanes are filled from the first, so a later one's results have been fetched before it is replaced.
             del self._lanes[number]
             del lane
-        self._lanes.insert(number, _Lane(self._make, *size, frames, count))
+        self._lanes.insert(number, _Lane(self._make, size[0], size[1], frames, count))
         return self._lanes[number]

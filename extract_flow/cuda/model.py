@@ -1,7 +1,7 @@
 """What the iterations of TV-L1 should take: occupancy, bytes and operations per launch, without a GPU.
 
-The model is arithmetic from a device's published figures, not a measurement. A launch is bounded by whichever takes longest
-of arithmetic, special functions, shared memory and device memory; its own inefficiencies (barriers, latencies,
+The model is arithmetic from a device's published figures, not a measurement. A launch is bounded by whichever takes
+longest of arithmetic, special functions, shared memory and device memory; its own inefficiencies (barriers, latencies,
 instruction overhead) are left out, so a kernel that reaches half of the prediction is in order, and one below a third
 deserves a profiler.
 """
@@ -69,7 +69,12 @@ class Prediction(NamedTuple):
 
 
 def iterate(
-    device: Device, tile_width: int, tile_height: int, halo: int, constants: int, pixel_iterations_per_pair: float
+    device: Device,
+    tile_width: int,
+    tile_height: int,
+    halo: int,
+    constants: int,
+    pixel_iterations_per_pair: float,
 ) -> Prediction:
     """Rate of `tvl1.cuda.make_iterate`.
 
@@ -98,10 +103,33 @@ def iterate(
     return Prediction(rates[bound], useful, bound, useful / pixel_iterations_per_pair)
 
 
-def coarse_share(height: int, width: int, step: float, fitting: int) -> float:
-    """Share of a pyramid's pixels that lie on levels of at most `fitting` pixels, which take one block each."""
-    areas = []
-    while min(height, width) >= 16:
-        areas.append(height * width)
-        height, width = round(height * step), round(width * step)
-    return sum(area for area in areas if area <= fitting) / max(1, sum(areas))
+WARP_BYTES = 80
+"""Device memory that warping and linearising move per warped pixel, the taps' re-use in the caches assumed."""
+LAUNCH_SECONDS = 25e-6
+"""Of the host, per launch of a numba kernel; launches of one batch follow each other on one thread."""
+
+
+class Work(NamedTuple):
+    """Of a pair: pixel-iterations and warped pixels, on levels that are tiled and on levels that fit a block."""
+
+    tiled: float
+    whole: float
+    warped: float
+    launches: int
+
+
+def pairs_per_second(device: Device, tiles: Prediction, work: Work, batch: int) -> tuple[float, float]:
+    """(pairs/s that the device allows, pairs/s that the host's launches allow) for TV-L1.
+
+    Levels that fit a block run as fast as shared memory lets them, without halos, if the batch has a pair for every
+    multiprocessor; they read their constants there as well.
+    """
+    clocks = (SHARED + 4) / device.shared_lanes
+    busy = min(1.0, batch / device.multiprocessors)
+    whole_rate = device.multiprocessors * device.clock * 1e9 / clocks * busy
+    seconds = (
+        work.tiled / tiles.useful
+        + work.whole / whole_rate
+        + work.warped * WARP_BYTES / (device.bandwidth * 1e9)
+    )
+    return 1 / seconds, batch / (work.launches * LAUNCH_SECONDS)

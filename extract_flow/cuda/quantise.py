@@ -126,7 +126,7 @@ def quantise(
     if quantiser.per_field:
         ranges_kernel.launch((2 * pairs,), (THREADS,), stream, flow, pixels, buffers.ranges)
     else:
-        unchanged = np.tile(np.float32([1, 0]), buffers.ranges.size // 2)
+        unchanged = np.tile(np.array([1, 0], np.float32), buffers.ranges.size // 2)
         buffers.ranges.copy_to_device(unchanged, stream=stream)
     quantise_kernel.launch(
         (pairs,), (THREADS,), stream, flow, pixels, buffers.edges, quantiser.table[0], quantiser.table[255],
@@ -159,5 +159,5 @@ def collect(
 
 def stream_wait(stream: Any) -> None:
     """Wait for a stream; the simulator's is 0 and has nothing to wait for."""
-    if stream:
+    if not SIMULATED:
         stream.synchronize()

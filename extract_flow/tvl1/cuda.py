@@ -3,12 +3,12 @@
 **Small levels**, whose state fits one block's shared memory, take one launch: a block per pair runs all warps of the
 level, with its own early stops (`make_refine`).
 
-**Large levels** are cut into overlapping tiles. A launch of `make_iterate` runs up to `halo` iterations on every tile in
-shared memory and writes the tiles' inner pixels to the other of two buffers. Each iteration's sum of squared updates is
-added up per pair in integers (`extract_flow.cuda.sums`). The next launch reads the sums: where iteration k of the last
-launch was the one to stop at, it repeats that launch's first k iterations from the buffer it had read, which is
-untouched; where a pair stopped earlier its blocks return at once. So a pair stops at the same iteration as on the CPU,
-and the host never waits.
+**Large levels** are cut into overlapping tiles. A launch of `make_iterate` runs up to `halo` iterations on every tile
+in shared memory and writes the tiles' inner pixels to the other of two buffers. Each iteration's sum of squared
+updates is added up per pair in integers (`extract_flow.cuda.sums`). The next launch reads the sums: where iteration k
+of the last launch was the one to stop at, it repeats that launch's first k iterations from the buffer it had read,
+which is untouched; where a pair stopped earlier its blocks return at once. So a pair stops at the same iteration as on
+the CPU, and the host never waits.
 
 Planes are float32, row-major without padding; a pair's planes lie one after the other.
 """
@@ -272,7 +272,7 @@ def make_median(side: int) -> Any:
     return cuda.jit(device=True)(namespace["median"])
 
 
-# --- small levels: a block runs all of it ------------------------------------------------------------------------------
+# --- small levels: a block runs all of it ----------------------------------------------------------------------
 
 
 @functools.cache
@@ -310,7 +310,7 @@ def make_refine(variant: Variant, threads: int) -> Kernel:
                 planes[p11 + i] = planes[p12 + i] = planes[p21 + i] = planes[p22 + i] = ZERO
                 if edged:
                     planes[steps + i] = edge_step(images, image, height, width, x, y, step, edges)
-        for warp in range(warps):
+        for _ in range(warps):
             for y in range(own_y, height, rows):
                 for x in range(own_x, width, across):
                     i = y * width + x
@@ -419,8 +419,9 @@ def make_refine(variant: Variant, threads: int) -> Kernel:
 
 # --- large levels ----------------------------------------------------------------------------------------------------
 # state[(buffer * pairs + pair) * STATE + plane], constants[pair * planes + plane], work[pair * WORK + plane]: planes of
-# H*W. current[pair]: the buffer that holds the state. moved[pair * warps + warp]: sum of squared changes by that warp; 0 after
-# a warp that was left out, so that all later ones are. changes[pair * iterations + k]: that of iteration k.
+# H*W. current[pair]: the buffer that holds the state. moved[pair * warps + warp]: sum of squared changes by that warp;
+# it stays 0 for a warp that is left out, and so all later ones are left out too. changes[pair * iterations + k]: sum of
+# squared changes by iteration k.
 
 
 @cuda.jit(device=True)
@@ -568,8 +569,8 @@ def make_iterate(edged: bool, tile: Geometry) -> Kernel:
     SIDE, ROW = np.uint64(1), np.uint64(tile_width)
 
     def iterate(  # type: ignore[no-untyped-def]
-        state, constants, current, moved, changes, number, warp, warps, iterations, check, pairs, height, width, tau, step,
-        epsilon_sum, warp_sum, most,
+        state, constants, current, moved, changes, number, warp, warps, iterations, check, pairs, height, width, tau,
+        step, epsilon_sum, warp_sum, most,
     ):  # fmt: skip
         tiles = cuda.shared.array(0, types.float32)
         partial = cuda.shared.array(threads, types.int64)
@@ -633,7 +634,7 @@ def make_iterate(edged: bool, tile: Geometry) -> Kernel:
                     steps[k] = ZERO
         has_left = column > 0 and x > 0
         has_right = column < tile_width - 1 and x < width - 1
-        # Of this thread's rows k * down below its first one: which have a row above and below, and which are inner pixels.
+        # Of this thread's rows, k * down below its first: which have a row above and below, which are inner pixels.
         first_below_row = np.int32(-min(top, y0))
         last_above_row = np.int32(min(tile_height - 1 - top, height - 1 - y0))
         first_inner = np.int32(halo - top)
@@ -724,7 +725,9 @@ DECIDE_THREADS = 4 if SIMULATED else 64
 def make_decide(halo: int) -> Kernel:
     """After a warp's iterations: the buffer that they ended in, and their sums zeroed; a block per pair."""
 
-    def decide(current, moved, changes, warp, warps, iterations, check, epsilon_sum, warp_sum):  # type: ignore[no-untyped-def]
+    def decide(  # type: ignore[no-untyped-def]
+        current, moved, changes, warp, warps, iterations, check, epsilon_sum, warp_sum
+    ):  # fmt: skip
         stop = cuda.shared.array(1, types.int32)
         t, pair = cuda.threadIdx.x, cuda.blockIdx.x
         if not active(moved, pair, warp, warps, warp_sum):
@@ -753,8 +756,12 @@ def make_filter(side: int) -> Kernel:
         pair = cuda.blockIdx.z
         area = height * width
         u = (current[pair] * pairs + pair) * STATE * area
-        for y in range(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y, height, cuda.gridDim.y * cuda.blockDim.y):
-            for x in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, width, cuda.gridDim.x * cuda.blockDim.x):
+        for y in range(
+            cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y, height, cuda.gridDim.y * cuda.blockDim.y
+        ):
+            for x in range(
+                cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, width, cuda.gridDim.x * cuda.blockDim.x
+            ):
                 for plane in range(2):
                     here = (2 * pair + plane) * area + y * width + x
                     flow[here] = median_at(state, u + plane * area, height, width, x, y)
@@ -765,7 +772,9 @@ def make_filter(side: int) -> Kernel:
 MEASURE_THREADS = 4 if SIMULATED else 256
 
 
-def _measure(state, work, current, moved, pairs, height, width, warp, warps, warp_sum, most):  # type: ignore[no-untyped-def]
+def _measure(  # type: ignore[no-untyped-def]
+    state, work, current, moved, pairs, height, width, warp, warps, warp_sum, most
+):  # fmt: skip
     """Add up how far the warp moved the flow."""
     partial = cuda.shared.array(MEASURE_THREADS, types.int64)
     t, pair = cuda.threadIdx.x, cuda.blockIdx.y
@@ -802,6 +811,17 @@ def _take_flow(state, current, flow, pairs, area):  # type: ignore[no-untyped-de
 take_flow = Kernel(_take_flow, FLOATS, INTS, FLOATS, I4, I4)
 
 
+def _clear(flow, count):  # type: ignore[no-untyped-def]
+    """No flow yet, on the coarsest level."""
+    for i in range(
+        cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, count, cuda.gridDim.x * cuda.blockDim.x
+    ):
+        flow[i] = ZERO
+
+
+clear = Kernel(_clear, FLOATS, I4)
+
+
 def _still(frames, first, second, pixels, flow):  # type: ignore[no-untyped-def]
     """Flow exactly zero between frames that are the same; a block per pair."""
     differs = cuda.shared.array(1, types.int32)
@@ -821,7 +841,7 @@ def _still(frames, first, second, pixels, flow):  # type: ignore[no-untyped-def]
 still = Kernel(_still, BYTES, INTS, INTS, I4, FLOATS)
 
 
-# --- the solver on a stream --------------------------------------------------------------------------------------------
+# --- the solver on a stream --------------------------------------------------------------------------------
 
 
 def bilinear_taps(
@@ -925,9 +945,8 @@ class Solver:
         self.prepare(frames, stream)
         coarsest = self.levels[-1]
         source, target = self.flow
-        source[: 2 * pairs * coarsest.height * coarsest.width].copy_to_device(
-            np.zeros(2 * pairs * coarsest.height * coarsest.width, np.float32), stream=stream
-        )
+        values = 2 * pairs * coarsest.height * coarsest.width
+        clear.launch((-(-values // MEASURE_THREADS),), (MEASURE_THREADS,), stream, source, values)
         grow = 1 / self.parameters.scale_step
         for number in range(len(self.levels) - 1, -1, -1):
             level = self.levels[number]
@@ -947,7 +966,14 @@ class Solver:
         height, width = frames.shape[1:]
         pixels = frames.shape[0] * height * width
         still.launch(
-            (pairs,), (MEASURE_THREADS,), stream, frames.reshape(pixels), first, second, height * width, source
+            (pairs,),
+            (MEASURE_THREADS,),
+            stream,
+            frames.reshape(pixels),
+            first,
+            second,
+            height * width,
+            source,
         )
         return source
 
@@ -990,8 +1016,8 @@ class Solver:
             for launch in range(-(-options.iterations // blocks.halo) + 1):
                 make_iterate(variant.edges, blocks).launch(
                     (across, down, pairs), (blocks.threads,), stream, self.state, self.constants, self.current,
-                    self.moved, self.changes, launch, warp, options.warps, options.iterations, check, pairs, height, width,
-                    options.tau, dual_factor, epsilon_sum, warp_sum, most, shared=blocks.tile_bytes,
+                    self.moved, self.changes, launch, warp, options.warps, options.iterations, check, pairs, height,
+                    width, options.tau, dual_factor, epsilon_sum, warp_sum, most, shared=blocks.tile_bytes,
                 )  # fmt: skip
             make_decide(blocks.halo).launch(
                 (pairs,), (DECIDE_THREADS,), stream, self.current, self.moved, self.changes, warp, options.warps,
@@ -1015,6 +1041,18 @@ class Solver:
 def floats(count: int) -> Any:
     """Device float32[count]."""
     return cuda.device_array(count, np.float32)
+
+
+def launches(parameters: Parameters, blocks: Geometry, height: int, width: int) -> int:
+    """Kernel launches for a batch; see `Solver.solve`."""
+    levels = solver.pyramid_levels(height, width, parameters.scales, parameters.scale_step)
+    spline, blurred = parameters.interpolation == "bspline", parameters.blur > 0
+    variant = Variant(0, spline, parameters.mask, parameters.edges > 0, parameters.median)
+    count = 3 + 2 * blurred + 4 * (len(levels) - 1) + 2 * spline * len(levels)
+    per_warp = 4 + -(-parameters.iterations // blocks.halo) + (parameters.warp_stop > 0)
+    for level in levels:
+        count += 1 if blocks.fits(level.height, level.width, variant) else 2 + parameters.warps * per_warp
+    return count
 
 
 def bytes_per_pair(parameters: Parameters, height: int, width: int) -> int:

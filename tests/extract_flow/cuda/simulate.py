@@ -28,7 +28,9 @@ def moving_texture(height: int, width: int) -> npt.NDArray[np.uint8]:
     ).astype(np.uint8)
 
 
-def compare(parameters: solver.Parameters, height: int, width: int, blocks: cuda.Geometry | None = None) -> dict[str, float]:
+def compare(
+    parameters: solver.Parameters, height: int, width: int, blocks: cuda.Geometry | None = None
+) -> dict[str, float]:
     """Largest difference of the two solvers, and the largest flow."""
     frames = moving_texture(height, width)
     expected = solver.TVL1(parameters, 1).run(frames, PAIRS)

@@ -1,4 +1,4 @@
-"""TV-L1's kernels and what CUDA methods share, in numba's CUDA simulator: each group of cases in a process of its own."""
+"""TV-L1's kernels and what CUDA methods share, in numba's CUDA simulator, in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def simulated(group: str) -> dict[str, Any]:
     """What simulate.py finds."""
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, str(Path(__file__).parent / "simulate.py"), group]
-    finished = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return dict(json.loads(finished.stdout.splitlines()[-1]))
 
@@ -42,7 +44,9 @@ def test_a_level_that_is_one_tile_matches_the_cpu() -> None:
 def test_pairs_stop_at_the_same_iteration_as_on_the_cpu_within_and_between_launches() -> None:
     runs = simulated("second")["early_stop"]["runs"]
     stops = [stop for run in runs for stop in run["stops"]]
-    assert {stop % 2 for stop in stops if stop < 7} == {0, 1}, f"launches are of two iterations, stops {stops}"
+    assert {stop % 2 for stop in stops if stop < 7} == {0, 1}, (
+        f"launches are of two iterations, stops {stops}"
+    )
     for run in runs:
         assert run["difference"] < 1e-4 < run["next_best"]
 
