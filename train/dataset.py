@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import get_worker_info
 
+from pipeline.codec import decode_image
 from pipeline.errors import InputError
-from pipeline.shard import Shard
+from pipeline.shard import Shard, damaged, decode_frame
 from train.augment import Box, centre_box, lighting_noise, random_box
 from train.recipe import Recipe
 from train.sampler import Key, choose, choose_positions, class_pools, generator
@@ -102,11 +102,7 @@ def shard_positions(shard: Shard, spec: VolumeSpec) -> int:
 
 
 def read_volumes(
-    shard: Shard,
-    spec: VolumeSpec,
-    positions: Sequence[int] | npt.NDArray[np.int64],
-    box: Box | None = None,
-    out: npt.NDArray[np.uint8] | None = None,
+    shard: Shard, spec: VolumeSpec, positions: Sequence[int] | npt.NDArray[np.int64], box: Box | None = None
 ) -> RawFlow | RawFrames:
     """The bytes of some positions of a shard, as CPU tensors with leading shape [len(positions)].
 
@@ -117,78 +113,114 @@ def read_volumes(
         spec: what a volume is.
         positions: 0 .. shard_positions - 1.
         box: top, left, height, width of the part to keep; None keeps whole fields, as trajectories need them.
-        out: uint8[len(positions),L,2,>=height,>=width] (frames: [len(positions),>=height,>=width,3]) to fill from the
-            upper left.
 
     Raises:
         InputError: damaged streams, or flow that the shard lacks.
         ValueError: positions that are not there.
     """
-    count = len(positions)
     box = box or (0, 0, shard.height, shard.width)
-    size = torch.tensor(box[2:]).expand(count, 2).clone()
+    raw = _empty(spec, (len(positions),), box[2:], _bytes)
+    _fill(shard, spec, positions, box, [part.numpy() for part in raw])
+    return raw
+
+
+def _bytes(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+def _empty(
+    spec: VolumeSpec,
+    leading: tuple[int, ...],
+    size: tuple[int, int],
+    allocate: Callable[[tuple[int, ...]], Tensor],
+) -> RawFlow | RawFrames:
+    """Room for volumes of a size; `allocate` gives that of the pixels."""
+    sizes = torch.empty((*leading, 2), dtype=torch.int64)
     if spec.stream == "spatial":
-        pixels = np.empty((count, *box[2:], 3), np.uint8) if out is None else out
-        _read(shard, "frames", np.asarray(positions), box, pixels)
-        return RawFrames(torch.from_numpy(pixels), size)
-    levels = np.empty((count, spec.length, 2, *box[2:]), np.uint8) if out is None else out
+        return RawFrames(allocate((*leading, *size, 3)), sizes)
+    fields = (*leading, spec.length)
+    scale, offset, mean = (torch.empty((*fields, 2)) for _ in range(3))
+    levels = allocate((*fields, 2, *size))
+    return RawFlow(levels, torch.empty((*fields, 256)), scale, offset, mean, sizes, torch.empty(leading))
+
+
+def _fill(
+    shard: Shard,
+    spec: VolumeSpec,
+    positions: Sequence[int] | npt.NDArray[np.int64],
+    box: Box,
+    raw: Sequence[npt.NDArray[Any]],
+) -> None:
+    """Read volumes into the arrays of a raw batch, from the upper left; arguments as in `read_volumes`."""
+    positions = [int(position) for position in positions]
+    if spec.stream == "spatial":
+        pixels, size = raw
+        size[:] = box[2:]
+        _decode(shard, "frames", positions, list(pixels), box)
+        return
+    levels, table, scale, offset, mean, size, zooms = raw
+    size[:], zooms[:] = box[2:], zoom(spec, shard.height, shard.width)
     flows = min(shard.flow_count(direction) for direction in spec.directions)
     step = shard.step(spec.directions[0])
-    pairs = [flow_indices(spec, int(position), flows, step) for position in positions]
-    parts = []
+    pairs = [flow_indices(spec, position, flows, step) for position in positions]
     done = 0
     for side, direction in enumerate(("forward", "backward")):
-        indices = np.array([pair[side] for pair in pairs])
-        if not indices.size:
+        length = len(pairs[0][side])
+        if not length:
             continue
-        length = indices.shape[1]
-        _read(shard, direction, indices.reshape(-1), box, levels[:, done : done + length])
+        fields = slice(done, done + length)
         done += length
-        tables = np.broadcast_to(shard.table(direction), (*indices.shape, 256))
-        parts.append((tables, *(of(direction)[indices] for of in (shard.scale, shard.offset, shard.mean))))
-    table, scale, offset, mean = (
-        torch.from_numpy(np.concatenate(part, axis=1)) for part in zip(*parts, strict=True)
-    )
-    zooms = torch.full((count,), zoom(spec, shard.height, shard.width))
-    return RawFlow(torch.from_numpy(levels), table, scale, offset, mean, size, zooms)
+        table[:, fields] = shard.table(direction)
+        wanted: list[int] = []
+        targets: list[npt.NDArray[np.uint8]] = []
+        for k, pair in enumerate(pairs):
+            indices = pair[side]
+            scale[k, fields] = shard.scale(direction)[indices]
+            offset[k, fields] = shard.offset(direction)[indices]
+            mean[k, fields] = shard.mean(direction)[indices]
+            wanted += indices.tolist()
+            targets += list(levels[k, fields])
+        _decode(shard, direction, wanted, targets, box)
 
 
-def _read(
-    shard: Shard, part: str, indices: npt.NDArray[np.int64], box: Box, out: npt.NDArray[np.uint8]
+def _decode(
+    shard: Shard, part: str, indices: list[int], targets: list[npt.NDArray[np.uint8]], box: Box
 ) -> None:
-    """Flows or frames at indices [n], cut to the box, into out [*,2,H,W] or [*,H,W,3], where * counts to n."""
+    """The flows or frames at indices, cut to the box, each into its target [2,H,W] or [H,W,3]."""
     top, left, height, width = box
     rows, columns = slice(top, top + height), slice(left, left + width)
-    unique = np.unique(indices)
-    # Runs of neighbours are one read of the file.
-    for run in np.split(unique, np.flatnonzero(np.diff(unique) != 1) + 1):
-        start, stop = int(run[0]), int(run[-1]) + 1
-        if part == "frames":
-            images = shard.frames(start, stop, out=_scratch((stop - start, shard.height, shard.width, 3)))
-            images = images[:, rows, columns]
+    places: dict[int, list[npt.NDArray[np.uint8]]] = {}
+    for index, target in zip(indices, targets, strict=True):
+        places.setdefault(index, []).append(target)
+    frame = np.empty((shard.height, shard.width, 3), np.uint8) if part == "frames" else None
+    for start, stop in runs(sorted(places)):
+        for index, stream in enumerate(shard.streams(start, stop, part), start):
+            # Each image is cut at once, while it is in the processor's cache.
+            try:
+                if frame is not None:
+                    decode_frame(stream, shard.height, shard.width, frame)
+                    for target in places[index]:
+                        target[:height, :width] = frame[rows, columns]
+                    continue
+                image = decode_image(stream, shard.height, shard.width)
+            except ValueError as error:
+                raise damaged(shard.address, f"{part} {index} is {error}") from error
+            # Levels as decoded: where level 0 stands for 1, the table holds the same value for both.
+            x, y = image[rows, columns], image[len(image) - shard.height :][rows, columns]
+            for target in places[index]:
+                target[0, :height, :width] = x
+                target[1, :height, :width] = y
+
+
+def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising numbers as (start, stop) of neighbours, each of which is one read of the file."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number:
+            found[-1] = found[-1][0], number + 1
         else:
-            images = shard.levels(
-                start, stop, part, out=_scratch((stop - start, 2, shard.height, shard.width))
-            )
-            images = images[:, :, rows, columns]
-        for place, index in zip(np.ndindex(*out.shape[:-3]), indices.tolist(), strict=True):
-            if start <= index < stop:
-                if part == "frames":
-                    out[place][:height, :width] = images[index - start]
-                else:
-                    out[place][:, :height, :width] = images[index - start]
-
-
-_buffers = threading.local()
-
-
-def _scratch(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Memory that every read of a thread uses again: fresh pages cost as much as decoding half an image."""
-    size = int(np.prod(shape))
-    if getattr(_buffers, "bytes", np.empty(0)).size < size:
-        _buffers.bytes = np.empty(size, np.uint8)
-    buffer: npt.NDArray[np.uint8] = _buffers.bytes[:size].reshape(shape)
-    return buffer
+            found.append((number, number + 1))
+    return found
 
 
 def read_image(path: Path, short_side: int) -> npt.NDArray[np.uint8]:
@@ -253,15 +285,10 @@ class SampleReader(TorchDataset[Batch]):
         whole = spec.stream == "temporal" and spec.stacking == "trajectory"
         regions = [self._size(sample) if whole else sample.box[2:] for sample in samples]
         height, width = max(size[0] for size in regions), max(size[1] for size in regions)
-        snippets = len(samples[0].positions)
-        shape = (height, width, 3) if spec.stream == "spatial" else (spec.length, 2, height, width)
-        pixels = shared_empty((len(samples), snippets, *shape))
-        raws = [
-            self._fill(sample, None if whole else sample.box, pixels[i].numpy())
-            for i, sample in enumerate(samples)
-        ]
-        rest = [torch.stack(parts) for parts in list(zip(*raws, strict=True))[1:]]
-        raw = RawFrames(pixels, *rest) if spec.stream == "spatial" else RawFlow(pixels, *rest)
+        raw = _empty(spec, (len(samples), len(samples[0].positions)), (height, width), shared_empty)
+        arrays = [part.numpy() for part in raw]
+        for i, sample in enumerate(samples):
+            self._read(sample, whole, [array[i] for array in arrays])
         return Batch(
             raw,
             boxes=torch.tensor([sample.box if whole else (0, 0, *sample.box[2:]) for sample in samples]),
@@ -276,17 +303,16 @@ class SampleReader(TorchDataset[Batch]):
         assert isinstance(sample.item.source, Shard)
         return sample.item.source.height, sample.item.source.width
 
-    def _fill(self, sample: Sample, box: Box | None, out: npt.NDArray[np.uint8]) -> RawFlow | RawFrames:
-        source = sample.item.source
+    def _read(self, sample: Sample, whole: bool, raw: list[npt.NDArray[Any]]) -> None:
+        source, box = sample.item.source, sample.box
         if isinstance(source, Shard):
-            raw = read_volumes(source, self.spec, sample.positions, box, out)
+            _fill(source, self.spec, sample.positions, (0, 0, *self._size(sample)) if whole else box, raw)
             self._opened(source)
-            return raw
+            return
         assert sample.image is not None
-        assert box is not None
         top, left, height, width = box
-        out[:, :height, :width] = sample.image[top : top + height, left : left + width]
-        return RawFrames(torch.from_numpy(out), torch.tensor([[height, width]]))
+        raw[0][:, :height, :width] = sample.image[top : top + height, left : left + width]
+        raw[1][:] = height, width
 
     def _opened(self, shard: Shard) -> None:
         """Keep the files read last open, but not so many that descriptors run out."""
