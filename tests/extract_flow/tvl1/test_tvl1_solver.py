@@ -283,3 +283,19 @@ def test_the_fields_preset_is_as_accurate_as_opencv_on_every_middlebury_pair(tes
     for frames, truth in middlebury(test_data / "flow" / "middlebury"):
         expected = opencv.calc(*frames, None).transpose(2, 0, 1)
         assert end_point_error(method(frames)[0], truth) <= 1.03 * end_point_error(expected, truth)
+
+
+@pytest.mark.realdata
+def test_the_fields_preset_differs_little_from_opencv_on_real_clips(test_data):
+    opencv = cv2.optflow.createOptFlow_DualTVL1()
+    opencv.setOuterIterations(1)
+    opencv.setInnerIterations(300)
+    opencv.setMedianFiltering(1)
+    method = load("field")
+    for path in sorted((test_data / "clips").glob("[uh]*/*.avi")):
+        video = cv2.VideoCapture(str(path))
+        frames = np.stack(
+            [cv2.resize(cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2GRAY), (340, 256)) for _ in range(12)]
+        )
+        expected = opencv.calc(frames[10], frames[11], None).transpose(2, 0, 1)
+        assert np.hypot(*(method(frames[10:])[0] - expected)).mean() <= 0.04
