@@ -3,7 +3,8 @@
     python benchmarks/flow_brox.py [--data DIR] > docs/performance/brox.md
 
 Every time is a median over interleaved repetitions in one process, so that drifts of the machine's speed cancel in the
-ratios. One pair at a time on one thread unless the table says otherwise; frames are prepared anew for every pair.
+ratios. CPU time is that of all threads together and is the fairer figure on a machine that others use too. One pair at
+a time on one thread unless the table says otherwise; frames are prepared anew for every pair.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import cv2
@@ -123,17 +125,27 @@ def middlebury(folder: Path) -> None:
     print()
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Median seconds of each candidate; each is called once first (compilation, buffers)."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+class Seconds(NamedTuple):
+    """Median of what a call took."""
+
+    wall: float
+    cpu: float
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], repeat: int) -> dict[str, Seconds]:
+    """Median times of each candidate; each is called once first (compilation, buffers)."""
+    seconds: dict[str, list[Seconds]] = {name: [] for name in candidates}
     for call in candidates.values():
         call()
     for _ in range(repeat):
         for name, call in candidates.items():
-            start = time.perf_counter()
+            start = Seconds(time.perf_counter(), time.process_time())
             call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            end = Seconds(time.perf_counter(), time.process_time())
+            seconds[name].append(Seconds(end.wall - start.wall, end.cpu - start.cpu))
+    return {
+        name: Seconds(*map(statistics.median, zip(*values, strict=True))) for name, values in seconds.items()
+    }
 
 
 def resized(folder: Path, width: int, height: int) -> Images:
@@ -154,9 +166,11 @@ def speed(folder: Path, repeat: int) -> None:
         candidates[f"brox, {preset}"] = lambda method=method: method(frames)  # type: ignore[misc]
     seconds = interleaved(candidates, repeat)
     print("## Time of one pair, 340x256, one thread\n")
-    print("| method | ms | times DIS medium |\n|---|---|---|")
-    for name, value in seconds.items():
-        print(f"| {name} | {1000 * value:.0f} | {value / seconds['cv2 DIS, medium']:.1f} |")
+    print("| method | ms | CPU ms | times DIS medium | in CPU time |\n|---|---|---|---|---|")
+    dis_seconds = seconds["cv2 DIS, medium"]
+    for name, (wall, cpu) in seconds.items():
+        ratios = f"{wall / dis_seconds.wall:.1f} | {cpu / dis_seconds.cpu:.1f}"
+        print(f"| {name} | {1000 * wall:.0f} | {1000 * cpu:.0f} | {ratios} |")
     print()
 
 
@@ -168,16 +182,16 @@ def threads(folder: Path, repeat: int) -> None:
     candidates = {str(count): (lambda method=method: method(clip)) for count, method in loaded.items()}
     seconds = interleaved(candidates, repeat)
     print("## Threads: 16 pairs of 340x256, default\n")
-    print("| threads | pairs/s | speed-up |\n|---|---|---|")
-    for name, value in seconds.items():
-        print(f"| {name} | {16 / value:.1f} | {seconds['1'] / value:.2f} |")
+    print("| threads | pairs/s | speed-up | CPU ms per pair |\n|---|---|---|---|")
+    for name, (wall, cpu) in seconds.items():
+        print(f"| {name} | {16 / wall:.1f} | {seconds['1'].wall / wall:.2f} | {1000 * cpu / 16:.1f} |")
     print()
 
 
 def growth(folder: Path, repeat: int) -> None:
     """Time and memory per pixel over the image's size."""
     print("## Growth with the image, default, one thread\n")
-    print("| size | ms | ns per pixel | floats per pixel of the solver |\n|---|---|---|---|")
+    print("| size | ms | CPU ns per pixel | floats per pixel of the solver |\n|---|---|---|---|")
     for width, height in ((340, 256), (680, 512), (1280, 720), (1920, 1080)):
         frames = resized(folder, width, height)
         method = methods.load("brox", device="cpu")
@@ -187,9 +201,8 @@ def growth(folder: Path, repeat: int) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         pixels = width * height
-        print(
-            f"| {width}x{height} | {1000 * seconds:.0f} | {1e9 * seconds / pixels:.0f} | {peak / pixels / 4:.0f} |"
-        )
+        per_pixel = f"{1e9 * seconds.cpu / pixels:.0f} | {peak / pixels / 4:.0f}"
+        print(f"| {width}x{height} | {1000 * seconds.wall:.0f} | {per_pixel} |")
 
 
 if __name__ == "__main__":
