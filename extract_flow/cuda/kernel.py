@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numba import cuda, types
+from numba.cuda import config
 
 from extract_flow.cuda.device import SIMULATED
 
@@ -28,6 +29,9 @@ STATIC_SHARED_MEMORY = 48 * 1024
 """Dynamic shared memory above this many bytes has to be asked for, kernel by kernel."""
 
 Grid = tuple[int, ...]
+
+# Some launches have a block per pair only, and a batch may be small.
+vars(config)["CUDA_LOW_OCCUPANCY_WARNINGS"] = 0
 
 
 class Kernel:
@@ -86,17 +90,20 @@ class Kernel:
             return
         self._dispatcher.compile(self.signature)
         if shared > STATIC_SHARED_MEMORY:
-            from numba.cuda.cudadrv.driver import driver
-
-            attributes = importlib.import_module("cuda.bindings.driver").CUfunction_attribute
-
             for overload in self._dispatcher.overloads.values():
-                function = overload.library.get_cufunc()
-                driver.cuKernelSetAttribute(
-                    attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared,
-                    function.handle, device.id,
-                )  # fmt: skip
+                allow_shared_memory(overload.library.get_cufunc().handle, shared, device.id)
         self._shared[device.id] = shared
+
+
+def allow_shared_memory(handle: Any, size: int, device: int) -> None:
+    """Let a compiled kernel have `size` bytes of dynamic shared memory; by default it may have 48 KB."""
+    driver = importlib.import_module("numba.cuda.cudadrv.driver").driver
+    bindings = importlib.import_module("cuda.bindings.driver")
+    attribute = bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    if isinstance(handle, bindings.CUkernel):
+        driver.cuKernelSetAttribute(attribute, size, handle, device)
+    else:  # older versions of numba-cuda
+        driver.cuFuncSetAttribute(handle, attribute, size)
 
 
 def _cast(argument: Any) -> Callable[[Any], Any] | None:
