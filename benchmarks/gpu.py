@@ -31,6 +31,11 @@ sys.path.insert(0, str(PROJECT))
 HEIGHT, WIDTH = 256, 340
 MEAN_LIMIT, LEVEL_SHARE = 0.01, 0.99
 PRESETS = {"tvl1": ("default", "field", "accurate"), "brox": ("default", "opencv")}
+SIMULATED: dict[str, dict[str, Any]] = {
+    "tvl1": {"warps": 1, "iterations": 3},
+    "brox": {"warps": 1, "inner_iterations": 1, "solver_iterations": 2},
+}
+"""Options that leave little to do, for the simulator."""
 FLOORS = {"tvl1": 1000, "brox": 500}
 BATCHES = (1, 8, 32, 64, 128, 256)
 
@@ -94,9 +99,9 @@ def correctness(report: Report, simulate: bool) -> None:
     quantiser = codec("default").quantiser
     frames = moving_frames(3, 20, 21) if simulate else moving_frames(9, HEIGHT, WIDTH)
     pairs = np.array([[0, 1], [2, 1]]) if simulate else consecutive(len(frames))
-    shorten = {"warps": 1, "iterations": 3} if simulate else {}
-    for name, presets in {"tvl1": ("default",)}.items() if simulate else PRESETS.items():
-        for preset in presets:
+    for name, presets in PRESETS.items():
+        shorten = SIMULATED[name] if simulate else {}
+        for preset in presets[:1] if simulate else presets:
             if preset not in module(name).PRESETS:
                 continue
             cpu = load(name, "cpu", threads=os.cpu_count() or 1, preset=preset, **shorten)
@@ -150,7 +155,9 @@ def speed(report: Report) -> None:
         )
         if name == "tvl1":
             against_model(report, best)
-    kernel_times(report)
+        else:
+            brox_against_model(report, best)
+        kernel_times(report, name)
 
 
 def clip(count: int) -> npt.NDArray[np.uint8]:
@@ -210,6 +217,41 @@ def against_model(report: Report, measured: float) -> None:
     )  # fmt: skip
 
 
+def brox_against_model(report: Report, measured: float) -> None:
+    """The measured rate over the model's for an H200."""
+    from extract_flow.brox import model as brox_model
+    from extract_flow.brox import solver
+    from extract_flow.cuda import model
+
+    kernels = brox_model.predict(model.H200, solver.PRESETS["default"], HEIGHT, WIDTH)
+    limit = brox_model.pairs_per_second(kernels)
+    report.add(
+        "model", f"brox on an H200, {kernels[0].kernel} bound by {kernels[0].bound}", f"{limit:.0f} pairs/s",
+        None, f"measured {100 * measured / limit:.0f} %",
+    )  # fmt: skip
+
+
+def brox_compiled(report: Report) -> None:
+    """As `compiled`, for Brox."""
+    from extract_flow.brox import cuda, solver
+    from extract_flow.brox import model as brox_model
+    from extract_flow.cuda import model, ptx
+
+    for device, capability in ((model.H200, (9, 0)), (model.A100, (8, 0)), (model.A10, (8, 6))):
+        for name, kernel in cuda.kernels(device.block_shared_bytes).items():
+            found = ptx.resources(kernel, capability)
+            report.add(
+                "kernels", f"brox, sm_{capability[0]}{capability[1]} {name}",
+                f"{found.registers} registers, {found.spill_stores} spilled",
+            )  # fmt: skip
+    for device in (model.H200, model.H100, model.A100, model.A10):
+        kernels = brox_model.predict(device, solver.PRESETS["default"], HEIGHT, WIDTH)
+        report.add(
+            "prediction", f"brox default, {device.name}", f"{brox_model.pairs_per_second(kernels):.0f} pairs/s",
+            None, f"{kernels[0].kernel} bound by {kernels[0].bound}; {sum(k.launches for k in kernels)} launches",
+        )  # fmt: skip
+
+
 def compiled(report: Report) -> None:
     """Registers, shared memory and spills of TV-L1's kernels by ptxas, and what the model predicts; no GPU needed."""
     from extract_flow.cuda import images, model, ptx, quantise
@@ -252,14 +294,14 @@ def compiled(report: Report) -> None:
         )  # fmt: skip
 
 
-def kernel_times(report: Report) -> None:
-    """Milliseconds of each TV-L1 kernel in one batch, by events around every launch."""
+def kernel_times(report: Report, method_name: str) -> None:
+    """Milliseconds of each of a method's kernels in one batch, by events around every launch."""
     from numba import cuda as numba_cuda
 
     from extract_flow.cuda.kernel import Kernel
     from extract_flow.methods import load
 
-    method = load("tvl1", "cuda")
+    method = load(method_name, "cuda")
     frames = clip(65)
     steps = np.arange(64)
     pairs = np.stack([steps, steps + 1], axis=1)
@@ -286,7 +328,9 @@ def kernel_times(report: Report) -> None:
     whole = sum(map(sum, totals.values()))
     for name, times in sorted(totals.items(), key=lambda item: -sum(item[1])):
         share = 100 * sum(times) / whole
-        report.add("kernels", name, f"{sum(times):.2f} ms in {len(times)} launches, {share:.0f} %")
+        report.add(
+            "kernels", f"{method_name} {name}", f"{sum(times):.2f} ms in {len(times)} launches, {share:.0f} %"
+        )
 
 
 def extraction(report: Report, folder: Path) -> None:
@@ -477,7 +521,7 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=8, help="sections that would begin later are left out (default: 8)"
     )
-    parser.add_argument("--peer", type=Path, help="folder that benchmarks/opencv_cuda_peer.py prepared")
+    parser.add_argument("--peer", type=Path, metavar="FOLDER", help="what benchmarks/opencv_cuda_peer.py prepared")
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument(
         "--simulate", action="store_true", help="only the correctness part, tiny, without a GPU"
@@ -489,6 +533,7 @@ def main() -> int:
     report = Report()
     if options.compile:
         compiled(report)
+        brox_compiled(report)
         return finish(report, options.json)
     if options.simulate:
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
