@@ -521,7 +521,9 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=8, help="sections that would begin later are left out (default: 8)"
     )
-    parser.add_argument("--peer", type=Path, metavar="FOLDER", help="what benchmarks/opencv_cuda_peer.py prepared")
+    parser.add_argument(
+        "--peer", type=Path, metavar="FOLDER", help="what benchmarks/opencv_cuda_peer.py prepared"
+    )
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument(
         "--simulate", action="store_true", help="only the correctness part, tiny, without a GPU"
