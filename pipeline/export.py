@@ -28,6 +28,7 @@ from pipeline.codec import (
     image_size,
 )
 from pipeline.errors import InputError, command_errors
+from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import SUFFIX, Request, Shard, ShardWriter, Source, open_shard, request_of
 from pipeline.targets import Target, gather, shard_arguments
@@ -456,6 +457,7 @@ def import_command(
                 )
     if not found:
         raise InputError(f"{some(map(str, folders))}: expected flow_x_00001.jpg and the like, found none")
+    log = OutcomeLog(paths.outcomes("import-flow")) if paths else None
     failed = there = 0
     for video, folder in progress(list(found.items()), "import"):
         try:
@@ -466,6 +468,17 @@ def import_command(
             path = paths.shard(shard_set, video) if paths else inside(Path(str(output)), video + SUFFIX)
             if not import_folder(folder, video, path, bound, chosen, fps, overwrite, step, direction):
                 there += 1
+            elif log is not None:
+                made = Outcome(
+                    video,
+                    "done",
+                    flows=len(image_pairs(folder)),
+                    bytes=path.stat().st_size,
+                    method="imported",
+                    shard_set=shard_set,
+                )
+                with atomic.disk_errors(log.path):
+                    log.append(made)
         except InputError as error:
             failed += 1
             click.echo(f"failed: {error}", err=True)

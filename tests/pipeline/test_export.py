@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import HEIGHT, WIDTH, make_shard
 
-from pipeline import export
+from pipeline import catalog, export, status
+from pipeline.catalog import Dataset, Video
 from pipeline.shard import open_shard
 
 NAMES = ["plain", "a.b", "-dash", "50%d", "it's", 'a"b', "a;b#c&d", "[x](y)", "ü 語"]
@@ -140,6 +141,15 @@ def test_imported_flow_is_the_images_bytes_exactly(tmp_path, shard_file):
             image = cv2.imread(str(folder / f"flow_{c}_{i + 1:05d}.jpg"), cv2.IMREAD_GRAYSCALE)
             assert np.array_equal(levels[i, component], image)
             assert np.allclose(flow[i, component], image * (24 / 255) - 12, atol=1e-5)
+
+
+def test_a_datasets_imported_flow_is_recorded_for_status(tmp_path):
+    images(tmp_path / "in" / "c" / "v", *[f"flow_{c}_{i}.jpg" for c in "xy" for i in (1, 2, 3)])
+    video = Video("c/v", tmp_path / "v.avi", "c", "v")
+    catalog.save(Dataset("mine", ("c",), {"c/v": video}, {}), tmp_path, tmp_path)
+    given = ["--dataset", "mine", "--data", tmp_path]
+    run(export.import_command, tmp_path / "in", "--bound", 20, *given)
+    assert "3 flows" in run(status.command, *given)
 
 
 @pytest.mark.parametrize(("step", "direction"), [(2, "forward"), (1, "backward")])
