@@ -3,7 +3,8 @@
     python benchmarks/loader.py --dataset demo --shards dis
 
 Bare decoding is cv2.imdecode, on one thread, of streams that lie in memory. The loader reads the shards, checks and
-decodes the streams, cuts the crop and hands uint8 batches over to the main process. Candidates take turns; medians.
+decodes the streams, cuts the crop and hands uint8 batches over to the main process. Candidates take turns; medians. The
+second ratio is of CPU time, bare decoding's to the workers', so that other work on the machine moves it less.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 import cv2
@@ -22,15 +25,18 @@ from torch.utils.data import DataLoader
 from pipeline.errors import command_errors
 from pipeline.shard import Shard
 from train.data import gather
-from train.dataset import TrainingReader, ignore_signals
+from train.dataset import TrainingReader, ignore_signals, unpack
 from train.recipe import load_recipe
 from train.sampler import Schedule
-from train.trainer import as_it_is
+from train.trainer import PREFETCH, as_it_is
 from train.volume import flow_indices
 
+Measured = tuple[float, float]
+"""Samples per second, and seconds of CPU time per sample."""
 
-def bare(reader: TrainingReader, samples: int) -> Callable[[], float]:
-    """A function that decodes the streams of the first samples and returns samples per second."""
+
+def bare(reader: TrainingReader, samples: int) -> Callable[[], Measured]:
+    """A function that decodes the streams of the first samples."""
     streams = []
     for index in range(samples):
         sample = reader.sample((0, index))
@@ -49,41 +55,49 @@ def bare(reader: TrainingReader, samples: int) -> Callable[[], float]:
         shard.close()
     flag = cv2.IMREAD_COLOR if reader.spec.stream == "spatial" else cv2.IMREAD_GRAYSCALE
 
-    def measure() -> float:
-        begun = time.perf_counter()
+    def measure() -> Measured:
+        begun, used = time.perf_counter(), time.process_time()
         for stream in streams:
             cv2.imdecode(stream, flag)
-        return samples / (time.perf_counter() - begun)
+        return samples / (time.perf_counter() - begun), (time.process_time() - used) / samples
 
     return measure
 
 
-def loaded(reader: TrainingReader, samples: int, batch: int, workers: int) -> Callable[[], float]:
-    """A function that runs the loader with some workers and returns samples per second once they are under way."""
+def loaded(reader: TrainingReader, samples: int, batch: int, workers: int) -> Callable[[], Measured]:
+    """A function that runs the loader with some workers and measures once they are under way."""
 
-    def measure() -> float:
+    def cpu_seconds(batches: Any) -> float:
+        fields = [
+            Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+            for worker in batches._workers
+        ]
+        return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
+
+    def measure() -> Measured:
         count = samples // batch
-        # The first batch of every worker is left out: it holds the start of the process.
-        schedule = Schedule(range(batch), batch, 0, count + 2 * workers)
+        warm = (PREFETCH + 2) * workers  # until every slot of the ring was written once
+        schedule = Schedule(range(batch), batch, 0, count + warm + PREFETCH * workers)
+        reader.share_memory(workers, PREFETCH, schedule.largest)
         loader = DataLoader(
             reader,
             batch_sampler=schedule,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=as_it_is,  # type: ignore[arg-type]
             worker_init_fn=ignore_signals,
-            prefetch_factor=2,
+            prefetch_factor=PREFETCH,
             multiprocessing_context="fork",
         )
         batches = iter(loader)
-        # What is read ahead during the first batches is counted by neither side.
-        for _ in range(2 * workers):
-            next(batches)
-        begun = time.perf_counter()
+        for _ in range(warm):
+            unpack(next(batches))
+        begun, used = time.perf_counter(), cpu_seconds(batches)
         for _ in range(count):
-            next(batches)
+            unpack(next(batches))
         rate = count * batch / (time.perf_counter() - begun)
+        cpu = (cpu_seconds(batches) - used) / (count * batch)
         batches._shutdown_workers()  # type: ignore[attr-defined]
-        return rate
+        return rate, cpu
 
     return measure
 
@@ -121,18 +135,21 @@ def main(
     spec = recipe.volume(stream)
     reader = TrainingReader(gather(dataset, split, spec, recipe, data, shards).train, spec, recipe)
     cores = len(os.sched_getaffinity(0))
-    candidates = {"bare decoding, 1 thread": bare(reader, min(samples, 256))}
+    candidates = {"bare decoding, 1 thread": bare(reader, samples)}
     for workers in sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)}):
         candidates[f"loader, {workers} worker(s)"] = loaded(reader, samples, batch, workers)
-    rates: dict[str, list[float]] = {label: [] for label in candidates}
+    found: dict[str, list[Measured]] = {label: [] for label in candidates}
     for _ in range(rounds):
         for label, measure in candidates.items():
-            rates[label].append(measure())
-    first = statistics.median(rates["bare decoding, 1 thread"])
-    for label, found in rates.items():
-        middle = statistics.median(found)
+            found[label].append(measure())
+    first = found["bare decoding, 1 thread"]
+    for label, measured in found.items():
+        rate = statistics.median(rate for rate, _ in measured)
+        ratio = statistics.median(mine[0] / other[0] for mine, other in zip(measured, first, strict=True))
+        cpu = statistics.median(other[1] / mine[1] for mine, other in zip(measured, first, strict=True))
+        least = 1e3 * min(cpu for _, cpu in measured)
         print(
-            f"{label:26} {middle:8.1f} samples/s  {middle / first:5.2f}x  ({min(found):.1f} to {max(found):.1f})"
+            f"{label:26} {rate:8.1f} samples/s {ratio:6.2f}x   CPU {least:.2f} ms/sample at best, {cpu:.2f}x"
         )
 
 

@@ -6,8 +6,11 @@ Nothing here computes with pixels: fields and frames are decoded, cut and handed
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import signal
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +34,7 @@ from train.volume import (
     RawFrames,
     VolumeSpec,
     cut,
+    cut_side,
     flow_indices,
     mirror_where,
     position_count,
@@ -74,6 +78,28 @@ class Batch(NamedTuple):
     label: Tensor
     head: Tensor
     key: Tensor
+
+
+def pack(batch: Batch, slot: Slot) -> Batch:
+    """A batch as a worker sends it: pixels by their place in the ring, the rest as arrays.
+
+    A tensor would go through a file of shared memory of its own, which costs more than sending so few bytes.
+    """
+    arrays: list[Any] = [part.numpy() for part in batch.raw[1:]]
+    rest: list[Any] = [part.numpy() for part in batch[1:]]
+    raw: Any = type(batch.raw)
+    return Batch(raw(slot, *arrays), *rest)
+
+
+def unpack(batch: Batch) -> Batch:
+    """A batch of tensors from what a loader gives; its pixels are valid until the next but one is taken."""
+    slot: Any = batch.raw[0]
+    if isinstance(batch.boxes, Tensor):
+        return batch
+    pixels = slot.tensor() if isinstance(slot, Slot) else slot
+    raw: Any = type(batch.raw)
+    parts = [torch.from_numpy(part) for part in batch.raw[1:]]
+    return Batch(raw(pixels, *parts), *(torch.from_numpy(part) for part in batch[1:]))
 
 
 def network_input(batch: Batch, spec: VolumeSpec, device: torch.device | str) -> Tensor:
@@ -141,7 +167,10 @@ def _empty(
     fields = (*leading, spec.length)
     scale, offset, mean = (torch.empty((*fields, 2)) for _ in range(3))
     levels = allocate((*fields, 2, *size))
-    return RawFlow(levels, torch.empty((*fields, 256)), scale, offset, mean, sizes, torch.empty(leading))
+    tables = spec.length if spec.direction == "both" else 1
+    return RawFlow(
+        levels, torch.empty((*leading, tables, 256)), scale, offset, mean, sizes, torch.empty(leading)
+    )
 
 
 def _fill(
@@ -170,7 +199,7 @@ def _fill(
             continue
         fields = slice(done, done + length)
         done += length
-        table[:, fields] = shard.table(direction)
+        table[:, fields if table.shape[1] > 1 else slice(None)] = shard.table(direction)
         wanted: list[int] = []
         targets: list[npt.NDArray[np.uint8]] = []
         for k, pair in enumerate(pairs):
@@ -206,10 +235,12 @@ def _decode(
             except ValueError as error:
                 raise damaged(shard.address, f"{part} {index} is {error}") from error
             # Levels as decoded: where level 0 stands for 1, the table holds the same value for both.
-            x, y = image[rows, columns], image[len(image) - shard.height :][rows, columns]
+            if len(image) == 2 * shard.height:
+                field = image.reshape(2, shard.height, shard.width)
+            else:
+                field = np.stack([image[: shard.height], image[-shard.height :]])
             for target in places[index]:
-                target[0, :height, :width] = x
-                target[1, :height, :width] = y
+                target[:, :height, :width] = field[:, rows, columns]
 
 
 def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -247,6 +278,49 @@ def read_image(path: Path, short_side: int) -> npt.NDArray[np.uint8]:
     return rgb
 
 
+# --- memory that workers and the main process share ---------------------------------------------------------------
+
+
+class Ring:
+    """Room for batches of pixels, made before the workers are forked and used again and again.
+
+    Fresh shared memory costs more than half as much as decoding what is written to it, since every page has to be
+    mapped and cleared first. Worker w writes its n-th batch to slot n modulo `slots`. A DataLoader asks a worker for
+    another batch when one is taken from it, so at most `prefetch` batches of a worker are made and not taken; with two
+    slots more, the batch that was taken last stays valid until the next but one is taken.
+    """
+
+    def __init__(self, workers: int, prefetch: int, size: int) -> None:
+        """Room for `prefetch` + 2 batches of `size` bytes for each worker."""
+        self.slots = prefetch + 2
+        # Anonymous memory: the size of /dev/shm, which is small in containers, does not limit it.
+        memory = mmap.mmap(-1, max(workers * self.slots * size, 1))
+        self.memory = torch.frombuffer(memory, dtype=torch.uint8)[: workers * self.slots * size]
+        self.memory = self.memory.view(workers, self.slots, size)
+
+    def view(self, worker: int, slot: int, shape: tuple[int, ...]) -> Tensor:
+        """A slot as a tensor of some shape."""
+        return self.memory[worker, slot, : math.prod(shape)].view(shape)
+
+
+class Slot:
+    """A tensor in the ring, as a worker tells of it; the main process sees the same memory."""
+
+    def __init__(self, owner: int, worker: int, slot: int, shape: tuple[int, ...]) -> None:
+        self.owner, self.worker, self.slot, self.shape = owner, worker, slot, shape
+
+    def tensor(self) -> Tensor:
+        """The pixels, without a copy."""
+        return _rings[self.owner].view(self.worker, self.slot, self.shape)
+
+    def pin_memory(self) -> Tensor:
+        """A copy in pinned memory; the DataLoader's own thread calls this when there is a GPU."""
+        return self.tensor().pin_memory()
+
+
+_rings: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
+
+
 # --- samples and batches ------------------------------------------------------------------------------------------
 
 
@@ -268,11 +342,56 @@ class SampleReader(TorchDataset[Batch]):
     Attributes:
         items: what is drawn from.
         spec: what a volume is.
+        snippets: K.
     """
+
+    snippets: int
+    _slot: Slot | None = None
 
     def __init__(self, items: Sequence[Item], spec: VolumeSpec) -> None:
         self.items, self.spec = list(items), spec
+        self.ring: Ring | None = None
+        self._turn = 0
         self._open: OrderedDict[int, Shard] = OrderedDict()
+
+    def share_memory(self, workers: int, prefetch: int, samples: int) -> None:
+        """Make room for batches of `samples` that workers, forked after this, hand over without copying."""
+        height, width = self.largest_region()
+        spec = self.spec
+        pixels = height * width * (3 if spec.stream == "spatial" else 2 * spec.length)
+        self.ring = Ring(workers, prefetch, samples * self.snippets * pixels)
+        self._turn = 0
+        _rings[id(self)] = self.ring
+
+    @property
+    def whole(self) -> bool:
+        """Whether whole fields are handed over, since trajectories leave the crop."""
+        return self.spec.stream == "temporal" and self.spec.stacking == "trajectory"
+
+    def largest_region(self) -> tuple[int, int]:
+        """Rows and columns that hold what is handed over of any video (images as stored may be larger)."""
+        sizes = {
+            (item.source.height, item.source.width) for item in self.items if isinstance(item.source, Shard)
+        }
+        if self.whole:
+            return max(size[0] for size in sizes), max(size[1] for size in sizes)
+        sides = {self.largest_side(*size) for size in sizes or {(self.spec.short_side, self.spec.short_side)}}
+        return max(sides), max(sides)
+
+    def largest_side(self, height: int, width: int) -> int:
+        """Side of the largest region that is cut from a stored frame."""
+        return cut_side(self.spec, height, width)
+
+    def _allocate(self, shape: tuple[int, ...]) -> Tensor:
+        worker = get_worker_info()
+        size = math.prod(shape)
+        if worker is None or self.ring is None or size > self.ring.memory.shape[2]:
+            self._slot = None
+            return _bytes(shape)
+        slot = self._turn % self.ring.slots
+        self._turn += 1
+        self._slot = Slot(id(self), worker.id, slot, shape)
+        return self.ring.view(worker.id, slot, shape)
 
     def sample(self, key: Key) -> Sample:
         raise NotImplementedError
@@ -282,14 +401,14 @@ class SampleReader(TorchDataset[Batch]):
 
     def _batch(self, samples: list[Sample]) -> Batch:
         spec = self.spec
-        whole = spec.stream == "temporal" and spec.stacking == "trajectory"
+        whole = self.whole
         regions = [self._size(sample) if whole else sample.box[2:] for sample in samples]
         height, width = max(size[0] for size in regions), max(size[1] for size in regions)
-        raw = _empty(spec, (len(samples), len(samples[0].positions)), (height, width), shared_empty)
+        raw = _empty(spec, (len(samples), len(samples[0].positions)), (height, width), self._allocate)
         arrays = [part.numpy() for part in raw]
         for i, sample in enumerate(samples):
             self._read(sample, whole, [array[i] for array in arrays])
-        return Batch(
+        batch = Batch(
             raw,
             boxes=torch.tensor([sample.box if whole else (0, 0, *sample.box[2:]) for sample in samples]),
             flip=torch.tensor([sample.flip for sample in samples]),
@@ -298,6 +417,7 @@ class SampleReader(TorchDataset[Batch]):
             head=torch.tensor([sample.item.head for sample in samples]),
             key=torch.tensor([sample.key for sample in samples]),
         )
+        return batch if self._slot is None else pack(batch, self._slot)
 
     def _size(self, sample: Sample) -> tuple[int, int]:
         assert isinstance(sample.item.source, Shard)
@@ -338,7 +458,7 @@ class TrainingReader(SampleReader):
 
     def __init__(self, items: Sequence[Item], spec: VolumeSpec, recipe: Recipe) -> None:
         super().__init__(items, spec)
-        self.recipe = recipe
+        self.recipe, self.snippets = recipe, recipe.segments
         self.pools = class_pools([item.label for item in items])
 
     def item(self, key: Key) -> tuple[Item, np.random.Generator]:
@@ -361,6 +481,12 @@ class TrainingReader(SampleReader):
             noise=lighting_noise(random, recipe.lighting if self.spec.stream == "spatial" else 0),
             key=int(random.integers(-(2**63), 2**63 - 1)),
         )
+
+    def largest_side(self, height: int, width: int) -> int:
+        """As the scale jitter draws it."""
+        if self.recipe.scales:
+            return round(min(height, width) * max(self.recipe.scales))
+        return cut_side(self.spec, height, width)
 
     def head_counts(self, iteration: int, heads: int) -> list[int]:
         """How many samples of an iteration's whole batch each head has; the same in every process."""
@@ -386,14 +512,6 @@ class ValidationReader(SampleReader):
         positions = (2 * np.arange(self.snippets) + 1) * available // (2 * self.snippets)
         box = centre_box(height, width, self.spec)
         return Sample(item, image, positions, box, False, np.zeros(3, np.float32), 0)
-
-
-def shared_empty(shape: tuple[int, ...]) -> Tensor:
-    """An uninitialised uint8 tensor; in a loader's worker in shared memory, so that handing it over copies nothing."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def ignore_signals(worker: int) -> None:

@@ -48,16 +48,30 @@ def share(batch: int, rank: int, size: int) -> range:
 
 
 class Schedule:
-    """Batch sampler for a DataLoader: the keys of each micro-batch of a rank, from one iteration to the last."""
+    """Batch sampler for a DataLoader: the keys of every read of a rank, from one iteration to the last.
 
-    def __init__(self, indices: range, micro_batch: int, start: int, stop: int) -> None:
-        self.chunks = [indices[i : i + micro_batch] for i in range(0, len(indices), micro_batch)]
+    Attributes:
+        micro_batches: for each micro-batch of an iteration, the indices of its reads; reads are of at most `read`
+            samples, so that workers start handing over early and need little memory.
+    """
+
+    def __init__(self, indices: range, micro_batch: int, start: int, stop: int, read: int = 32) -> None:
+        micro_batches = [indices[i : i + micro_batch] for i in range(0, len(indices), micro_batch)]
+        self.micro_batches = [
+            [part[i : i + read] for i in range(0, len(part), read)] for part in micro_batches
+        ]
         self.start, self.stop = start, stop
 
+    @property
+    def largest(self) -> int:
+        """Samples of the largest read."""
+        return max(len(read) for reads in self.micro_batches for read in reads)
+
     def __len__(self) -> int:
-        return len(self.chunks) * (self.stop - self.start)
+        return sum(map(len, self.micro_batches)) * (self.stop - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
         for iteration in range(self.start, self.stop):
-            for chunk in self.chunks:
-                yield [(iteration, index) for index in chunk]
+            for reads in self.micro_batches:
+                for read in reads:
+                    yield [(iteration, index) for index in read]

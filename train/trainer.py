@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,15 @@ from pipeline import atomic
 from pipeline.errors import InputError
 from train.checkpoint import BEST, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from train.data import Material
-from train.dataset import Batch, SampleReader, TrainingReader, ValidationReader, ignore_signals, network_input
+from train.dataset import (
+    Batch,
+    SampleReader,
+    TrainingReader,
+    ValidationReader,
+    ignore_signals,
+    network_input,
+    unpack,
+)
 from train.distributed import World
 from train.initialise import freeze, initialise
 from train.log import RunLog, draw_curves
@@ -39,6 +47,7 @@ RESUME_LATER = 75
 RECIPE = "recipe.toml"
 VALIDATION_SNIPPETS = 5
 PROGRESS_SECONDS = 5.0
+PREFETCH = 2
 
 
 @dataclass(frozen=True)
@@ -280,9 +289,12 @@ class Trainer:
         meter = Meter(self)
         saved = self.iteration
         status = 0
-        with self.batches(self.reader, schedule) as batches, contextlib.closing(log or io.StringIO()):
+        with (
+            self.batches(self.reader, schedule, schedule.largest) as batches,
+            contextlib.closing(log or io.StringIO()),
+        ):
             while self.iteration < recipe.iterations:
-                self.step(batches, len(schedule.chunks), meter)
+                self.step(batches, schedule.micro_batches, meter)
                 self.iteration += 1
                 done = self.iteration == recipe.iterations
                 number = int(world.largest(interrupt.number))
@@ -313,9 +325,11 @@ class Trainer:
         return status
 
     @contextlib.contextmanager
-    def batches(self, reader: SampleReader, schedule: Any) -> Iterator[Iterator[Batch]]:
+    def batches(self, reader: SampleReader, schedule: Any, samples: int) -> Iterator[Iterator[Batch]]:
         """Batches in the schedule's order, read ahead by worker processes, which end with the block."""
         workers = self.options.workers
+        if workers:
+            reader.share_memory(workers, PREFETCH, samples)
         loader = DataLoader(
             reader,
             batch_sampler=schedule,
@@ -323,7 +337,7 @@ class Trainer:
             collate_fn=as_it_is,  # type: ignore[arg-type]
             pin_memory=self.world.device.type == "cuda",
             worker_init_fn=ignore_signals,
-            prefetch_factor=2 if workers else None,
+            prefetch_factor=PREFETCH if workers else None,
             multiprocessing_context="fork" if workers else None,
         )
         batches = iter(loader)
@@ -336,7 +350,7 @@ class Trainer:
                 for worker in batches._workers:  # type: ignore[attr-defined]
                     worker.kill()
 
-    def step(self, batches: Iterator[Batch], chunks: int, meter: Meter) -> None:
+    def step(self, batches: Iterator[Batch], micro_batches: list[list[range]], meter: Meter) -> None:
         """One iteration: gradients of the whole batch, piece by piece, then one update."""
         rate = self.recipe.learning_rate_at(self.iteration)
         for group in self.optimiser.param_groups:
@@ -346,40 +360,40 @@ class Trainer:
             layer.eval()
         self.optimiser.zero_grad(set_to_none=True)
         counts = self.reader.head_counts(self.iteration, len(self.ranges))
-        for chunk in range(chunks):
-            before = time.perf_counter()
-            batch = next(batches)
-            meter.waited += time.perf_counter() - before
-            self.accumulate(batch, counts, last=chunk == chunks - 1, meter=meter)
+        for reads in micro_batches:
+            parts = []
+            for _ in reads:
+                before = time.perf_counter()
+                batch = next(batches)
+                meter.waited += time.perf_counter() - before
+                parts.append(self.ready(batch))
+            self.accumulate(join(parts), counts, reads is micro_batches[-1], meter)
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimiser.step()
         meter.next_iteration(rate)
 
-    def accumulate(self, batch: Batch, counts: Sequence[int], last: bool, meter: Meter) -> None:
+    def accumulate(self, samples: Samples, counts: Sequence[int], last: bool, meter: Meter) -> None:
         """Add the gradient of one micro-batch; gradients are exchanged with the last one."""
         while True:
-            parts = split(batch, self.pieces)
+            parts = split(samples, self.pieces)
+            begun = False
             try:
-                for i, part in enumerate(parts):
-                    exchange = last and i == len(parts) - 1
+                for part in parts:
+                    exchange = last and part is parts[-1]
                     quiet = isinstance(self.callable, DistributedDataParallel) and not exchange
                     with self.callable.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
                         logits = self.logits(self.callable, part)
-                        loss, stats = head_losses(logits, part, self.ranges, counts)
+                        loss, stats = head_losses(logits, part.label, part.head, self.ranges, counts)
+                        begun = True
                         # DistributedDataParallel averages over processes; the loss is a sum over samples.
                         (loss * self.world.size).backward()
                     meter.add(stats)
                 return
             except torch.cuda.OutOfMemoryError as error:
-                size = len(batch.label) // self.pieces
-                # Gradients of earlier parts can't be told apart any more, so this helps from the first piece only.
-                if (
-                    i
-                    or self.world.size > 1
-                    or size < 2
-                    or any(p.grad is not None for p in self.network.parameters())
-                ):
+                size = len(samples.label) // self.pieces
+                # Once gradients are being added up, a second try would count some of them twice.
+                if begun or self.world.size > 1 or size < 2:
                     raise InputError(
                         f"out of GPU memory with {size} samples at a time: choose a smaller --micro-batch; "
                         "the result stays the same, since gradients are added up"
@@ -388,20 +402,23 @@ class Trainer:
             torch.cuda.empty_cache()
             self.say(f"out of GPU memory: going on with {size // 2} samples at a time")
 
-    def logits(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Logits of every sample, averaged over its snippets: float32[B,classes]."""
+    def ready(self, batch: Batch) -> Samples:
+        """A batch of bytes as the network's input, on the device."""
         device = self.world.device
         with torch.no_grad():
-            inputs = network_input(batch, self.spec, device)
-            count, snippets = inputs.shape[:2]
-            # Every snippet has masks of its own.
-            keys = (batch.key[:, None] + torch.arange(snippets) * (1 << 32)).flatten().to(device)
-            inputs = inputs.flatten(0, 1)
-            if device.type == "cuda":
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            logits = network(inputs, keys)
-        return logits.float().unflatten(0, (count, snippets)).mean(dim=1)
+            inputs = network_input(unpack(batch), self.spec, device)
+            # Every snippet has dropout masks of its own.
+            keys = batch.key[:, None] + torch.arange(inputs.shape[1]) * (1 << 32)
+            return Samples(inputs, batch.label.to(device), batch.head.to(device), keys.to(device))
+
+    def logits(self, network: nn.Module, samples: Samples) -> Tensor:
+        """Logits of every sample, averaged over its snippets: float32[B,classes]."""
+        inputs = samples.inputs.flatten(0, 1)
+        if inputs.device.type == "cuda":
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = network(inputs, samples.keys.flatten())
+        return logits.float().unflatten(0, samples.inputs.shape[:2]).mean(dim=1)
 
     # --- validation and saving ------------------------------------------------------------------------------------
 
@@ -415,9 +432,9 @@ class Trainer:
         chunks = [[(0, index) for index in mine[i : i + size]] for i in range(0, len(mine), size)]
         totals = torch.zeros(len(self.ranges), 4, dtype=torch.float64)
         self.network.eval()
-        with torch.no_grad(), self.batches(reader, chunks) as batches:
+        with torch.no_grad(), self.batches(reader, chunks, size) as batches:
             for batch in batches:
-                totals += validation_stats(self.logits(self.network, batch), batch, self.ranges)
+                totals += validation_stats(self.logits(self.network, self.ready(batch)), batch, self.ranges)
         self.world.sum(totals)
         results: dict[str, dict[str, float]] = {}
         for name, (loss, correct, among_five, count) in zip(
@@ -567,34 +584,45 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
 
-def split(batch: Batch, pieces: int) -> list[Batch]:
-    """A batch in at most `pieces` parts of nearly equal size."""
-    if pieces == 1:
-        return [batch]
-    count = len(batch.label)
+class Samples(NamedTuple):
+    """B samples of K snippets on the device: inputs float[B,K,C,H,W], label and head int64[B], keys int64[B,K]."""
+
+    inputs: Tensor
+    label: Tensor
+    head: Tensor
+    keys: Tensor
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """Samples one after the other."""
+    return (
+        parts[0]
+        if len(parts) == 1
+        else Samples(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    )
+
+
+def split(samples: Samples, pieces: int) -> list[Samples]:
+    """Samples in at most `pieces` parts of nearly equal size."""
+    count = len(samples.label)
     edges = [count * i // pieces for i in range(pieces + 1)]
-    return [
-        Batch(type(batch.raw)(*(part[a:b] for part in batch.raw)), *(part[a:b] for part in batch[1:]))
-        for a, b in itertools.pairwise(edges)
-        if a < b
-    ]
+    return [Samples(*(tensor[a:b] for tensor in samples)) for a, b in itertools.pairwise(edges) if a < b]
 
 
 def head_losses(
-    logits: Tensor, batch: Batch, ranges: Sequence[tuple[int, int]], counts: Sequence[int]
+    logits: Tensor, label: Tensor, head: Tensor, ranges: Sequence[tuple[int, int]], counts: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Sum over heads of the share of their mean loss that these samples make up.
 
     Args:
         logits: [B,classes] of all heads.
-        batch: its label and head.
+        label, head: int64[B]; labels are columns of the last layer.
         ranges: columns of each head.
         counts: samples of each head in the whole batch, over all processes and micro-batches.
 
     Returns:
         The loss, and detached float32[heads,3]: summed loss, correct ones, samples.
     """
-    label, head = batch.label.to(logits.device), batch.head.to(logits.device)
     loss = logits.new_zeros(())
     stats = []
     for i, ((start, stop), count) in enumerate(zip(ranges, counts, strict=True)):

@@ -120,7 +120,7 @@ class RawFlow(NamedTuple):
 
     Attributes:
         levels: uint8[...,L,2,H,W]; smaller fields are padded at the bottom and right.
-        table: float32[...,L,256], the flow of each level.
+        table: float32[...,L,256], the flow of each level; [...,1,256] if all fields share one.
         scale, offset, mean: float32[...,L,2]; flow = table[level] * scale + offset, of which mean is the mean vector.
         size: int64[...,2], rows and columns that are really there.
         zoom: float32[...], pixels of the network's frame per stored pixel.
@@ -214,7 +214,8 @@ def dequantise(levels: Tensor, table: Tensor, scale: Tensor, offset: Tensor) -> 
     """Flow in pixels: table[level] * scale + offset.
 
     Args:
-        levels: uint8[...,2,H,W]. table: float32[...,256]. scale, offset: float32[...,2].
+        levels: uint8[...,2,H,W]. table: float32[...,256]; its leading shape may be one that broadcasts.
+        scale, offset: float32[...,2].
 
     Returns:
         float32[...,2,H,W].

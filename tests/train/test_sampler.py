@@ -61,8 +61,11 @@ def test_ranks_share_a_batch_without_gap_or_overlap(batch: int, size: int) -> No
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
 def test_micro_batches_hold_the_batch_in_order(micro_batch: int) -> None:
-    schedule = Schedule(range(4, 12), micro_batch, 2, 5)
+    schedule = Schedule(range(4, 12), micro_batch, 2, 5, read=2)
     chunks = list(schedule)
     assert len(chunks) == len(schedule)
-    assert max(map(len, chunks)) <= micro_batch
+    assert max(map(len, chunks)) == schedule.largest == min(micro_batch, 2)
+    assert [sum(map(len, reads)) for reads in schedule.micro_batches[:-1]] == [micro_batch] * (
+        len(schedule.micro_batches) - 1
+    )
     assert [key for chunk in chunks for key in chunk] == [(t, i) for t in (2, 3, 4) for i in range(4, 12)]

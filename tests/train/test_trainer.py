@@ -21,12 +21,12 @@ from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from train.checkpoint import checkpoints, load_checkpoint
 from train.data import Material, gather, gather_images
-from train.dataset import Batch, TrainingReader, network_input
+from train.dataset import TrainingReader, network_input
 from train.distributed import Place, World
 from train.log import read_log
 from train.models import build
 from train.recipe import Recipe, load_recipe
-from train.trainer import RESUME_LATER, Options, head_losses, split, train
+from train.trainer import RESUME_LATER, Options, Samples, head_losses, join, split, train
 
 ALONE = World(Place(), torch.device("cpu"))
 NO_NORM = dataclasses.replace(
@@ -139,12 +139,6 @@ def test_snippets_are_averaged_as_logits(material: Material, tmp_path: Path) -> 
     assert losses(tmp_path) == [pytest.approx(F.cross_entropy(logits, batch.label).item(), rel=1e-5)]
 
 
-def labelled(head: list[int], label: list[int]) -> Batch:
-    """A batch of which only heads and labels matter."""
-    nothing = torch.zeros(len(head))
-    return Batch(None, nothing, nothing, nothing, torch.tensor(label), torch.tensor(head), nothing)  # type: ignore[arg-type]
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 1), min_size=2, max_size=12), st.integers(1, 4), st.integers(0, 99))
 def test_each_head_s_loss_is_the_mean_over_its_own_samples_in_the_whole_batch(
@@ -167,21 +161,20 @@ def test_each_head_s_loss_is_the_mean_over_its_own_samples_in_the_whole_batch(
     # Parts may lack a head, or even be empty of it everywhere.
     for a, b in itertools.pairwise(edges):
         if a < b:
-            loss, stats = head_losses(logits[a:b], labelled(head[a:b], label[a:b]), ranges, counts)
+            loss, stats = head_losses(
+                logits[a:b], torch.tensor(label[a:b]), torch.tensor(head[a:b]), ranges, counts
+            )
             assert stats[:, 2].tolist() == [head[a:b].count(0), head[a:b].count(1)]
             total = total + loss
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(torch.autograd.grad(total, logits)[0], gradient)
 
 
-def test_batches_split_without_loss(material: Material) -> None:
-    batch = TrainingReader(material.train, RECIPE.volume("temporal"), RECIPE).__getitems__(
-        [(0, i) for i in range(7)]
-    )
+def test_samples_split_and_join_without_loss() -> None:
+    samples = Samples(torch.randn(7, 2, 3), torch.arange(7), torch.arange(7) % 2, torch.arange(14).view(7, 2))
     for pieces in (1, 2, 3, 9):
-        parts = split(batch, pieces)
-        assert torch.equal(torch.cat([part.label for part in parts]), batch.label)
-        assert torch.equal(torch.cat([part.raw.levels for part in parts]), batch.raw.levels)  # type: ignore[union-attr]
+        joined = join(split(samples, pieces))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(joined, samples, strict=True))
 
 
 def test_several_datasets_train_one_network(tiny: DatasetPaths, tmp_path: Path) -> None:
