@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import brox_reference
+import numpy as np
 import pytest
 
 from extract_flow import methods
@@ -128,3 +130,17 @@ def test_a_gpu_that_is_not_there_is_told_and_auto_takes_the_cpu():
     with pytest.raises(InputError, match=r"brox on cuda: no usable NVIDIA GPU.*--device cpu"):
         methods.load("brox", device="cuda")
     assert methods.load("brox", device="auto").device == "cpu"
+
+
+@pytest.mark.parametrize("preset", ["default", "opencv"])
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (101, 77), (16, 15)])
+def test_a_real_gpu_gives_the_flow_of_the_cpu(preset, height, width):
+    from extract_flow.cuda import device
+
+    if not device.available():
+        pytest.skip("no usable NVIDIA GPU")
+    frame = brox_reference.textured(height, width, seed=1)
+    frames = np.stack([frame, brox_reference.moved(frame, 2.2, -1.1)])
+    flows = [methods.load("brox", device=kind, preset=preset)(frames) for kind in ("cpu", "cuda")]
+    # Relaxation 1.99 (opencv) amplifies rounding.
+    assert np.abs(flows[0] - flows[1]).mean() < (1e-3 if preset == "default" else 0.02)
