@@ -111,7 +111,7 @@ lint: setup  ## ruff, mypy and shellcheck
 	git ls-files '*.sh' '*.sbatch' '*.env' .ci/run | xargs .venv/bin/shellcheck
 
 benchmark: setup  ## print the tables of docs/performance.md for this machine
-	@for table in codec reader extraction flow_cpu flow_accuracy loader scoring; do .venv/bin/python "benchmarks/$$table.py"; done
+	@for table in codec reader extraction flow_cpu flow_accuracy flow_brox loader scoring; do .venv/bin/python "benchmarks/$$table.py"; done
 
 opencv-cuda: setup  ## build OpenCV with CUDA into dist/: CUDA_ARCH=9.0 (about 25 minutes on two free cores)
 	@$(functions)
