@@ -404,9 +404,9 @@ class Trainer:
 
     def ready(self, batch: Batch) -> Samples:
         """A batch of bytes as the network's input, on the device."""
-        device = self.world.device
+        device, batch = self.world.device, unpack(batch)
         with torch.no_grad():
-            inputs = network_input(unpack(batch), self.spec, device)
+            inputs = network_input(batch, self.spec, device)
             # Every snippet has dropout masks of its own.
             keys = batch.key[:, None] + torch.arange(inputs.shape[1]) * (1 << 32)
             return Samples(inputs, batch.label.to(device), batch.head.to(device), keys.to(device))
@@ -434,7 +434,8 @@ class Trainer:
         self.network.eval()
         with torch.no_grad(), self.batches(reader, chunks, size) as batches:
             for batch in batches:
-                totals += validation_stats(self.logits(self.network, self.ready(batch)), batch, self.ranges)
+                samples = self.ready(batch)
+                totals += validation_stats(self.logits(self.network, samples), samples, self.ranges)
         self.world.sum(totals)
         results: dict[str, dict[str, float]] = {}
         for name, (loss, correct, among_five, count) in zip(
@@ -638,13 +639,13 @@ def head_losses(
     return loss, torch.stack(stats)
 
 
-def validation_stats(logits: Tensor, batch: Batch, ranges: Sequence[tuple[int, int]]) -> Tensor:
+def validation_stats(logits: Tensor, samples: Samples, ranges: Sequence[tuple[int, int]]) -> Tensor:
     """Per head: summed loss, correct, correct among the first five, samples; float64[heads,4] on the CPU."""
     stats = torch.zeros(len(ranges), 4, dtype=torch.float64)
-    logits = logits.double().cpu()
+    logits, label, head = logits.double().cpu(), samples.label.cpu(), samples.head.cpu()
     for i, (start, stop) in enumerate(ranges):
-        mine = batch.head == i
-        own, wanted = logits[mine, start:stop], batch.label[mine] - start
+        mine = head == i
+        own, wanted = logits[mine, start:stop], label[mine] - start
         if len(wanted):
             ranked = own.topk(min(5, stop - start), dim=1).indices == wanted[:, None]
             stats[i, 0] = F.cross_entropy(own, wanted, reduction="sum")

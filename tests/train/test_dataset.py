@@ -11,19 +11,28 @@ import pytest
 import torch
 from made_shards import make_shard
 from tiny_dataset import RECIPE
+from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
 from pipeline.shard import open_shard
 from train.dataset import (
+    Batch,
     Item,
+    Ring,
+    Slot,
     TrainingReader,
     ValidationReader,
+    _rings,
+    ignore_signals,
     network_input,
     read_image,
     read_volumes,
     shard_positions,
+    unpack,
 )
 from train.recipe import Recipe
+from train.sampler import Schedule
+from train.trainer import as_it_is
 from train.volume import RawFlow, VolumeSpec, cut, flow_indices, flow_volume, mirror, volume
 
 SIZES = ((18, 33), (26, 20), (18, 33), (21, 21))
@@ -192,3 +201,49 @@ def test_batches_of_images_hold_their_crops(tmp_path: Path) -> None:
     mean, std = torch.tensor(spec.colour_mean), torch.tensor(spec.colour_std)
     for label, image in zip(batch.label.tolist(), inputs[:, 0], strict=True):
         torch.testing.assert_close(image[:, 0, 0], (torch.tensor(colours[label]) - mean) / std)
+
+
+# --- what workers hand over ---
+
+
+def loader(reader: TrainingReader, schedule: Schedule, workers: int) -> DataLoader[Batch]:
+    return DataLoader(
+        reader,
+        batch_sampler=schedule,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=as_it_is,  # type: ignore[arg-type]
+        worker_init_fn=ignore_signals,
+        prefetch_factor=2,
+        multiprocessing_context="fork",
+    )
+
+
+@pytest.mark.parametrize("room", ["enough", "too little"])
+def test_memory_that_workers_use_again_holds_the_right_batches(items: list[Item], room: str) -> None:
+    """Many more batches than slots; each is compared when it was taken, and again when the next one was."""
+    spec = RECIPE.volume("temporal")
+    reader = TrainingReader(items, spec, RECIPE)
+    schedule = Schedule(range(6), 6, 0, 24, read=3)
+    reader.share_memory(2, 2, schedule.largest if room == "enough" else 1)
+    before = expected = None
+    for keys, found in zip(schedule, map(unpack, loader(reader, schedule, 2)), strict=True):
+        if before is not None:
+            assert torch.equal(network_input(before, spec, "cpu"), expected)
+        own = reader.__getitems__(keys)
+        expected = network_input(own, spec, "cpu")
+        assert torch.equal(network_input(found, spec, "cpu"), expected)
+        for ours, theirs in zip(found[1:], own[1:], strict=True):
+            assert torch.equal(ours, theirs)
+        before = found
+
+
+def test_pinned_memory_is_a_copy_of_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Ring(workers=1, prefetch=2, size=12)
+    assert ring.slots == 4
+    monkeypatch.setitem(_rings, 7, ring)
+    ring.view(0, 3, (3, 4)).fill_(5)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    pinned = Slot(7, 0, 3, (3, 4)).pin_memory()
+    ring.view(0, 3, (3, 4)).fill_(6)
+    assert (pinned == 5).all()
+    assert not ring.view(0, 2, (12,)).any()
