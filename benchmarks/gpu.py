@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -377,8 +378,11 @@ def peers(report: Report, folder: Path | None) -> None:
     sys.path.insert(0, str(PROJECT / "benchmarks"))
     import opencv_cuda_peer
 
+    from extract_flow.methods import load
+
     frames = moving_frames(9, HEIGHT, WIDTH)
-    for name in ("tvl1", "brox"):
+    pairs = consecutive(len(frames))[: len(frames) - 1]  # forward only, as the peer is given them
+    for name, preset in (("tvl1", "field"), ("brox", "opencv")):
         try:
             measured = opencv_cuda_peer.measure(folder, frames[:-1], frames[1:], name, timeout_s=60)
         except opencv_cuda_peer.PeerError as error:
@@ -387,6 +391,22 @@ def peers(report: Report, folder: Path | None) -> None:
         report.add(
             "peers", f"OpenCV {measured.opencv} CUDA {name}, a pair at a time", f"{1 / seconds:.1f} pairs/s"
         )
+        ours = load(name, "cuda", preset=preset)
+        apart = np.hypot(*(ours.run(frames, pairs) - measured.flow).transpose(1, 0, 2, 3))
+        many = np.tile(frames, (16, 1, 1))
+        every = np.concatenate([pairs + len(frames) * i for i in range(16)])
+        for label, work_frames, work in (
+            ("a pair at a time", frames[:2], pairs[:1]),
+            ("batched", many, every),
+        ):
+            speed_of = rate(partial(ours.run, work_frames, work), len(work), lambda: None)
+            report.add(
+                "peers",
+                f"ours, {name} {preset}, {label}",
+                f"{speed_of:.1f} pairs/s",
+                None,
+                f"{apart.mean():.4f} px from OpenCV's",
+            )
 
 
 def training(report: Report, folder: Path) -> None:

@@ -82,12 +82,17 @@ class OpenCvCudaMethod(FlowMethod):
         self.implementation = f"OpenCV {cv2.__version__} with CUDA"
         self.parameters = dataclasses.asdict(parameters)
         self._unit_range = unit_range
-        self._solver = make()
+        self._make, self._solver = make, make()
+        self._size: tuple[int, ...] = ()
         self._frames = [cv2.cuda.GpuMat(), cv2.cuda.GpuMat()]
         self._result = cv2.cuda.GpuMat()
 
     def flow(self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         result = np.empty((len(pairs), 2, *frames.shape[1:]), np.float32)
+        if self._size not in ((), frames.shape[1:]):
+            # OpenCV's TV-L1 lowers its number of scales for good when a small frame comes along.
+            self._solver = self._make()
+        self._size = frames.shape[1:]
         held = [-1, -1]  # the frame that lies in each GpuMat: neighbouring pairs share one
         try:
             for i, (before, after) in enumerate(pairs.tolist()):

@@ -127,7 +127,7 @@ def test_every_parameter_has_a_line_of_help(name: str) -> None:
         ("dis", {"preset": "none"}, "dis has no preset 'none': choose one of default, fast, ultrafast"),
         ("raft", {}, "unknown flow method 'raft': choose one of tvl1"),
         ("dis", {"device": "cuda"}, "dis runs on the CPU only"),
-        ("opencv-cuda-brox", {}, "no cv2.cuda.BroxOpticalFlow"),
+        ("opencv-cuda-brox", {}, "cv2.cuda.BroxOpticalFlow"),
     ],
 )
 def test_wrong_requests_say_what_would_be_right(name: str, values: dict, message: str) -> None:
