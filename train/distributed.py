@@ -17,10 +17,11 @@ import os
 import re
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -155,13 +156,19 @@ class World:
         return values[0]
 
     def agree(self, error: str | None) -> None:
-        """Raise InputError in every process if there is an error in any, so that none waits for one that has ended."""
+        """End every process if there is an error in any, so that none waits for one that has ended (see `fail`)."""
         errors: list[str | None] = [error]
         if self.size > 1:
             errors = [None] * self.size
             dist.all_gather_object(errors, error, group=self.control)
         if found := [text for text in dict.fromkeys(errors) if text]:
-            raise InputError("\n".join(found))
+            self.fail("\n".join(found))
+
+    def fail(self, error: str) -> NoReturn:
+        """End every process with an error that all of them know: InputError in the first, which tells it."""
+        if self.first:
+            raise InputError(error)
+        sys.exit(1)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

@@ -541,7 +541,7 @@ class Meter:
         for (iteration, rate, _), heads in zip(self.done, stats, strict=True):
             losses = heads[:, 0] / heads[:, 2].clamp(min=1)
             if not losses.isfinite().all():
-                raise InputError(
+                trainer.world.fail(
                     f"the loss is {float(losses.sum())} at iteration {iteration} (learning rate {rate:g}): stopped; "
                     "try a smaller --learning-rate, --clip or --warmup, and see the last checkpoint in "
                     f"{trainer.options.folder}"
