@@ -144,6 +144,7 @@ def run(words: list[str] | str, folder: Path) -> None:
     assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
+@pytest.mark.xdist_group("documentation")  # one worker, so that the demo is made once
 @pytest.mark.parametrize("page", list(pages_with_commands()), ids=name)
 def test_commands_run_in_the_order_of_the_page(page: Path, small_demo: Path, tmp_path: Path) -> None:
     shutil.copytree(small_demo, tmp_path / "data")
