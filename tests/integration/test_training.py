@@ -206,7 +206,8 @@ def test_missing_shards_end_every_process_with_one_message(data: Path, tmp_path:
     done = train(tmp_path, *SMALL, "--name", "x", processes=2)
     assert done.returncode != 0
     assert done.stderr.count("1 of 18 videos of tiny cannot be used") == 1
-    assert "Traceback (most recent call last)" not in done.stderr.split("torch.distributed")[0]
+    # torchrun itself ends with a traceback, our processes do not.
+    assert "train/__main__.py" not in done.stderr
     done = train(tmp_path, *SMALL, "--name", "x", "--allow-missing")
     assert done.returncode == 0
     assert "1 left out" in done.stderr
