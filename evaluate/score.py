@@ -31,7 +31,7 @@ from pipeline.paths import DatasetPaths
 from pipeline.plan import share
 from pipeline.shard import Shard, ShardAddress, index_shards, open_shard
 from train.checkpoint import Checkpoint
-from train.dataset import read_volumes, shard_positions
+from train.dataset import keep_opencv_to_one_thread, read_volumes, shard_positions
 from train.volume import RawFlow, RawFrames, VolumeSpec, volume
 
 SAVE_SECONDS = 30.0
@@ -70,6 +70,7 @@ class VideoBytes(Dataset[tuple[int, RawFlow | RawFrames]]):
     """The bytes of all positions of each video, decoded once; item i is (i, bytes)."""
 
     def __init__(self, shards: Sequence[ShardAddress], spec: VolumeSpec, frames: int) -> None:
+        keep_opencv_to_one_thread()
         self.shards, self.spec, self.frames = shards, spec, frames
 
     def __len__(self) -> int:

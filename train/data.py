@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import Shard, ShardAddress, index_shards, open_shard
 from train.augment import Box, centre_box, lighting_noise, random_box
-from train.dataset import Item, read_volumes, shard_positions
+from train.dataset import Item, keep_opencv_to_one_thread, read_volumes, shard_positions
 from train.recipe import Recipe
 from train.sampler import generator
 from train.volume import RawFrames, VolumeSpec, cut, mirror, volume
@@ -332,6 +332,7 @@ class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
             InputError: unknown names, missing or broken shards (all of them in one message).
             ValueError: `part` is neither "train" nor "test".
         """
+        keep_opencv_to_one_thread()
         if part not in ("train", "test"):
             raise ValueError(f"part: expected train or test, found {part!r}")
         catalogue = load_dataset(dataset, data)

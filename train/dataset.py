@@ -349,6 +349,7 @@ class SampleReader(TorchDataset[Batch]):
     _slot: Slot | None = None
 
     def __init__(self, items: Sequence[Item], spec: VolumeSpec) -> None:
+        keep_opencv_to_one_thread()
         self.items, self.spec = list(items), spec
         self.ring: Ring | None = None
         self._turn = 0
@@ -518,10 +519,19 @@ def ignore_signals(worker: int) -> None:
     """Workers leave the signals that end a run to the main process, which saves first (worker_init_fn)."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    keep_opencv_to_one_thread()
+    torch.set_num_threads(1)
+
+
+def keep_opencv_to_one_thread() -> None:
+    """OpenCV works in the calling thread from here on.
+
+    Called by whatever will be forked into workers, before: a thread pool does not survive the fork, and a worker that
+    touched one would wait for its threads for ever.
+    """
     import cv2
 
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
 
 
 def default_workers(processes_here: int = 1) -> int:

@@ -247,3 +247,14 @@ def test_pinned_memory_is_a_copy_of_the_slot(monkeypatch: pytest.MonkeyPatch) ->
     ring.view(0, 3, (3, 4)).fill_(6)
     assert (pinned == 5).all()
     assert not ring.view(0, 2, (12,)).any()
+
+
+def test_workers_do_not_wait_for_opencvs_threads_of_their_parent(items: list[Item]) -> None:
+    """A pool that ran before the fork has no threads in a worker; it used to hang there."""
+    import cv2
+
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((512, 512), np.float32), (0, 0), 3)
+    reader = TrainingReader(items, RECIPE.volume("temporal"), RECIPE)
+    batches = iter(loader(reader, Schedule(range(6), 6, 0, 2), 1))
+    assert len(list(batches)) == 2
