@@ -249,12 +249,12 @@ def test_pinned_memory_is_a_copy_of_the_slot(monkeypatch: pytest.MonkeyPatch) ->
     assert not ring.view(0, 2, (12,)).any()
 
 
+@pytest.mark.timeout(60)
 def test_workers_do_not_wait_for_opencvs_threads_of_their_parent(items: list[Item]) -> None:
-    """A pool that ran before the fork has no threads in a worker; it used to hang there."""
-    import cv2
-
+    """A thread pool that sleeps in the parent has no threads in a worker, which used to wait for them for ever."""
     cv2.setNumThreads(4)
-    cv2.GaussianBlur(np.zeros((512, 512), np.float32), (0, 0), 3)
+    cv2.warpAffine(np.zeros((2048, 2048), np.float32), np.eye(2, 3), (2048, 2048))
+    time.sleep(0.3)  # until the pool's threads have stopped spinning and sleep
     reader = TrainingReader(items, RECIPE.volume("temporal"), RECIPE)
     batches = iter(loader(reader, Schedule(range(6), 6, 0, 2), 1))
     assert len(list(batches)) == 2
