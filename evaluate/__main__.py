@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,12 @@ def train_view_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def test_and_train_views(options: Mapping[str, Any]) -> tuple[Views, Views]:
+    """Views of the test list, and of the training list where they are not said to be others."""
+    views = Views(options["frames"], options["crops"])
+    return views, Views(options["train_frames"] or views.frames, options["train_crops"] or views.crops)
+
+
 @click.group(invoke_without_command=True, context_settings=SETTINGS)
 @dataset_options
 @run_options
@@ -107,8 +113,7 @@ def main(context: click.Context, **options: Any) -> None:
     console = make_console()
     dataset, paths = open_dataset(options["dataset"], options["data"], console)
     chosen = stages.chosen_runs(paths, options, console)
-    views = Views(options["frames"], options["crops"])
-    train_views = Views(options["train_frames"] or views.frames, options["train_crops"] or views.crops)
+    views, train_views = test_and_train_views(options)
     wanted = [("test", views)] + ([("train", train_views)] if "svm" in options["fusions"] else [])
     for split, runs in chosen.items():
         for run in runs:
@@ -178,8 +183,7 @@ def fuse_command(files: tuple[Path, ...], **options: Any) -> None:
     else:
         _, paths = open_dataset(options["dataset"], options["data"], console)
         chosen = stages.chosen_runs(paths, options, console)
-        views = Views(options["frames"], options["crops"])
-        train_views = Views(options["train_frames"] or views.frames, options["train_crops"] or views.crops)
+        views, train_views = test_and_train_views(options)
         fused = stages.fuse(
             paths, chosen, views, train_views, options["fusions"], options["weights"], options["on"], console
         )
@@ -201,8 +205,7 @@ def report_command(**options: Any) -> None:
     console = make_console()
     _, paths = open_dataset(options["dataset"], options["data"], console)
     chosen = stages.chosen_runs(paths, options, console)
-    views = Views(options["frames"], options["crops"])
-    train_views = Views(options["train_frames"] or views.frames, options["train_crops"] or views.crops)
+    views, train_views = test_and_train_views(options)
     fused = stages.fuse(
         paths, chosen, views, train_views, options["fusions"], options["weights"], options["on"], console
     )
