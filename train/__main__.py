@@ -173,10 +173,10 @@ def run(options: dict[str, Any]) -> int:
     """Resolve the options, find the data, train; the exit status."""
     import torch
 
-    from train.data import gather, gather_images
-    from train.dataset import default_workers
+    from train.batches import default_workers
     from train.distributed import join
     from train.trainer import Options, train
+    from train.training_data import gather, gather_images
 
     images: Path | None = options["images"]
     dataset = options["dataset"] or ("images" if images else "demo")

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from pipeline import atomic
 from pipeline.errors import InputError
-from pipeline.shard import first_line
-from train.models import Network, build
-from train.volume import VolumeSpec
+from pipeline.text import first_line
+from train.models import build
+from train.models.network import Network
+from train.volume_spec import VolumeSpec
 
 FORMAT = "two-stream checkpoint"
 VERSION = 1

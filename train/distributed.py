@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.shard import first_line
+from pipeline.text import first_line
 
 TIMEOUT = timedelta(minutes=30)
 _SIOCGIFADDR = 0x8915

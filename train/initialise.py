@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from train.checkpoint import FORMAT, find_checkpoint, read_archive
-from train.models import Network
+from train.models.network import Network
 
 WRAPPERS = ("state_dict", "model_state", "model")
 PREFIXES = ("module.", "_orig_mod.")

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from pipeline.errors import InputError
+from pipeline.runs import STREAMS
 from train.models import MODELS
-from train.volume import COLOUR_MEAN, COLOUR_STD, DIRECTIONS, STACKINGS, STREAMS, VolumeSpec
+from train.volume_spec import COLOUR_MEAN, COLOUR_STD, STACKINGS, VOLUME_DIRECTIONS, VolumeSpec
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -43,7 +44,7 @@ class Recipe:
     short_side: int = _key(256, "smaller side of the video as the network sees it; 0: as stored")
     length: int = _key(10, "L, flow fields per volume")
     stacking: str = _key("stack", "how fields are stacked", STACKINGS)
-    direction: str = _key("forward", "direction of flow; both is bi-directional", DIRECTIONS)
+    direction: str = _key("forward", "direction of flow; both is bi-directional", VOLUME_DIRECTIONS)
     mean_subtraction: bool = _key(True, "subtract each field's mean vector")
     flow_scale: float = _key(1.0, "network input per pixel of flow")
     colour_mean: tuple[float, ...] = _key(COLOUR_MEAN, "colour that becomes 0, in 0..255")

@@ -22,9 +22,7 @@ from torch.utils.data import DataLoader
 
 from pipeline import atomic
 from pipeline.errors import InputError
-from train.checkpoint import BEST, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
-from train.data import Material
-from train.dataset import (
+from train.batches import (
     Batch,
     SampleReader,
     TrainingReader,
@@ -33,12 +31,14 @@ from train.dataset import (
     network_input,
     unpack,
 )
+from train.checkpoint import BEST, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from train.distributed import World
 from train.initialise import freeze, initialise
 from train.log import RunLog, draw_curves
 from train.models import build
 from train.recipe import Recipe, to_toml
 from train.sampler import Schedule, share
+from train.training_data import TrainingData
 from train.volume import VolumeSpec
 
 RESUME_LATER = 75
@@ -108,7 +108,7 @@ def interruptible() -> Iterator[Interrupt]:
 def train(
     recipe: Recipe,
     spec: VolumeSpec,
-    material: Material,
+    material: TrainingData,
     run: Mapping[str, Any],
     options: Options,
     world: World,
@@ -146,7 +146,7 @@ class Trainer:
         self,
         recipe: Recipe,
         spec: VolumeSpec,
-        material: Material,
+        material: TrainingData,
         run: dict[str, Any],
         options: Options,
         world: World,

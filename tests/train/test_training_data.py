@@ -10,15 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dataset import write_image
+from test_batches import write_image
 from tiny_dataset import CLASSES, GROUPS, RECIPE, TAKES
 
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from pipeline.shard import open_shard
-from train.data import VideoVolumes, added_classes, choose_shards, gather, gather_images, hold_out
-from train.dataset import Item, read_volumes
+from train.batches import Item, read_volumes
 from train.recipe import Recipe
+from train.training_data import VideoVolumes, added_classes, choose_shards, gather, gather_images, hold_out
 from train.volume import VolumeSpec, cut, volume
 
 SPEC = RECIPE.volume("temporal")
@@ -82,7 +82,7 @@ def test_added_classes_join_the_head(
     tiny: DatasetPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tiny+other.txt").write_text("# why\nUp  # because\n\n")
-    monkeypatch.setattr("train.data.ADDED", tmp_path)
+    monkeypatch.setattr("train.training_data.ADDED", tmp_path)
     recipe = dataclasses.replace(RECIPE, add_classes="other", validation="0.3")
     material = gather("tiny", 1, SPEC, recipe, tiny.data)
     assert material.heads == {"tiny": (*CLASSES, "other/Up")}

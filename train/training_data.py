@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import Shard, ShardAddress, index_shards, open_shard
 from train.augment import Box, centre_box, lighting_noise, random_box
-from train.dataset import Item, keep_opencv_to_one_thread, read_volumes, shard_positions
+from train.batches import Item, keep_opencv_to_one_thread, read_volumes, shard_positions
 from train.recipe import Recipe
 from train.sampler import generator
 from train.volume import RawFrames, VolumeSpec, cut, mirror, volume
@@ -29,7 +29,7 @@ PARALLEL_FROM = 512
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What a run learns from.
 
     Attributes:
@@ -183,7 +183,7 @@ def gather(
     data: str | os.PathLike[str] | None = None,
     shard_set: str | None = None,
     allow_missing: bool = False,
-) -> Material:
+) -> TrainingData:
     """Everything a run on shards learns from, found and checked before the first iteration.
 
     Raises:
@@ -248,10 +248,10 @@ def gather(
         raise InputError(
             f"dataset {name}, split {split}: no video left to train on" + "".join(f"\n{p}" for p in problems)
         )
-    return Material(heads, train, validation, left_out, sets)
+    return TrainingData(heads, train, validation, left_out, sets)
 
 
-def gather_images(folder: Path, name: str) -> Material:
+def gather_images(folder: Path, name: str) -> TrainingData:
     """A folder of images per class: FOLDER/train/<class>/* to learn from, FOLDER/val/<class>/* to validate on.
 
     Raises:
@@ -285,7 +285,7 @@ def gather_images(folder: Path, name: str) -> Material:
             found += [Item(Path(entry.path, file), label, 0, file) for file in files]
     if not parts["train"]:
         raise InputError(f"{train_folder}: no images there ({', '.join(sorted(IMAGES))})")
-    return Material({name: tuple(classes)}, parts["train"], parts["val"], 0, {})
+    return TrainingData({name: tuple(classes)}, parts["train"], parts["val"], 0, {})
 
 
 class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
