@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline import atomic
-from pipeline.catalog import load_dataset, some
+from pipeline.catalog import load_dataset
 from pipeline.codec import (
     DEFAULT_BOUND,
     Codec,
@@ -31,7 +31,8 @@ from pipeline.errors import InputError, command_errors
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import SUFFIX, Request, Shard, ShardWriter, Source, open_shard, request_of
-from pipeline.targets import Target, gather, shard_arguments
+from pipeline.shard_sets import Target, gather, shard_arguments
+from pipeline.text import some
 
 FLO_TAG = np.float32(202021.25).tobytes()  # "PIEH", the Middlebury format's mark
 BATCH = 16

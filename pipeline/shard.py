@@ -36,6 +36,7 @@ from pipeline.codec import (
     value_table,
 )
 from pipeline.errors import InputError
+from pipeline.text import first_line
 
 FORMAT = "two-stream shard"
 VERSION = 1
@@ -455,12 +456,6 @@ def _opened(address: ShardAddress) -> Iterator[tuple[Any, int]]:
         raise InputError(f"{address.file}: may not be read; ask its owner for permission") from error
     except (Invalid, KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise damaged(address, first_line(error)) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message."""
-    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return message.splitlines()[0] if message else type(error).__name__
 
 
 def _access() -> h5py.h5p.PropFAID:
