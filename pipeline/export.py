@@ -278,7 +278,7 @@ def read_gray(path: Path) -> Levels:
 
 def exact_codec(bound: float) -> Codec:
     """Keeps imported bytes as they are: the literature's table, coded without loss."""
-    return Codec("imported", field_quantiser(bound), "png", None)
+    return Codec(field_quantiser(bound), "png", None)
 
 
 def import_folder(
