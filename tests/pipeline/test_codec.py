@@ -338,7 +338,7 @@ def test_codecs_of_other_values_are_unequal():
     ],
 )
 def test_a_codec_that_no_version_made_is_refused(quantiser, image, quality):
-    with pytest.raises(InputError, match="quantiser|image coding"):
+    with pytest.raises(InputError, match=r"quantiser|image coding"):
         codec_from(quantiser, image, quality)
 
 
