@@ -45,6 +45,7 @@ class Spec:
 
     help: str
     flag: str | None = None
+    off: str | None = None
     short: str | None = None
     choices: Sequence[str] | None = None
     metavar: str | None = None
@@ -64,6 +65,7 @@ def option(
     help: str,
     *,
     flag: str | None = None,
+    off: str | None = None,
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
     multiple: bool = False,
@@ -82,6 +84,7 @@ def option(
         default: its value where the option is not given; `REQUIRED` if it must be.
         help: its line in --help.
         flag: its name with dashes; the field's name with dashes for underscores unless given.
+        off: the name that turns a flag off, with dashes; "no-" and its name unless given.
         choices: the values that it takes; a Literal's own unless given.
         metavar: what stands for its value in --help.
         multiple: may be given several times; the field is a tuple.
@@ -94,7 +97,7 @@ def option(
         short: another name for it, such as "--name".
     """
     spec = Spec(
-        help, flag, short, choices, metavar, multiple, commas, minimum, maximum, above, kind, shown_default, hidden
+        help, flag, off, short, choices, metavar, multiple, commas, minimum, maximum, above, kind, shown_default, hidden
     )  # fmt: skip
     return dataclasses.field(default=default, metadata={_KEY: spec})
 
@@ -204,7 +207,9 @@ def _decorator(field: dataclasses.Field[Any], annotation: Any, given_only: bool)
         settings["show_default"] = True
     if plain is bool:
         if default is not False or field.default is not False:  # may be turned off
-            return click.option(f"--{flag}/--no-{flag}", field.name, default=default, **settings)
+            return click.option(
+                f"--{flag}/--{spec.off or f'no-{flag}'}", field.name, default=default, **settings
+            )
         return click.option(*names, is_flag=True, default=False, **settings)
     if not required:
         settings["default"] = default
