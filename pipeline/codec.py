@@ -260,10 +260,16 @@ def _usual_values(table: bytes) -> ValueTable:
 # --- image coding ----------------------------------------------------------------------------------------------------
 
 
-def stack(levels: Levels, block: int = BLOCK) -> Levels:
+def stack_components(levels: Levels, block: int = BLOCK) -> Levels:
     """x over y as one image; x is continued to whole blocks, so that no block of the coder holds both."""
     rows = -levels.shape[1] % block
     return np.concatenate([levels[0], np.repeat(levels[0][-1:], rows, axis=0), levels[1]])
+
+
+def split_components(image: Levels, height: int) -> Levels:
+    """What `stack_components` put into an image, as a view uint8[2,H,W]; contiguous where nothing was added to x."""
+    rows, width = image.shape
+    return np.ndarray((2, height, width), np.uint8, image, strides=((rows - height) * width, width, 1))
 
 
 def image_size(stream: bytes | memoryview) -> tuple[int, int]:
@@ -309,21 +315,15 @@ def decode_levels(
     Raises:
         ValueError: the stream is no image, or not one of such a field.
     """
-    image = decode_image(stream, height, width)
+    components = split_components(decode_image(stream, height, width), height)
     out = np.empty((2, height, width), np.uint8) if out is None else out
-    if len(image) == 2 * height:
-        np.maximum(image, _floor(len(image), width, lowest), out=out.reshape(image.shape))
-    else:
-        floor = _floor(height, width, lowest)
-        np.maximum(image[:height], floor, out=out[0])
-        np.maximum(image[-height:], floor, out=out[1])
-    return out
+    return np.maximum(components, _floor(height, width, lowest), out=out)
 
 
 @functools.lru_cache(maxsize=4)
 def _floor(height: int, width: int, lowest: int) -> Levels:
     """The lowest level as a whole field: NumPy's maximum is ten times slower with a scalar."""
-    return np.full((height, width), lowest, np.uint8)
+    return np.full((2, height, width), lowest, np.uint8)
 
 
 def lowest_level(table: Floats) -> int:
@@ -380,8 +380,8 @@ class Codec:
         if levels.dtype != np.uint8 or levels.ndim != 3 or levels.shape[0] != 2 or 0 in levels.shape:
             raise ValueError(f"levels: expected uint8[2,H,W], found {levels.dtype}{list(levels.shape)}")
         if self.quality is None:
-            return encode_png(stack(levels, block=1))
-        image = stack(levels)
+            return encode_png(stack_components(levels, block=1))
+        image = stack_components(levels)
         if max(image.shape) > JPEG_LARGEST_SIDE:
             raise ValueError(
                 f"flow of {levels.shape[2]}x{levels.shape[1]} is too large for JPEG: use the lossless preset"

@@ -30,8 +30,10 @@ from pipeline.codec import (
 from pipeline.errors import InputError, command_errors
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.shard import SUFFIX, Request, Shard, ShardWriter, Source, open_shard, request_of
+from pipeline.request import Request, request_of
+from pipeline.shard import SUFFIX, Shard, Source, open_shard
 from pipeline.shard_sets import Target, gather, shard_arguments
+from pipeline.shard_writer import ShardWriter
 from pipeline.text import some
 
 FLO_TAG = np.float32(202021.25).tobytes()  # "PIEH", the Middlebury format's mark
@@ -321,7 +323,6 @@ def import_folder(
     total = sum(image.stat().st_size for image in [*images, *pictures])
     request = Request(
         source_bytes=total,
-        size="source",
         directions=(direction,),
         method="imported",
         parameters={"bound": bound},

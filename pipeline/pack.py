@@ -21,16 +21,13 @@ from pipeline.shard import (
     SUFFIX,
     VERSION,
     ShardAddress,
-    copy_shard,
     faults,
     index_pack,
     index_shards,
-    new_file,
     open_shard,
-    verify_written,
-    write_attributes,
 )
 from pipeline.shard_sets import choose_shard_set
+from pipeline.shard_writer import copy_shard, new_file, verify_written, write_attributes
 
 
 def write_pack(path: Path, members: Iterable[ShardAddress]) -> None:
