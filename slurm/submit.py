@@ -35,13 +35,13 @@ SEVERAL = {"evaluate": ("score", "fuse"), "all": STAGES}
 """Names that stand for several stages in --pass and --sbatch."""
 
 COMMANDS = {
-    "flow": ("extract_flow",),
-    "verify": ("pipeline", "verify"),
-    "train": ("train",),
-    "score": ("evaluate", "score"),
-    "fuse": ("evaluate",),
+    "flow": ("extract_flow.__main__",),
+    "verify": ("pipeline.__main__", "verify"),
+    "train": ("train.__main__",),
+    "score": ("evaluate.__main__", "score"),
+    "fuse": ("evaluate.__main__",),
 }
-"""The command of each stage: its package, and its name where the package has several."""
+"""The command of each stage: the module of its `main`, and the subcommand if it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +205,8 @@ def check_arguments(job: Job) -> None:
     Raises:
         InputError: the command rejects them.
     """
-    package, *names = COMMANDS[job.stage]
-    command: click.Command = importlib.import_module(f"{package}.__main__").main
+    module, *names = COMMANDS[job.stage]
+    command: click.Command = importlib.import_module(module).main
     try:
         for name in names:
             assert isinstance(command, click.Group)
