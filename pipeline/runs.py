@@ -20,6 +20,10 @@ from pipeline.text import some
 
 Stream = Literal["spatial", "temporal"]
 Fusion = Literal["average", "weighted", "svm", "none"]
+Part = Literal["test", "train"]
+"""The lists of a split."""
+ScoreKind = Literal["softmax", "logits"]
+"""The class scores that a run's score files hold for each video."""
 
 STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
 FUSIONS: tuple[Fusion, ...] = ("average", "weighted", "svm", "none")
@@ -92,7 +96,7 @@ class RunPaths:
         found = self.checkpoints()
         if not found:
             raise InputError(
-                f"{self.folder}: expected a checkpoint, found none; train first: python -m train --run {self.name} ..."
+                f"{self.folder}: no checkpoint there yet; train first: python -m train --run {self.name} ..."
             )
         return found[0]
 

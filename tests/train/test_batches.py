@@ -31,9 +31,9 @@ from train.batches import (
     shard_positions,
     unpack,
 )
+from train.loader import as_it_is
 from train.recipe import Recipe
 from train.sampler import Schedule
-from train.trainer import as_it_is
 from train.volume import RawFlow, VolumeSpec, cut, flow_indices, flow_volume, mirror, volume
 
 SIZES = ((18, 33), (26, 20), (18, 33), (21, 21))

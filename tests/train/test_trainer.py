@@ -19,13 +19,17 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
+from pipeline.runs import RunPaths, RunRecord
 from train.batches import TrainingReader, network_input
-from train.checkpoint import checkpoints, load_checkpoint
+from train.checkpoint import load_checkpoint
 from train.distributed import Place, World
+from train.interrupt import RESUME_LATER
 from train.log import read_log
+from train.losses import Samples, head_losses, join, split
 from train.models import build
+from train.options import LoopOptions
 from train.recipe import Recipe, load_recipe
-from train.trainer import RESUME_LATER, Options, Samples, head_losses, join, split, train
+from train.trainer import train
 from train.training_data import TrainingData, gather, gather_images
 
 ALONE = World(Place(), torch.device("cpu"))
@@ -48,11 +52,12 @@ def run(
     options = {"tensorboard": False, "log_every": 1, "checkpoint_every": 1000, **options}
     say = (said if said is not None else []).append
     spec = recipe.volume(stream)
-    return train(recipe, spec, material, about or {"split": 1}, Options(folder, **options), ALONE, init, say)
+    record = RunRecord(**{"dataset": "tiny", "stream": stream, "split": 1, **(about or {})})
+    return train(recipe, spec, material, record, folder, LoopOptions(**options), ALONE, init, say)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(checkpoints(folder)[0]).weights
+    return load_checkpoint(RunPaths(folder).checkpoints()[0]).weights
 
 
 def losses(folder: Path) -> list[float]:
@@ -240,7 +245,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
     run(tmp_path / "straight", material)
     folder = tmp_path / "run"
     run(folder, material, checkpoint_every=2, stop_after=5)
-    newest = checkpoints(folder)[0]
+    newest = RunPaths(folder).checkpoints()[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     said: list[str] = []
     assert run(folder, material, said=said) == 0
@@ -255,7 +260,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
 
 def test_without_a_valid_checkpoint_nothing_is_overwritten(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path, material, stop_after=2)
-    for path in checkpoints(tmp_path):
+    for path in RunPaths(tmp_path).checkpoints():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="none of its 1 checkpoints can be read"):
         run(tmp_path, material)
@@ -295,7 +300,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(material: TrainingData, tmp_pat
         InputError, match=r"(the loss is (nan|inf) at iteration \d+ \(learning rate 1e\+30\))"
     ):
         run(tmp_path, material, recipe, checkpoint_every=20)
-    assert checkpoints(tmp_path) == []
+    assert RunPaths(tmp_path).checkpoints() == []
 
 
 def test_weights_that_are_not_finite_are_not_saved(material: TrainingData, tmp_path: Path) -> None:
@@ -306,14 +311,14 @@ def test_weights_that_are_not_finite_are_not_saved(material: TrainingData, tmp_p
         InputError, match=r"weights are not finite after iteration 1 \(learning rate 3e\+38\)"
     ):
         run(tmp_path, material, recipe)
-    assert checkpoints(tmp_path) == []
+    assert RunPaths(tmp_path).checkpoints() == []
 
 
 def test_the_newest_and_the_best_are_kept(tiny: DatasetPaths, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, validation="0.3", iterations=8)
     material = gather("tiny", 1, RECIPE.volume("temporal"), recipe, tiny.data)
     run(tmp_path, material, recipe, checkpoint_every=1, validate_every=2, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == [
+    assert [path.name for path in RunPaths(tmp_path).checkpoints()] == [
         "checkpoint-00000008.pt",
         "checkpoint-00000007.pt",
     ]
