@@ -47,11 +47,11 @@ def command(**values: Any) -> None:
     dataset = load_dataset(choose_dataset(options.dataset, options.data), options.data)
     paths = DatasetPaths(data_root(options.data), dataset.name)
     shard_set = choose_shard_set(paths, options.shards) if options.shards else None
-    for line in describe(dataset, paths, shard_set, where(dataset.name, options.data)):
+    for line in describe(dataset, paths, shard_set, options_naming(dataset.name, options.data)):
         click.echo(line)
 
 
-def where(dataset: str, data: Path | None) -> list[str]:
+def options_naming(dataset: str, data: Path | None) -> list[str]:
     """The options that name a dataset, for commands that are shown."""
     return [f"--dataset={dataset}", *([f"--data={data}"] if data else [])]
 

@@ -134,7 +134,7 @@ def command(context: click.Context, **values: Any) -> None:
     for job in jobs:
         check_arguments(job)
     submitted = _submit_all(jobs)
-    where = state.where(dataset.name, options.data)
+    where = state.options_naming(dataset.name, options.data)
     record.save(Chain(time.time(), (*where, *_repeat(context)), tuple(submitted)), paths.logs)
     _report(submitted, paths, where)
 
