@@ -94,7 +94,8 @@ def consecutive(count: int) -> npt.NDArray[np.int64]:
 
 def correctness(report: Report, simulate: bool) -> None:
     """Flow and levels against the CPU solver, for every preset; results of two runs must be the same bits."""
-    from extract_flow.methods import load, module
+    from extract_flow.methods import load
+    from extract_flow.parameters import module
     from pipeline.codec import codec
 
     quantiser = codec("default").quantiser
@@ -451,7 +452,7 @@ def training(report: Report, folder: Path) -> None:
         raise LeftOut("no shards from the extraction to read: only the rates from memory were measured")
     recipe = load_recipe("temporal-stack10")
     from evaluate.score import Views, score_views
-    from train.trainer import as_it_is
+    from train.loader import as_it_is
 
     spec = recipe_spec(recipe)
     items = [Item(open_shard(address), i % 101, 0, "") for i, address in enumerate(addresses)]

@@ -11,11 +11,8 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.parameters import MODULES, module, option, resolve
-from extract_flow.parameters import check_positive as positive
+from extract_flow.parameters import module, resolve
 from pipeline.codec import Quantised, Quantiser
-
-__all__ = ["MODULES", "DeviceMemoryError", "FlowMethod", "load", "module", "option", "positive", "resolve"]
 
 
 class DeviceMemoryError(RuntimeError):
@@ -26,7 +23,7 @@ class FlowMethod(ABC):
     """One method with its parameters on one device; made once per process, since solvers keep their buffers.
 
     Attributes:
-        name: the method's name, a key of `MODULES`.
+        name: the method's name, a key of `extract_flow.parameters.MODULES`.
         device: "cpu" or "cuda:N", as really used.
         parameters: every option's value; what a shard records, and what must match for it to count as the same.
         implementation: the library that computes, with its version, where that is not this project's; recorded only.
@@ -130,7 +127,7 @@ def load(
     """A flow method, ready to run.
 
     Args:
-        name: a key of `MODULES`.
+        name: a key of `extract_flow.parameters.MODULES`.
         device: "cpu", "cuda", "cuda:N", or "auto", which takes a usable GPU if the method has a GPU version.
         threads: CPU threads over pairs; results do not depend on it.
         preset: a named set of parameters of that method.

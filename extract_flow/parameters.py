@@ -2,8 +2,8 @@
 
 A method is a module with three names:
 
-- `Parameters`: a frozen dataclass of the method's options with their defaults. Each field is made by
-  `pipeline.options.option`: a line for `--help`, and the values it may take.
+- `Parameters`: a frozen dataclass of the method's options with their defaults, each field made by
+  `pipeline.options.option`. It raises ValueError for values that the method refuses.
 - `PRESETS`: name -> Parameters; "default" is always there.
 - `create(parameters, device, threads) -> extract_flow.methods.FlowMethod`, which loads the solver's libraries.
 
@@ -33,17 +33,20 @@ MODULES = {
 }
 
 
-def option(default: Any, help: str, choices: tuple[Any, ...] | None = None) -> Any:
-    """A field of a method's `Parameters`: its default, a line for `--help`, and the values it may take."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
-
-
 def check_positive(parameters: Any, *names: str, zero: bool = False) -> None:
     """ValueError for one of the named fields that is not finite or not above zero (`zero`: below it)."""
     for name in names:
         value = getattr(parameters, name)
         if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
             raise ValueError(f"{name}: expected {'0 or more' if zero else 'more than 0'}, found {value}")
+
+
+def check_choice(parameters: Any, name: str, *choices: Any) -> None:
+    """ValueError if the named field is none of the choices."""
+    if getattr(parameters, name) not in choices:
+        raise ValueError(
+            f"{name}: expected one of {', '.join(map(str, choices))}, found {getattr(parameters, name)!r}"
+        )
 
 
 def module(name: str) -> ModuleType:
@@ -53,7 +56,7 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(MODULES[name])
 
 
-def resolve(name: str, preset: str | None = None, **parameters: Any) -> Any:
+def resolve(name: str, preset: str | None = None, /, **parameters: Any) -> Any:
     """The method's `Parameters`: the preset's values, overridden by the given ones.
 
     Raises:
@@ -63,15 +66,10 @@ def resolve(name: str, preset: str | None = None, **parameters: Any) -> Any:
     if (preset or "default") not in method.PRESETS:
         raise InputError(f"{name} has no preset {preset!r}: choose one of {', '.join(method.PRESETS)}")
     fields = {field.name: field for field in dataclasses.fields(method.Parameters)}
-    for key, value in parameters.items():
+    for key in parameters:
         if key not in fields:
             raise InputError(
                 f"{name} has no parameter {key!r}: it takes {', '.join(sorted(fields)) or 'none'}"
-            )
-        choices = fields[key].metadata.get("choices")
-        if choices and value not in choices:
-            raise InputError(
-                f"{name}: {key}: expected one of {', '.join(map(str, choices))}, found {value!r}"
             )
     try:
         return dataclasses.replace(method.PRESETS[preset or "default"], **parameters)
