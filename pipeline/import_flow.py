@@ -273,6 +273,9 @@ def command(**values: Any) -> None:
     options = from_options(ImportFlowOptions, values)
     known = load_dataset(options.dataset, options.data).videos if options.dataset else None
     found = videos_of(options.folders)
+    log = None
+    if options.dataset:
+        log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
     failed = there = 0
     for video, folder in progress(list(found.items()), "import"):
         try:
@@ -283,8 +286,8 @@ def command(**values: Any) -> None:
             path = shard_path(video, options)
             if not import_folder(folder, video, path, options):
                 there += 1
-            elif options.dataset:
-                record(video, path, options)
+            elif log is not None:
+                log.append(outcome_of(video, path, options))
         except InputError as error:
             failed += 1
             click.echo(f"failed: {error}", err=True)
@@ -320,17 +323,9 @@ def shard_path(video: str, options: ImportFlowOptions) -> Path:
     return DatasetPaths(data_root(options.data), str(options.dataset)).shard(options.shards, video)
 
 
-def record(video: str, path: Path, options: ImportFlowOptions) -> None:
-    """Add an imported shard to the outcomes of its dataset, which `status` reads."""
+def outcome_of(video: str, path: Path, options: ImportFlowOptions) -> Outcome:
+    """The record of an imported shard, which `status` reads."""
     with open_shard(path) as shard:
         flows = shard.flow_count(options.direction)
-    paths = DatasetPaths(data_root(options.data), str(options.dataset))
-    log = OutcomeLog(paths.outcomes("import-flow"))
     size = path.stat().st_size
-    try:
-        with atomic.disk_errors(log.path):
-            log.append(
-                Outcome(video, "done", flows=flows, bytes=size, method="imported", shard_set=options.shards)
-            )
-    finally:
-        log.close()
+    return Outcome(video, "done", flows=flows, bytes=size, method="imported", shard_set=options.shards)
