@@ -22,9 +22,8 @@ import cv2
 import numpy as np
 
 from extract_flow.extraction import Destination, extract, find_videos
-from extract_flow.methods import load
+from extract_flow.methods import load, resolve
 from extract_flow.options import Execution
-from extract_flow.parameters import resolve
 from extract_flow.settings import ExtractionSettings
 from pipeline.machine import usable_cores
 from pipeline.outcome import summarise

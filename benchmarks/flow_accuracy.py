@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow import methods, parameters
+from extract_flow import methods
 from pipeline.errors import InputError
 
 Images = npt.NDArray[np.uint8]
@@ -62,7 +62,7 @@ def scikit_image() -> Callable[[Images], Flow]:
 def candidates() -> Iterator[tuple[str, Callable[[Images], Flow]]]:
     """Every method that runs on this CPU in every preset, and the references."""
     for name in CPU_METHODS:
-        for preset in parameters.module(name).PRESETS:
+        for preset in methods.module(name).PRESETS:
             try:
                 method = methods.load(name, device="cpu", preset=preset)
             except InputError as error:

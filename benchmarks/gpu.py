@@ -94,8 +94,7 @@ def consecutive(count: int) -> npt.NDArray[np.int64]:
 
 def correctness(report: Report, simulate: bool) -> None:
     """Flow and levels against the CPU solver, for every preset; results of two runs must be the same bits."""
-    from extract_flow.methods import load
-    from extract_flow.parameters import module
+    from extract_flow.methods import load, module
     from pipeline.codec import codec
 
     quantiser = codec("default").quantiser

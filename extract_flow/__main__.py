@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from extract_flow.methods import module
 from extract_flow.options import ExtractionOptions, MethodCommand, SourceOptions
-from extract_flow.parameters import module
 from pipeline.errors import command_errors
 from pipeline.options import CONTEXT, from_options, given_values, options_of
 

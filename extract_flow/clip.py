@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.methods import FlowMethod
+from extract_flow.flow_method import FlowMethod
 from extract_flow.settings import ExtractionSettings
 from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import click
 
-from extract_flow.parameters import MODULES, module
+from extract_flow.methods import MODULES, module
 from pipeline.options import DataOptions, ShareOptions, argument, option, options_of, spec_of
 from pipeline.paths import DEFAULT_METHOD
 

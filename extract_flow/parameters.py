@@ -1,36 +1,9 @@
-"""The flow methods by name and their parameters; nothing here or in what it loads computes.
-
-A method is a module with three names:
-
-- `Parameters`: a frozen dataclass of the method's options with their defaults, each field made by
-  `pipeline.options.option`. It raises ValueError for values that the method refuses.
-- `PRESETS`: name -> Parameters; "default" is always there.
-- `create(parameters, device, threads) -> extract_flow.methods.FlowMethod`, which loads the solver's libraries.
-
-The command line makes its options from `Parameters`, and a shard records them, so a new method needs only an entry in
-`MODULES`.
-"""
+"""Checks of values that the methods' `Parameters` share."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import math
-from types import ModuleType
 from typing import Any
-
-from pipeline.errors import InputError
-
-MODULES = {
-    "tvl1": "extract_flow.tvl1",
-    "brox": "extract_flow.brox",
-    "opencv-tvl1": "extract_flow.opencv.tvl1",
-    "dis": "extract_flow.opencv.dis",
-    "farneback": "extract_flow.opencv.farneback",
-    "opencv-cuda-tvl1": "extract_flow.opencv.cuda_tvl1",
-    "opencv-cuda-brox": "extract_flow.opencv.cuda_brox",
-    "opencv-cuda-farneback": "extract_flow.opencv.cuda_farneback",
-}
 
 
 def check_positive(parameters: Any, *names: str, zero: bool = False) -> None:
@@ -47,31 +20,3 @@ def check_choice(parameters: Any, name: str, *choices: Any) -> None:
         raise ValueError(
             f"{name}: expected one of {', '.join(map(str, choices))}, found {getattr(parameters, name)!r}"
         )
-
-
-def module(name: str) -> ModuleType:
-    """The module that implements a method (see the module docstring); InputError for an unknown name."""
-    if name not in MODULES:
-        raise InputError(f"unknown flow method {name!r}: choose one of {', '.join(MODULES)}")
-    return importlib.import_module(MODULES[name])
-
-
-def resolve(name: str, preset: str | None = None, /, **parameters: Any) -> Any:
-    """The method's `Parameters`: the preset's values, overridden by the given ones.
-
-    Raises:
-        InputError: unknown method, preset or parameter, or a value that the method refuses.
-    """
-    method = module(name)
-    if (preset or "default") not in method.PRESETS:
-        raise InputError(f"{name} has no preset {preset!r}: choose one of {', '.join(method.PRESETS)}")
-    fields = {field.name: field for field in dataclasses.fields(method.Parameters)}
-    for key in parameters:
-        if key not in fields:
-            raise InputError(
-                f"{name} has no parameter {key!r}: it takes {', '.join(sorted(fields)) or 'none'}"
-            )
-    try:
-        return dataclasses.replace(method.PRESETS[preset or "default"], **parameters)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: {error}") from error

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from extract_flow.methods import MODULES, resolve
 from extract_flow.options import ShardOptions
-from extract_flow.parameters import MODULES, resolve
 from pipeline.codec import Codec, codec, codec_from
 from pipeline.errors import InputError
 from pipeline.paths import DEFAULT_METHOD

@@ -21,7 +21,7 @@ import numpy as np
 
 from extract_flow import methods
 from extract_flow.clip import Clip, Piece, VideoTask, compute
-from extract_flow.methods import DeviceMemoryError, FlowMethod
+from extract_flow.flow_method import DeviceMemoryError, FlowMethod
 from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Link, Ready
 from pipeline import atomic

@@ -9,7 +9,7 @@ from extract_flow.parameters import check_positive
 from pipeline.options import option
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ LEAST_SIDE = 16
 """OpenCV refuses frames whose sides are both below 12 pixels."""
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)

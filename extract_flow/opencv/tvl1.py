@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.options import option
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from rendered_clips import moving_texture
 
-from extract_flow import parameters
-from extract_flow.methods import DeviceMemoryError, load
+from extract_flow import methods
+from extract_flow.flow_method import DeviceMemoryError
+from extract_flow.methods import load
 from pipeline.codec import codec
 from pipeline.errors import InputError
 from pipeline.options import spec_of
@@ -109,10 +110,10 @@ def test_too_few_frames_have_no_flow(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in parameters.MODULES if name.startswith("opencv") or name in CPU_METHODS]
+    "name", [name for name in methods.MODULES if name.startswith("opencv") or name in CPU_METHODS]
 )
 def test_every_parameter_has_a_line_of_help(name: str) -> None:
-    module = parameters.module(name)
+    module = methods.module(name)
     assert all(spec_of(field).help for field in dataclasses.fields(module.Parameters))
     assert isinstance(module.PRESETS["default"], module.Parameters)
 

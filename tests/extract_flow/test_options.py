@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from extract_flow.__main__ import main
+from extract_flow.methods import MODULES, module
 from extract_flow.options import FrameSize, MethodCommand, ShortSide, chosen_method, method_options
-from extract_flow.parameters import MODULES, module
 from pipeline.options import given_values
 
 

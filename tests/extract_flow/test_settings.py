@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from rendered_clips import clip
 
 from extract_flow.clip import VideoTask
-from extract_flow.methods import load
+from extract_flow.methods import MODULES, load, module
 from extract_flow.options import ShardOptions
-from extract_flow.parameters import MODULES, module
 from extract_flow.settings import ExtractionSettings
 from extract_flow.worker import make
 from pipeline.codec import PRESETS

@@ -14,8 +14,8 @@ import pytest
 from rendered_clips import clip
 
 from extract_flow.clip import VideoTask
-from extract_flow.methods import DeviceMemoryError, FlowMethod, load
-from extract_flow.parameters import resolve
+from extract_flow.flow_method import DeviceMemoryError, FlowMethod
+from extract_flow.methods import load, resolve
 from extract_flow.settings import ExtractionSettings
 from extract_flow.worker import Overlapped, make
 from pipeline.codec import codec

@@ -162,8 +162,8 @@ def test_overlapped_stages_change_no_byte(clips: Path, tmp_path: Path) -> None:
 
     from extract_flow.extraction import Destination, find_videos
     from extract_flow.extraction import extract as extract_videos
+    from extract_flow.methods import resolve
     from extract_flow.options import Execution
-    from extract_flow.parameters import resolve
     from extract_flow.settings import ExtractionSettings
     from pipeline.paths import OutputPaths
 
