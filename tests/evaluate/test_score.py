@@ -196,7 +196,9 @@ def test_missing_shards_are_named_or_left_out_and_counted(own_data: DatasetPaths
     allowed = CliRunner().invoke(main, [*arguments, "--workers", "0", "--allow-missing"])
     assert allowed.exit_code == 0, allowed.output
     assert "1 videos have no shard" in " ".join(allowed.output.split())
-    assert len(score_file.read_scores(own_data.scores("spatial-split1", "test-2x1")).videos) == 7
+    assert (
+        len(score_file.read_scores(RunPaths(own_data.run("spatial-split1")).scores("test-2x1")).videos) == 7
+    )
 
 
 def test_a_checkpoint_for_something_else_is_refused_with_both_values(own_data: DatasetPaths) -> None:

@@ -457,7 +457,7 @@ def test_rawframe_lists_with_frame_counts_find_folders_of_frames(tmp_path: Path)
         ("other.csv", "label,path\nx,y.mp4\n", "says train, val or test"),
         ("train.txt", "a/x.mp4 0\nb/x.mp4 0\n", "would both be the video"),
         ("train.csv", "label,youtube_id,time_start,time_end\nx,y,0,inf\n", "train.csv:2: expected a label"),
-        ("train.csv", f"label,path\nx,{'y' * 200_000}\n", "train.csv:1: is no CSV"),
+        ("train.csv", f"label,path\nx,{'y' * 200_000}\n", "train.csv:1: is not valid CSV"),
         ("train.txt", f"a/x.mp4 {'1' * 5000}\n", "train.txt:1: expected `path label`"),
         ("notes.txt", "nothing\n", "no lists found"),
         ("train.txt", "", "no lists found"),

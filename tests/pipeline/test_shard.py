@@ -298,7 +298,7 @@ def test_a_truncated_file_is_an_input_error(whole, part):
         (lambda file: file.attrs.modify("width", 10**6), "size of"),
         (lambda file: file.attrs.create("video", "variable", dtype=h5py.string_dtype()), "fixed length"),
         (lambda file: file["flow/forward"].attrs.modify("parameters", np.bytes_(b"[1]")), "JSON"),
-        (lambda file: file["flow/forward/scale"].__setitem__((0, 0), 9), "check sum"),
+        (lambda file: file["flow/forward/scale"].__setitem__((0, 0), 9), "checksum"),
         (lambda file: file["flow/forward"].__delitem__("mean"), "'mean'"),
         (lambda file: [file.__delitem__("flow"), file.__delitem__("rgb")], "neither frames nor flow"),
     ],
@@ -354,7 +354,7 @@ def test_bytes_of_other_files_are_not_read(tmp_path):
 
 
 def retabled(path: Path, start: np.ndarray) -> None:
-    """Replace the table of starts, with a check sum that agrees."""
+    """Replace the table of starts, with a checksum that agrees."""
     from pipeline.shard import FLOW_TABLES, STREAM_TABLES, tables_crc32
 
     with h5py.File(path, "r+") as file:
