@@ -261,7 +261,7 @@ def _usual_values(table: bytes) -> ValueTable:
 
 
 def stack_components(levels: Levels, block: int = BLOCK) -> Levels:
-    """x over y as one image; x is continued to whole blocks, so that no block of the coder holds both."""
+    """x over y as one image; x is padded to whole blocks, so that no block of the coder holds both."""
     rows = -levels.shape[1] % block
     return np.concatenate([levels[0], np.repeat(levels[0][-1:], rows, axis=0), levels[1]])
 
@@ -352,7 +352,7 @@ def flat_step(quality: int) -> int:
 
 
 def encode_png(image: Levels) -> bytes:
-    """A gray PNG; every filter and level 6, as a good bargain of time and bytes."""
+    """A gray PNG; every filter and compression level 6, a good balance of time and size."""
     import cv2
 
     done, stream = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 6])
@@ -452,7 +452,7 @@ def codec(preset: str = "default", bound: float | None = None, quality: int | No
         quality: 1..100; the preset's own unless given.
 
     Raises:
-        InputError: an unknown preset, a value out of range, or an option that the preset has no use for.
+        InputError: an unknown preset, a value out of range, or an option that the preset does not take.
     """
     if preset not in PRESETS:
         raise InputError(f"unknown codec preset {preset!r}: choose one of {', '.join(PRESETS)}")

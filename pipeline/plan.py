@@ -100,6 +100,8 @@ def command(**values: Any) -> None:
     """Show how the work on a dataset splits over array tasks."""
     options = from_options(PlanOptions, values)
     dataset = choose_dataset(options.dataset, options.data)
+    if options.dataset is None:
+        click.echo(f"dataset: {dataset}", err=True)
     videos = load_dataset(dataset, options.data).videos.values()
     if options.task is not None:
         for video in share(videos, options.task, options.tasks):

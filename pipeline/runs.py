@@ -26,7 +26,6 @@ ScoreKind = Literal["softmax", "logits"]
 """The class scores that a run's score files hold for each video."""
 
 STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
-FUSIONS: tuple[Fusion, ...] = ("average", "weighted", "svm", "none")
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{8})\.pt")
 

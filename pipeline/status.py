@@ -176,6 +176,8 @@ def command(**values: Any) -> None:
     """Show what is done, missing and failed, and why, for each shard set."""
     options = from_options(StatusOptions, values)
     dataset = choose_dataset(options.dataset, options.data)
+    if options.dataset is None:
+        click.echo(f"dataset: {dataset}", err=True)
     known = load_dataset(dataset, options.data)
     paths = DatasetPaths(data_root(options.data), dataset)
     names = reported_shard_sets(paths)
@@ -191,8 +193,6 @@ def command(**values: Any) -> None:
             json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
         )
         return
-    if options.dataset is None:
-        click.echo(f"dataset: {dataset}")
     for status in statuses:
         click.echo("\n".join(describe(status, options.show)))
     if not statuses:
