@@ -206,18 +206,13 @@ class Shard:
         streams = self.streams(start, stop, direction)
         out = self._output(out, (len(streams), 2, self.height, self.width), np.float32)
         scale, offset = flow.scale[start:stop], flow.offset[start:stop]
-        usual = value_table(flow.table, 1, 0) if (scale == 1).all() and (offset == 0).all() else None
+        values = value_table(flow.table)
         for i, stream in enumerate(streams):
             try:
                 components = split_components(decode_image(stream, self.height, self.width), self.height)
             except ValueError as error:
                 raise self._damaged(direction, start + i, error) from error
-            if usual is not None and components.flags.c_contiguous:
-                usual.read(components, out[i])
-                continue
-            for component in range(2):
-                values = usual or value_table(flow.table, scale[i, component], offset[i, component])
-                values.read(components[component], out[i, component])
+            values.read_field(components, scale[i], offset[i], out[i])
         return out
 
     def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
