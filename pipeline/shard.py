@@ -239,7 +239,21 @@ class Shard:
         return out
 
     def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
-        """The image bytes of start..stop-1 of "forward", "backward" or "frames", by one read of the file."""
+        """The image bytes of start..stop-1 of "forward", "backward" or "frames", each compared with its CRC-32.
+
+        Raises:
+            IndexError: outside 0..the number of streams.
+            InputError: the shard has no such part, or a stream is not what was written.
+        """
+        found = self.unchecked_streams(start, stop, part)
+        expected = self.part(part).crc32[start:stop].tolist()
+        for index, (stream, crc) in enumerate(zip(found, expected, strict=True), start):
+            if zlib.crc32(stream) != crc:
+                raise damaged(self.address, f"{part} {index} fails its checksum")
+        return found
+
+    def unchecked_streams(self, start: int, stop: int, part: str) -> list[memoryview]:
+        """The image bytes as they lie in the file, by one read of it; for code that reports each bad one itself."""
         streams = self.part(part)
         if not 0 <= start <= stop <= len(streams):
             raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{len(streams)} are there")
@@ -534,7 +548,7 @@ def bad_streams(shard: Shard) -> Iterator[tuple[str, int]]:
                 int(np.searchsorted(streams.start, streams.start[start] + BLOCK_BYTES, "right")) - 1,
                 start + 1,
             )
-            for index, stream in enumerate(shard.streams(start, stop, part), start):
+            for index, stream in enumerate(shard.unchecked_streams(start, stop, part), start):
                 if zlib.crc32(stream) != streams.crc32[index]:
                     yield part, index
             start = stop

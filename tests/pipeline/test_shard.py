@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import pickle
 import subprocess
@@ -262,6 +263,25 @@ def test_every_flipped_byte_of_the_streams_is_found(whole, tmp_path):
         data[place] ^= 0x10
         with open_shard(damaged) as shard:
             assert len(list(faults(shard))) == 1, place
+
+
+def test_no_flipped_bit_of_a_stream_is_read_as_data(whole, tmp_path):
+    """Most flipped bits of a JPEG still decode, to other pixels; so every read compares the CRC-32."""
+    data = bytearray(whole.read_bytes())
+    with open_shard(whole) as shard:
+        layout = {part: shard.part(part) for part in ("frames", "forward")}
+    damaged = tmp_path / "d.h5"
+    for part, streams in layout.items():
+        for bit in range(3, 8 * int(streams.start[-1]), 101):
+            index = int(np.searchsorted(streams.start, bit // 8, "right")) - 1
+            data[streams.begin + bit // 8] ^= 1 << bit % 8
+            damaged.write_bytes(data)
+            data[streams.begin + bit // 8] ^= 1 << bit % 8
+            with open_shard(damaged) as shard:
+                reads = [shard.frames] if part == "frames" else [shard.levels, shard.flows]
+                for read in (*reads, functools.partial(shard.streams, part=part)):
+                    with pytest.raises(InputError, match=rf"d\.h5: .*{part} {index} fails its checksum"):
+                        read(0, len(streams))
 
 
 @settings(max_examples=300, deadline=None)
