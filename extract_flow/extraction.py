@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
 from pipeline.paths import OutputPaths
-from pipeline.shard import index_shards
+from pipeline.shard_index import index_shards
 from pipeline.text import many, printable
 from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures, source_bytes
 
