@@ -41,7 +41,9 @@ def test_levels_with_a_range_for_each_field_are_those_of_the_flow_that_comes_bac
     flow = (np.random.default_rng(0).normal(30, 20, shape)).astype(np.float32)
     gpu = object.__new__(CudaMethod)
     monkeypatch.setattr(gpu, "flow", lambda frames, pairs: flow, raising=False)
-    monkeypatch.setattr(gpu, "_chunks", lambda *_: pytest.fail("levels were asked of the device"), raising=False)
+    monkeypatch.setattr(
+        gpu, "_chunks", lambda *_: pytest.fail("levels were asked of the device"), raising=False
+    )
     quantiser = codec().quantiser
     pairs = np.zeros((len(flow), 2), np.int64)
     found = gpu.run(np.zeros((1, 9, 11), np.uint8), pairs, "levels", quantiser)
