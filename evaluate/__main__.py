@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 
 def make_console(stderr: bool = False) -> Console:
     """Output to the terminal at its width; to a file or a job's log, wide enough for every table."""
-    from rich.console import Console
+    from pipeline import console
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(width=None if stream.isatty() else 130, stderr=stderr)
+    return console.make_console(stderr, width=130)
 
 
 @click.group(invoke_without_command=True, context_settings=CONTEXT)
