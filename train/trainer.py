@@ -409,7 +409,7 @@ class Trainer:
         with self.world.agreeing():
             if self.world.first:
                 save_checkpoint(self.run.checkpoint(self.iteration), self.checkpoint())
-                remove_old_checkpoints(self.run, self.options.keep)
+                remove_old_checkpoints(self.run, self.options.keep, self.iteration)
 
     def checkpoint(self) -> Checkpoint:
         """The run's state; InputError if weights are not finite."""
