@@ -1,6 +1,6 @@
 """The penultimate layer's outputs for each video, for other classifiers.
 
-HDF5: attrs as in a score file, and `per` ("video" or "view"); /videos str[n], sorted; per video /features
+HDF5, attrs and texts as in a score file, and `per` ("video" or "view"); /videos str[n], sorted; per video /features
 float32[n,F]; per view /features float32[sum of views,F] and /start int64[n+1], video i having rows start[i] to
 start[i+1], position after position, the crops of a position in the order of `inference.crop_views`. For videos outside
 a dataset /videos holds their paths in the order given, and dataset, split, part and shards are "", 0, "" and "".
@@ -8,7 +8,6 @@ a dataset /videos holds their paths in the order given, and dataset, split, part
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +25,14 @@ from evaluate.new_videos import make_shards, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions
 from evaluate.progress import progress_of
 from evaluate.score import Measurement, check_missing, listed_shards
-from pipeline import atomic
+from pipeline import atomic, hdf5
 from pipeline.errors import InputError
+from pipeline.hdf5 import Invalid
 from pipeline.shard import ShardAddress
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 FORMAT = "two-stream features"
+VERSION = 2
 
 
 def list_features(measurement: Measurement, options: FeaturesOptions, console: Console) -> Path:
@@ -132,24 +133,48 @@ def save(
         InputError: it cannot be written.
     """
     views = {"frames": options.views.frames, "crops": options.views.crops, "crop": checkpoint.volume.crop}
-    with atomic.writing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(
-            {
-                "format": FORMAT,
-                "version": 1,
-                **attributes,
-                "stream": checkpoint.volume.stream,
-                "checkpoint": checkpoint.digest,
-                "views": json.dumps(views),
-                "per": options.per,
-            }
-        )
-        file.create_dataset("videos", data=list(videos), dtype=h5py.string_dtype())
-        file.create_dataset("features", data=np.concatenate(rows))
-        if options.per == "view":
-            file.create_dataset("start", data=np.cumsum([0, *map(len, rows)]))
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        **attributes,
+        "stream": checkpoint.volume.stream,
+        "checkpoint": checkpoint.digest,
+        "views": views,
+        "per": options.per,
+    }
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "videos": hdf5.encoded(videos),
+        "features": np.concatenate(rows).astype(np.float32),
+    }
+    if options.per == "view":
+        arrays["start"] = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    with atomic.writing(path) as temporary:
+        with hdf5.new_file(temporary) as file:
+            hdf5.write_arrays(file, arrays, about)
+        check_written(temporary, arrays)
     console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
     return path
+
+
+def check_written(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Raise InputError unless the file holds exactly these arrays."""
+    try:
+        with hdf5.reading(path) as (file, source):
+            root = h5py.h5g.open(file, b"/")
+            found = [
+                hdf5.texts(child, name, source)
+                if values.dtype.kind == "S"
+                else hdf5.array(child, name, values.dtype.str, source)
+                for name, values in arrays.items()
+                for child in [hdf5.child(root, name, h5py.h5d.open)]
+            ]
+            expected = hdf5.attribute(root, "crc32", int)
+        if hdf5.crc32(found) != expected or hdf5.crc32(arrays.values()) != expected:
+            raise Invalid("its arrays fail their checksum")
+    except Invalid as error:
+        raise InputError(
+            f"what was written to {path.parent} does not read back ({error}); is the disk sound?"
+        ) from error
 
 
 def _check_options_of_videos(options: FeaturesOptions) -> None:

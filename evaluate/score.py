@@ -22,7 +22,7 @@ from evaluate.inference import Compute, load_network, logits_forward, video_scor
 from evaluate.score_file import Scores
 from evaluate.views import Views
 from pipeline import atomic, catalog
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Unreadable
 from pipeline.plan import share
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress
@@ -286,16 +286,20 @@ def _scores_of(measurement: Measurement, scored: Sequence[tuple[str, npt.NDArray
 def _collect(measurement: Measurement) -> Scores | None:
     """Everything scored so far by this checkpoint with these views, of videos still on the list.
 
-    A file that cannot be read, or that another checkpoint made, does not count: its videos are scored again, and
-    merging replaces it.
+    A file that is damaged, or that another checkpoint made, does not count: its videos are scored again, and merging
+    replaces it. Raises Unreadable if the system does not let a file be read: what is in it may be good.
     """
     wanted, found = measurement.empty(), []
     parts = sorted(measurement.parts.glob("part-*.h5")) if measurement.parts.is_dir() else []
     for path in [measurement.file, *parts]:
-        with contextlib.suppress(InputError):
+        try:
             scores = score_file.read_scores(path)
-            if wanted.same_measurement(scores):
-                found.append(scores)
+        except Unreadable:
+            raise
+        except InputError:
+            continue
+        if wanted.same_measurement(scores):
+            found.append(scores)
     if not found:
         return None
     merged, listed = score_file.joined(found), set(measurement.videos)

@@ -1,13 +1,14 @@
 """Score files: the class scores of one run for each video of a list (documented in docs/reference/scores.md).
 
-HDF5, one file for each run, part of the split and views' settings:
+HDF5 1.10, one file for each run, part of the split and views' settings. Texts are UTF-8 of a fixed length, arrays lie
+in the file as they are:
 
     /            attrs: format, version, dataset, split, part ("test" or "train"), stream, run, checkpoint (digest),
-                 shards (set), views (JSON: frames, crops, flips, crop size)
+                 shards (set), views (JSON: frames, crops, flips, crop size), crc32 (of the arrays in this order)
     /videos      str[n]     class/stem, sorted
     /classes     str[C]
-    /labels      int32[n]   index into classes
     /groups      str[n]     the source that a video was cut from
+    /labels      int32[n]   index into classes
     /logits      float32[n,C]   mean over views
     /softmax     float32[n,C]   mean over views of the softmax
     /views       int32[n]   views averaged
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,19 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import atomic
-from pipeline.errors import InputError
+from evaluate import score_file_v1
+from pipeline import atomic, hdf5
+from pipeline.errors import Damaged, InputError
+from pipeline.hdf5 import Foreign, Invalid, SourceFile
+from pipeline.runs import STREAMS
+from pipeline.text import first_line
 
 FORMAT = "two-stream scores"
-VERSION = 1
-MAX_BYTES = 1 << 33
+VERSION = 2
+PARTS = ("test", "train")
+TEXTS = ("videos", "classes", "groups")
+ARRAYS = {"labels": "<i4", "logits": "<f4", "softmax": "<f4", "views": "<i4"}
+SOFTMAX_TOLERANCE = 1e-3
 _ATTRIBUTES = ("dataset", "split", "part", "stream", "run", "checkpoint", "shards")
 
 
@@ -97,15 +105,14 @@ def write_scores(path: Path, scores: Scores) -> None:
         InputError: the file cannot be written, or reads back differently.
     """
     scores = scores.sorted()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: hdf5.encoded(getattr(scores, name)) for name in TEXTS}
+    arrays |= {name: np.asarray(getattr(scores, name), dtype) for name, dtype in ARRAYS.items()}
+    attributes = {name: getattr(scores, name) for name in _ATTRIBUTES}
     with atomic.writing(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.attrs.update({"format": FORMAT, "version": VERSION, "views": json.dumps(scores.settings)})
-            file.attrs.update({name: getattr(scores, name) for name in _ATTRIBUTES})
-            for name in ("videos", "classes", "groups"):
-                file.create_dataset(name, data=list(getattr(scores, name)), dtype=h5py.string_dtype())
-            for name in ("labels", "logits", "softmax", "views"):
-                file.create_dataset(name, data=getattr(scores, name))
+        with hdf5.new_file(temporary) as file:
+            hdf5.write_arrays(
+                file, arrays, {"format": FORMAT, "version": VERSION, "views": scores.settings, **attributes}
+            )
         if read_scores(temporary).videos != scores.videos:
             raise InputError(f"{path}: what was written does not read back; is the disk sound?")
 
@@ -114,35 +121,84 @@ def read_scores(path: Path) -> Scores:
     """Read and check a score file.
 
     Raises:
-        InputError: no such file, not a score file of this version, or its parts do not fit together.
+        InputError: no such file, or not a score file of this version.
+        Unreadable: the system did not let it be read.
+        Damaged: its bytes are not what was written, or its parts do not fit together.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such score file; make it with: python -m evaluate score")
     try:
-        with h5py.File(path, "r") as file:
-            found = (file.attrs.get("format"), file.attrs.get("version"))
-            if found != (FORMAT, VERSION):
-                raise InputError(
-                    f"{path}: expected {FORMAT!r} version {VERSION}, found {found[0]!r} {found[1]}"
-                )
-            for name in file:
-                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                    raise InputError(f"{path}: {name} is a link out of the file; score files hold none")
-            if sum(file[name].size * file[name].dtype.itemsize for name in file) > MAX_BYTES:
-                raise InputError(f"{path}: claims more than {MAX_BYTES >> 30} GiB of scores")
-            values: dict[str, Any] = {name: file.attrs[name] for name in _ATTRIBUTES}
-            values["split"] = int(values["split"])
-            values["settings"] = json.loads(file.attrs["views"])
-            for name in ("videos", "classes", "groups"):
-                values[name] = tuple(file[name].asstr()[...].tolist())
-            for name in ("labels", "logits", "softmax", "views"):
-                values[name] = file[name][...]
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path}: not a readable score file ({error}); score again with --overwrite"
-        ) from error
-    scores = Scores(**values)
-    _check(path, scores)
+        if _is_of_version_1(path):
+            return _read_version_1(path)
+        with hdf5.reading(path) as (file, source):
+            return _read(file, source)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such score file; make it with: python -m evaluate score") from None
+    except Foreign as error:
+        raise InputError(f"{path}: {error}") from error
+    except Invalid as error:
+        raise Damaged(f"{path}: not a readable score file ({error}); score again with --overwrite") from error
+
+
+def _read(file: Any, source: SourceFile) -> Scores:
+    root = h5py.h5g.open(file, b"/")
+    found = [
+        hdf5.attribute(root, name, kind) if h5py.h5a.exists(root, name.encode()) else None
+        for name, kind in (("format", str), ("version", int))
+    ]
+    if found != [FORMAT, VERSION]:
+        raise Foreign(f"expected {FORMAT!r} version {VERSION} or version 1, found {found[0]!r} {found[1]}")
+    for name in root:
+        if root.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+            raise Invalid(f"{name.decode(errors='replace')} is a link out of the file; score files hold none")
+    attributes: dict[str, Any] = {
+        name: hdf5.attribute(root, name, int if name == "split" else str) for name in (*_ATTRIBUTES, "views")
+    }
+    arrays = {name: hdf5.texts(hdf5.child(root, name, h5py.h5d.open), name, source) for name in TEXTS} | {
+        name: hdf5.array(hdf5.child(root, name, h5py.h5d.open), name, dtype, source)
+        for name, dtype in ARRAYS.items()
+    }
+    scores = _scores(attributes, {name: hdf5.decoded(arrays[name]) for name in TEXTS}, arrays)
+    if hdf5.crc32(arrays.values()) != hdf5.attribute(root, "crc32", int):
+        raise Invalid("its arrays fail their checksum")
+    return scores
+
+
+def _is_of_version_1(path: Path) -> bool:
+    """Whether a file is of HDF5's old format, as score files of version 1 are."""
+    try:
+        with SourceFile(path) as source:
+            head = source.bytes_at(0, min(len(hdf5.SIGNATURE) + 1, source.size))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise hdf5.unreadable(path, error) from error
+    return head.startswith(hdf5.SIGNATURE) and 0 <= head[-1] < hdf5.OLDEST_SUPERBLOCK
+
+
+def _read_version_1(path: Path) -> Scores:
+    try:
+        attributes, arrays = score_file_v1.read(path)
+        for name, dtype in ARRAYS.items():
+            if arrays[name].dtype != dtype:
+                raise Invalid(f"{name!r} is not of type {np.dtype(dtype).name}")
+        return _scores(attributes, {name: tuple(arrays[name].tolist()) for name in TEXTS}, arrays)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Invalid(first_line(error)) from error
+
+
+def _scores(
+    attributes: Mapping[str, Any],
+    texts: Mapping[str, tuple[str, ...]],
+    arrays: Mapping[str, npt.NDArray[Any]],
+) -> Scores:
+    """Scores of what a file holds; Invalid unless everything fits together."""
+    values = dict(attributes)
+    settings = json.loads(values.pop("views"))
+    if not isinstance(settings, dict):
+        raise Invalid("its `views` are not a mapping")
+    numbers: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
+    scores = Scores(**values, settings=settings, **texts, **numbers)
+    for fault in _faults(scores):
+        raise Invalid(fault)
     return scores
 
 
@@ -215,8 +271,11 @@ def _difference(first: Sequence[str], second: Sequence[str], show: int = 5) -> s
     return "; ".join(shown)
 
 
-def _check(path: Path, scores: Scores) -> None:
+def _faults(scores: Scores) -> Iterator[str]:
+    """What is wrong with scores that were read; what comes later relies on what comes before."""
     videos, classes = len(scores.videos), len(scores.classes)
+    if scores.split < 1 or scores.part not in PARTS or scores.stream not in STREAMS:
+        yield f"split {scores.split}, part {scores.part!r} and stream {scores.stream!r} are not those of any list"
     expected = {
         "labels": (videos,),
         "logits": (videos, classes),
@@ -225,10 +284,16 @@ def _check(path: Path, scores: Scores) -> None:
     }
     for name, shape in expected.items():
         if getattr(scores, name).shape != shape:
-            raise InputError(f"{path}: {name} should have shape {shape}, found {getattr(scores, name).shape}")
+            yield f"{name} should have shape {shape}, found {getattr(scores, name).shape}"
     if len(set(scores.videos)) != videos or len(scores.groups) != videos:
-        raise InputError(f"{path}: videos must be distinct, with one group each")
+        yield "videos must be distinct, with one group each"
+    if len(set(scores.classes)) != classes:
+        yield "classes must be distinct"
     if videos and not (scores.labels.min() >= 0 and scores.labels.max() < classes):
-        raise InputError(f"{path}: labels lie outside the {classes} classes")
+        yield f"labels lie outside the {classes} classes"
     if not (np.isfinite(scores.logits).all() and np.isfinite(scores.softmax).all()):
-        raise InputError(f"{path}: scores hold values that are not finite")
+        yield "scores hold values that are not finite"
+    if not (scores.softmax >= 0).all() or (np.abs(scores.softmax.sum(1) - 1) > SOFTMAX_TOLERANCE).any():
+        yield "softmax of a video does not add up to 1"
+    if (scores.views < 1).any():
+        yield "a video has no view"

@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
+import math
 import os
 import stat
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +213,10 @@ def place(dataset: Any, name: str, dtype: str, source: SourceFile) -> tuple[int,
     """
     if not dataset.get_type().equal(_stored_type(dtype)):
         raise Invalid(f"{name!r} is not of type {np.dtype(dtype).name}")
+    return _place(dataset, name, np.dtype(dtype).itemsize, source)
+
+
+def _place(dataset: Any, name: str, itemsize: int, source: SourceFile) -> tuple[int, tuple[int, ...]]:
     created = dataset.get_create_plist()
     if created.get_layout() != h5py.h5d.CONTIGUOUS or created.get_external_count():
         raise Invalid(f"{name!r} is not stored contiguously in the file")
@@ -222,21 +229,48 @@ def place(dataset: Any, name: str, dtype: str, source: SourceFile) -> tuple[int,
         raise Invalid(f"{name!r} has no place in the file")
     if size and offset + size > source.size:
         raise Invalid(f"{name!r} reaches beyond the end of the file, which was cut short")
-    count = 1
-    for length in shape:
-        count *= length
-    if count * np.dtype(dtype).itemsize != size:
-        raise Invalid(f"{name!r} has {size} bytes, which are not those of its {count} values")
+    if math.prod(shape) * itemsize != size:
+        raise Invalid(f"{name!r} has {size} bytes, which are not those of its {math.prod(shape)} values")
     return int(offset or 0), shape
 
 
 def array(dataset: Any, name: str, dtype: str, source: SourceFile) -> npt.NDArray[Any]:
     """A dataset, read from where it lies; read-only."""
     offset, shape = place(dataset, name, dtype, source)
-    size = np.dtype(dtype).itemsize
-    for length in shape:
-        size *= length
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     return np.frombuffer(source.bytes_at(offset, size), dtype).reshape(shape)
+
+
+def texts(dataset: Any, name: str, source: SourceFile) -> npt.NDArray[np.bytes_]:
+    """A dataset of fixed-length UTF-8 texts as encoded bytes[n], read from where it lies; see `decoded`."""
+    stored = dataset.get_type()
+    if not isinstance(stored, h5py.h5t.TypeStringID) or stored.is_variable_str():
+        raise Invalid(f"{name!r} does not hold texts of a fixed length")
+    length = stored.get_size()
+    if length > LONGEST_TEXT:
+        raise Invalid(f"{name!r} holds texts of {length} bytes, expected at most {LONGEST_TEXT}")
+    offset, shape = _place(dataset, name, length, source)
+    if len(shape) != 1:
+        raise Invalid(f"{name!r} is not a list")
+    return np.frombuffer(source.bytes_at(offset, shape[0] * length), f"S{length}")
+
+
+def encoded(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Texts as fixed-length UTF-8; file names that are not UTF-8 keep their bytes."""
+    return np.array([value.encode(errors="surrogateescape") for value in values], np.bytes_)
+
+
+def decoded(values: npt.NDArray[np.bytes_]) -> tuple[str, ...]:
+    """The texts that `encoded` encoded."""
+    return tuple(value.decode(errors="surrogateescape") for value in values.tolist())
+
+
+def crc32(arrays: Iterable[npt.NDArray[Any]]) -> int:
+    """CRC-32 over the bytes of arrays, one after another."""
+    crc = 0
+    for values in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data if values.size else b"", crc)
+    return crc
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -277,3 +311,28 @@ def new_file(path: Path) -> Iterator[h5py.File]:
             yield file
         if disk.error is not None:
             raise disk.error
+
+
+def write_arrays(
+    file: h5py.File, arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Any]
+) -> None:
+    """Datasets and attributes of a new file, and attribute `crc32` over the arrays in their order."""
+    for name, values in arrays.items():
+        if values.dtype.kind == "S":
+            dtype = h5py.string_dtype("utf-8", max(values.dtype.itemsize, 1))
+            file.create_dataset(name, data=values.astype(dtype), dtype=dtype)
+        else:
+            file.create_dataset(name, data=values)
+    write_attributes(file, {**attributes, "crc32": crc32(arrays.values())})
+
+
+def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
+    """Scalars as int64, float64 and fixed-length UTF-8; None is left out; a mapping becomes JSON."""
+    for name, value in attributes.items():
+        if isinstance(value, Mapping):
+            value = json.dumps(value, sort_keys=True)
+        if isinstance(value, str):
+            data = value.encode()
+            group.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
+        elif value is not None:
+            group.attrs.create(name, value, dtype=np.float64 if isinstance(value, float) else np.int64)

@@ -16,7 +16,7 @@ import click
 
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
-from pipeline.hdf5 import new_file
+from pipeline.hdf5 import new_file, write_attributes
 from pipeline.options import (
     CONTEXT,
     DataOptions,
@@ -31,7 +31,7 @@ from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import SUFFIX, VERSION, ShardAddress, faults, open_shard
 from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
 from pipeline.shard_sets import choose_shard_set
-from pipeline.shard_writer import copy_shard, verify_written, write_attributes
+from pipeline.shard_writer import copy_shard, verify_written
 from pipeline.text import size_in_bytes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from pipeline import atomic
 from pipeline.codec import Codec, Levels, Quantised
 from pipeline.errors import InputError
-from pipeline.hdf5 import new_file
+from pipeline.hdf5 import new_file, write_attributes
 from pipeline.request import Request
 from pipeline.shard import (
     BLOCK_BYTES,
@@ -267,18 +266,6 @@ def write_tables(
         group.create_dataset(name, data=values)
     write_attributes(group, {**attributes, "tables_crc32": tables_crc32(tables)})
     return group.create_dataset("jpeg", (int(tables["start"][-1]),), np.uint8, fillvalue=None)
-
-
-def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
-    """Scalars as int64, float64 and fixed-length UTF-8; None is left out; a mapping becomes JSON."""
-    for name, value in attributes.items():
-        if isinstance(value, Mapping):
-            value = json.dumps(value, sort_keys=True)
-        if isinstance(value, str):
-            data = value.encode()
-            group.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
-        elif value is not None:
-            group.attrs.create(name, value, dtype=np.float64 if isinstance(value, float) else np.int64)
 
 
 def verify_written(path: Path) -> None:
