@@ -195,8 +195,8 @@ def _scores(
     settings = json.loads(values.pop("views"))
     if not isinstance(settings, dict):
         raise Invalid("its `views` are not a mapping")
-    numbers: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
-    scores = Scores(**values, settings=settings, **texts, **numbers)
+    values |= {**texts, **{name: arrays[name] for name in ARRAYS}, "settings": settings}
+    scores = Scores(**values)
     for fault in _faults(scores):
         raise Invalid(fault)
     return scores

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
+import re
 import shutil
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +27,16 @@ from torch import Tensor
 
 from pipeline import atomic
 from pipeline.catalog import choose_dataset
-from pipeline.errors import InputError
+from pipeline.errors import Damaged, InputError
+from pipeline.hdf5 import unreadable
 from pipeline.options import DatasetOptions
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request
 from pipeline.runs import RunPaths, RunRecord, find_run
-from pipeline.text import first_line
+from pipeline.text import first_line, some
 from train.models import build
 from train.models.network import Network
+from train.recipe import KEYS, MOST_ITERATIONS, Recipe, coerce
 from train.volume_spec import VolumeSpec
 
 FORMAT = "two-stream checkpoint"
@@ -72,7 +78,13 @@ class Checkpoint:
 
     def model(self) -> Network:
         """The network with its weights, in evaluation mode, on the CPU."""
-        network = build(
+        network = self.network()
+        network.load_state_dict(self.weights)
+        return network.eval()
+
+    def network(self) -> Network:
+        """The network with fresh weights."""
+        return build(
             self.recipe["model"],
             self.volume.channels,
             sum(map(len, self.heads.values())),
@@ -80,8 +92,6 @@ class Checkpoint:
             self.volume.crop,
             self.recipe["width"],
         )
-        network.load_state_dict(self.weights)
-        return network.eval()
 
     def columns(self, head: str, classes: Sequence[str]) -> npt.NDArray[np.int64]:
         """Outputs of the last layer for the given classes of a head: int64[classes].
@@ -106,9 +116,14 @@ class Checkpoint:
 
 def weights_digest(checkpoint: Checkpoint) -> str:
     """SHA-256 (hex) over what determines scores: weights, model, volume and heads."""
+    return _digest(checkpoint, checkpoint.volume.as_dict())
+
+
+def _digest(checkpoint: Checkpoint, volume: Mapping[str, Any]) -> str:
+    """`weights_digest`, with the volume's values as they are stored: other versions have other keys."""
     about = {
         "model": checkpoint.recipe["model"],
-        "volume": checkpoint.volume.as_dict(),
+        "volume": volume,
         "heads": {name: list(classes) for name, classes in checkpoint.heads.items()},
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
@@ -155,15 +170,18 @@ def check_archive(path: Path) -> None:
     """Verify the checksum of every part of a checkpoint file.
 
     Raises:
-        InputError: it is not a zip archive, or a part is damaged.
+        Unreadable: the system did not let it be read.
+        Damaged: it is not a zip archive, or a part is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise InputError(f"{path}: not a readable checkpoint ({error})") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        raise Damaged(f"{path}: not a readable checkpoint ({first_line(error)})") from error
     if bad is not None:
-        raise InputError(f"{path}: damaged checkpoint: the checksum of {bad} does not match")
+        raise Damaged(f"{path}: damaged checkpoint: the checksum of {bad} does not match")
 
 
 def load_checkpoint(path: str | Path, optimiser: bool = False) -> Checkpoint:
@@ -174,37 +192,150 @@ def load_checkpoint(path: str | Path, optimiser: bool = False) -> Checkpoint:
         optimiser: keep the optimiser's state as well, to resume training.
 
     Raises:
+        Unreadable: the system did not let it be read.
         InputError: nothing there, damaged, or not a checkpoint of this program.
     """
     path = Path(path)
     if path.is_dir():
         return load_checkpoint(RunPaths(path).scoring_checkpoint(), optimiser)
-    values = read_archive(path)
+    return from_archive(path, read_archive(path), optimiser)
+
+
+def from_archive(path: Path, values: Mapping[str, Any], optimiser: bool = False) -> Checkpoint:
+    """The checkpoint in the mapping that `read_archive` found in a file; every value is checked.
+
+    Raises:
+        InputError: not a checkpoint of this program, or damaged.
+    """
     if values.get("format") != FORMAT:
         raise InputError(f"{path}: expected a checkpoint of `python -m train`, found another file")
     if values.get("version") not in READABLE:
         raise InputError(
             f"{path}: expected a checkpoint of version {' or '.join(map(str, READABLE))}, found version "
-            f"{values.get('version')}; read it with the program that wrote it"
+            f"{values.get('version')!r}; read it with the program that wrote it"
         )
     try:
-        return Checkpoint(
-            weights=values["weights"],
-            recipe=values["recipe"],
-            run=RunRecord.from_dict(values["run"]),
-            volume=VolumeSpec.from_dict(values["volume"]),
-            heads={name: tuple(classes) for name, classes in values["heads"].items()},
+        checkpoint = Checkpoint(
+            weights=checked_tensors(values["weights"]),
+            recipe=checked_recipe(values["recipe"]),
+            run=RunRecord.from_dict(_mapping(values["run"], "run")),
+            volume=VolumeSpec.from_dict(_mapping(values["volume"], "volume")),
+            heads=_heads(values["heads"]),
             iteration=values["iteration"],
             requests={
-                name: Request.from_dict(request) for name, request in values.get("requests", {}).items()
+                name: Request.from_dict(_mapping(request, name))
+                for name, request in _mapping(values.get("requests", {}), "requests").items()
             },
             digest=values["digest"],
-            optimiser=values["optimiser"] if optimiser else {},
-            progress=values["progress"],
+            optimiser=_optimiser(values["optimiser"]) if optimiser else {},
+            progress=_progress(values["progress"]),
             path=path,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
+        if type(checkpoint.iteration) is not int or not 0 <= checkpoint.iteration <= MOST_ITERATIONS:
+            raise ValueError(f"iteration: expected a whole number from 0, found {checkpoint.iteration!r}")
+        _check_weights_fit(checkpoint)
+        if (digest := _digest(checkpoint, values["volume"])) != checkpoint.digest:
+            raise ValueError(f"its digest is {checkpoint.digest!r}, that of its weights {digest}")
+        return checkpoint
+    except KeyError as error:
+        raise Damaged(f"{path}: damaged checkpoint: it has no {first_line(error)}") from error
+    except (InputError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{path}: damaged checkpoint: {first_line(error)}") from error
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name}: expected a mapping of names, found {type(value).__name__}")
+    return dict(value)
+
+
+def checked_tensors(values: Any) -> dict[str, Tensor]:
+    """A state dict of ordinary tensors whose values are finite.
+
+    Raises:
+        ValueError: anything else; the message names the first such value.
+    """
+    tensors = _mapping(values, "weights")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"expected a state dict of tensors, found {type(tensor).__name__} under {name!r}"
+            )
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        # A view may claim any number of values of a few bytes.
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name}: expected a tensor with all its values, found another kind")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
+    return tensors
+
+
+def checked_recipe(values: Any) -> dict[str, Any]:
+    """A recipe's plain values, each of its key's type; keys of other versions are left as they are.
+
+    Raises:
+        ValueError: no mapping, or without what the network needs.
+        InputError: a value of the wrong type or out of bounds.
+    """
+    recipe = _mapping(values, "recipe")
+    if missing := [name for name in ("model", "dropout", "width") if name not in recipe]:
+        raise ValueError(f"recipe: it has no {', '.join(missing)}")
+    Recipe(**{name: coerce(name, value) for name, value in recipe.items() if name in KEYS})
+    return recipe
+
+
+def _heads(values: Any) -> dict[str, tuple[str, ...]]:
+    heads = {name: tuple(classes) for name, classes in _mapping(values, "heads").items()}
+    for name, classes in heads.items():
+        if not classes or not all(isinstance(label, str) for label in classes):
+            raise ValueError(
+                f"heads: expected names of classes under {name!r}, found {some(map(str, classes))}"
+            )
+        if len(set(classes)) != len(classes):
+            raise ValueError(f"heads: classes named twice under {name!r}")
+    if not heads:
+        raise ValueError("heads: there is none")
+    return heads
+
+
+def _progress(values: Any) -> dict[str, Any]:
+    progress = _mapping(values, "progress")
+    for name, value in progress.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"progress: expected a number under {name!r}, found {value!r}")
+    return progress
+
+
+def _optimiser(values: Any) -> dict[str, Any]:
+    optimiser = _mapping(values, "optimiser")
+    state = optimiser["state"]
+    if not isinstance(state, Mapping) or not isinstance(optimiser["param_groups"], list):
+        raise ValueError("optimiser: expected `state` and `param_groups` of SGD")
+    for index, buffers in state.items():
+        if not isinstance(index, int):
+            raise ValueError(f"optimiser: expected the number of a parameter, found {index!r}")
+        given = {name: value for name, value in _mapping(buffers, "optimiser").items() if value is not None}
+        try:
+            checked_tensors(given)
+        except ValueError as error:
+            raise ValueError(f"optimiser: state of parameter {index}: {error}") from error
+    return optimiser
+
+
+def _check_weights_fit(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless the weights are those of the network; nothing is allocated for it."""
+    try:
+        with torch.device("meta"):
+            own = checkpoint.network().state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"its network cannot be built ({first_line(error)})") from error
+    for name, tensor in own.items():
+        found = checkpoint.weights.get(name)
+        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            shown = "nothing" if found is None else f"{list(found.shape)} of {found.dtype}"
+            raise ValueError(f"{name}: expected {list(tensor.shape)} of {tensor.dtype}, found {shown}")
+    if unknown := [name for name in checkpoint.weights if name not in own]:
+        raise ValueError(f"weights that {checkpoint.recipe['model']} does not have: {some(unknown)}")
 
 
 def find_checkpoint(run: str, options: DatasetOptions) -> Path:
@@ -228,6 +359,7 @@ def read_archive(path: Path) -> dict[str, Any]:
     """The mapping that `torch.save` wrote, its tensors on the CPU; nothing in the file is executed.
 
     Raises:
+        Unreadable: the system did not let it be read.
         InputError: missing, damaged, or with anything but tensors and plain values in it.
     """
     if not path.is_file():
@@ -235,14 +367,27 @@ def read_archive(path: Path) -> dict[str, Any]:
     if zipfile.is_zipfile(path):
         check_archive(path)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"{path}: expected a file of weights written by torch.save, found {first_line(error)}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except Exception as error:  # a damaged pickle can raise any
+        raise Damaged(
+            f"{path}: expected a file of weights written by torch.save, found {_found(error)}"
         ) from error
     if not isinstance(values, Mapping):
         raise InputError(f"{path}: expected a mapping of names to weights, found {type(values).__name__}")
     return dict(values)
+
+
+def _found(error: Exception) -> str:
+    """What is wrong with a file that torch refused, without torch's advice to load it in an unsafe way."""
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        which = f" ({named[1]})" if named else ""
+        return f"something other than tensors and plain values{which}, which may run code and is not loaded"
+    return first_line(error)
 
 
 def link_best(run: RunPaths, iteration: int) -> None:

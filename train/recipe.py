@@ -23,6 +23,11 @@ from train.models import MODELS
 from train.volume_spec import COLOUR_MEAN, COLOUR_STD, STACKINGS, VOLUME_DIRECTIONS, VolumeSpec
 
 FOLDER = Path(__file__).parent / "recipes"
+MOST_ITERATIONS = 10**9
+MOST = {"batch": 1 << 20, "segments": 1000, "iterations": MOST_ITERATIONS}
+LARGEST_SEED = 2**63 - 1
+"""What both torch and NumPy take."""
+SMALLEST_SCALE = 0.05
 
 
 def _key(default: Any, help: str, choices: tuple[str, ...] = (), multiple: bool = False) -> Any:
@@ -98,22 +103,33 @@ class Recipe:
             choices, value = entry.metadata["choices"], getattr(self, entry.name)
             if choices and value not in choices:
                 raise InputError(f"{entry.name}: expected one of {', '.join(choices)}, found {value!r}")
-        for name in ("batch", "segments", "iterations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(
+                    f"{name}: expected at least 1 and at most {most:,}, found {getattr(self, name)}"
+                )
         for name in ("learning_rate", "factor"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"{name}: expected a positive number, found {getattr(self, name)}")
-        for name in ("lighting", "warmup", "weight_decay", "clip", "seed"):
-            if not getattr(self, name) >= 0:
+        for name in ("lighting", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}: expected 0 or more, found {getattr(self, name)}")
+        for name, most in (("warmup", MOST_ITERATIONS), ("seed", LARGEST_SEED)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"{name}: expected 0 or more, at most {most}, found {getattr(self, name)}")
         for name in ("dropout", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")
-        if any(not 0 < scale <= 1 for scale in self.scales):
-            raise InputError(f"scales: expected shares above 0 and up to 1, found {list(self.scales)}")
-        if list(self.steps) != sorted(self.steps):
-            raise InputError(f"steps: expected rising iterations, found {list(self.steps)}")
+        if any(not SMALLEST_SCALE <= scale <= 1 for scale in self.scales):
+            raise InputError(
+                f"scales: expected shares above 0 (from {SMALLEST_SCALE}) and up to 1, found {list(self.scales)}"
+            )
+        if list(self.steps) != sorted(self.steps) or any(
+            not 0 <= step <= MOST_ITERATIONS for step in self.steps
+        ):
+            raise InputError(
+                f"steps: expected rising iterations from 0 to {MOST_ITERATIONS:,}, found {list(self.steps)}"
+            )
         for name in ("colour_mean", "colour_std"):
             if len(getattr(self, name)) != 3:
                 raise InputError(f"{name}: expected three numbers, found {list(getattr(self, name))}")

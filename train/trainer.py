@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.runs import RunPaths, RunRecord
+from pipeline.shard import Shard
+from pipeline.text import first_line
 from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input, unpack
 from train.checkpoint import (
     Checkpoint,
@@ -51,6 +53,8 @@ from train.volume_spec import VolumeSpec
 
 VALIDATION_SNIPPETS = 5
 CPU_MICRO_BATCH = 32
+LARGEST_INPUT = 1e5
+"""Far beyond any motion in pixels or any colour."""
 
 
 def train(
@@ -142,6 +146,8 @@ class Trainer:
         self.reader = TrainingReader(data.train, spec, recipe)
         self.network = self._initial_network(bounds[-1], init if resumed is None else None)
         self.frozen = freeze(self.network, recipe.trained, recipe.partial_bn)
+        smallest = min(len(self.indices), len(self.indices) % self.micro_batch or self.micro_batch)
+        check_batch_norm(self.network, self.frozen, smallest * recipe.segments)
         if resumed is not None:
             self.network.load_state_dict(resumed.weights)
         place(self.network, world.device, recipe.precision)
@@ -155,7 +161,7 @@ class Trainer:
         self.iteration = 0
         self.progress: dict[str, Any] = {}
         if resumed is not None:
-            self.optimiser.load_state_dict(resumed.optimiser)
+            restore(self.optimiser, resumed)
             self.iteration, self.progress = resumed.iteration, resumed.progress
             say(f"resuming {run.folder} after iteration {self.iteration}")
         self.parallel = in_parallel(self.network, world, options.compiled)
@@ -301,11 +307,24 @@ class Trainer:
         """End every process if the loss of the iteration is not finite."""
         loss = float(mean_losses(stats).sum())
         if not torch.isfinite(mean_losses(stats)).all():
+            cause = self.largest_input()
             self.world.fail(
                 f"the loss is {loss} at iteration {self.iteration + 1} (learning rate {lr:g}): stopped before the "
-                "update; try a smaller --learning-rate, --clip or --warmup; "
+                f"update; {cause}try a smaller --learning-rate, --clip or --warmup; "
                 f"the run's checkpoints in {self.run.folder} are intact"
             )
+
+    def largest_input(self) -> str:
+        """Which of this process's samples of the iteration has values that no sound shard gives; "" if none has."""
+        for index in self.indices:
+            key = (self.iteration, index)
+            batch = self.reader.__getitems__([key])
+            largest = float(network_input(batch, self.spec, "cpu").abs().max())
+            if not largest <= LARGEST_INPUT:
+                source = self.reader.item(key)[0].source
+                where = source.address if isinstance(source, Shard) else source
+                return f"values of up to {largest:g} come from {where}: check it (python -m pipeline verify), or "
+        return ""
 
     def stop_signal(self, interrupt: Interrupt) -> int:
         """The signal that any process has received, or 0."""
@@ -430,6 +449,46 @@ class Trainer:
             optimiser=self.optimiser.state_dict(),
             progress=self.progress,
         )
+
+
+def restore(optimiser: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Load the momentum of a checkpoint; learning rate and the rest follow from the recipe.
+
+    Raises:
+        InputError: it is not that of these parameters.
+    """
+    own = optimiser.state_dict()
+    try:
+        optimiser.load_state_dict({**own, "state": checkpoint.optimiser["state"]})
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        for index, buffers in checkpoint.optimiser["state"].items():
+            for name, buffer in buffers.items():
+                if buffer is not None and (
+                    name != "momentum_buffer" or buffer.shape != parameters[index].shape
+                ):
+                    raise ValueError(f"{name} of parameter {index} does not fit it")
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(
+            f"{checkpoint.path}: damaged checkpoint: its optimiser's state is not that of the network "
+            f"({first_line(error)}); remove it to resume from the checkpoint before it"
+        ) from error
+
+
+def check_batch_norm(network: Network, frozen: Sequence[nn.Module], samples: int) -> None:
+    """Refuse to train a batch normalisation on one sample at a time, whose variance says nothing.
+
+    Args:
+        network: the network.
+        frozen: its layers that stay as they are.
+        samples: snippets in the smallest micro-batch of this process.
+    """
+    still = {id(layer) for module in frozen for layer in module.modules()}
+    for name, layer in network.named_modules():
+        if samples == 1 and isinstance(layer, nn.BatchNorm2d) and id(layer) not in still:
+            raise InputError(
+                f"{name}: batch normalisation cannot be trained on a single sample, and the smallest micro-batch of a "
+                "process has one: choose another batch or --micro-batch"
+            )
 
 
 def place(network: Network, device: torch.device, precision: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -16,6 +17,10 @@ VOLUME_DIRECTIONS = ("forward", "backward", "both")
 # ImageNet's mean colour and spread in 0..255, what torchvision's weights were trained with.
 COLOUR_MEAN = (123.675, 116.28, 103.53)
 COLOUR_STD = (58.395, 57.12, 57.375)
+
+
+LARGEST_SIDE = 65_535
+MOST_FIELDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,20 +60,25 @@ class VolumeSpec:
         ):
             if value not in choices:
                 raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
-        if self.crop < 1:
-            raise InputError(f"crop: expected at least 1 pixel, found {self.crop}")
+        if not 1 <= self.crop <= LARGEST_SIDE:
+            raise InputError(f"crop: expected 1 to {LARGEST_SIDE:,} pixels, found {self.crop}")
+        if not 0 <= self.short_side <= LARGEST_SIDE:
+            raise InputError(f"short_side: expected 0 to {LARGEST_SIDE:,} pixels, found {self.short_side}")
         if self.short_side and self.short_side < self.crop:
             raise InputError(
                 f"short_side {self.short_side} is smaller than crop {self.crop}: no crop fits in the frame"
             )
-        if self.length < 1:
-            raise InputError(f"length: expected at least 1 flow field, found {self.length}")
+        if not 1 <= self.length <= MOST_FIELDS:
+            raise InputError(f"length: expected 1 to {MOST_FIELDS:,} flow fields, found {self.length}")
         if self.direction == "both" and self.length % 2:
             raise InputError(
                 f"length {self.length} is odd: a bi-directional volume is L/2 forward and L/2 backward flows"
             )
-        if not self.flow_scale > 0 or min(self.colour_std) <= 0:
-            raise InputError("flow_scale and colour_std must be positive")
+        for name, values in (("colour_mean", self.colour_mean), ("colour_std", self.colour_std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise InputError(f"{name}: expected three finite numbers, found {list(values)}")
+        if not 0 < self.flow_scale < math.inf or min(self.colour_std) <= 0:
+            raise InputError("flow_scale and colour_std must be positive and finite")
 
     @property
     def channels(self) -> int:
@@ -99,4 +109,9 @@ class VolumeSpec:
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
+        for field in fields(cls):
+            value = plain.get(field.name, field.default)
+            kind = type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise InputError(f"volume: {field.name}: expected {kind.__name__}, found {value!r}")
         return cls(**plain)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.runs import RunPaths
-from train.checkpoint import FORMAT, read_archive
+from train.checkpoint import FORMAT, checked_tensors, from_archive, read_archive
 from train.matconvnet import read_matconvnet
 
 WRAPPERS = ("state_dict", "model_state", "model")
@@ -58,8 +58,9 @@ def read_weights(path: Path) -> Weights:
         path = RunPaths(path).scoring_checkpoint()
     values = read_archive(path)
     if values.get("format") == FORMAT:
-        classes = tuple(name for head in values["heads"].values() for name in head)
-        return Weights(_tensors(path, values["weights"]), classes, "this project")
+        checkpoint = from_archive(path, values)
+        classes = tuple(name for head in checkpoint.heads.values() for name in head)
+        return Weights(checkpoint.weights, classes, "this project")
     for key in WRAPPERS:
         if isinstance(values.get(key), Mapping):
             values = values[key]
@@ -72,16 +73,17 @@ def read_weights(path: Path) -> Weights:
 
 def _tensors(path: Path, values: Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors of a state dict by their names without wrappers' prefixes; InputError for anything else in it."""
-    tensors = {}
-    for name, tensor in values.items():
-        if not isinstance(tensor, Tensor):
-            raise InputError(
-                f"{path}: expected a state dict of tensors, found {type(tensor).__name__} under {name!r}"
-            )
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
-        tensors[name] = tensor
-    return tensors
+    try:
+        tensors = checked_tensors(values)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    return {without_prefixes(name): tensor for name, tensor in tensors.items()}
+
+
+def without_prefixes(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
 
 
 def from_mmaction2(name: str) -> str:

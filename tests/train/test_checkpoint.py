@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import resource
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Unreadable
 from pipeline.request import Request
 from pipeline.runs import RunPaths, RunRecord
 from train.checkpoint import (
@@ -247,3 +250,100 @@ def test_damaged_checkpoints_that_a_run_went_back_from_do_not_displace_the_good_
     remove_old_checkpoints(run, keep=2, newest=15)
     assert load_checkpoint(run.checkpoint(15)).iteration == 15
     assert load_checkpoint(run.checkpoint(10)).iteration == 10
+
+
+def replaced(**changes: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda values: {**values, **changes}
+
+
+def without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda values: {name: value for name, value in values.items() if name != key}
+
+
+def changed(key: str, **changes: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda values: {**values, key: {**values[key], **changes}}
+
+
+TAMPERED = {
+    **{f"no {key}": without(key) for key in ("weights", "recipe", "run", "volume", "heads", "iteration")},
+    **{f"no {key}": without(key) for key in ("digest", "optimiser", "progress")},
+    "weights are a list": replaced(weights=[1]),
+    "a weight is a number": changed("weights", **{"fc.bias": 3}),
+    "a weight has another shape": changed("weights", **{"fc.bias": torch.zeros(6)}),
+    "a weight has another type": changed("weights", **{"fc.bias": torch.zeros(5, dtype=torch.float64)}),
+    "a weight is not finite": changed("weights", **{"fc.bias": torch.tensor([0, 0, 0, 0, torch.nan])}),
+    "a weight is sparse": changed("weights", **{"fc.bias": torch.ones(5).to_sparse()}),
+    "a weight claims more than is stored": changed("weights", **{"fc.bias": torch.zeros(1).expand(10**12)}),
+    "a weight is another's": changed("weights", **{"fc.bias": torch.ones(5)}),
+    "an unknown weight": changed("weights", extra=torch.zeros(1)),
+    "a weight's name is a number": lambda values: {
+        **values,
+        "weights": {**values["weights"], 3: torch.zeros(1)},
+    },
+    "the model is unknown": changed("recipe", model="resnet19"),
+    "the model is another": changed("recipe", model="resnet34"),
+    "the model is a number": changed("recipe", model=3),
+    "the width is huge": changed("recipe", width=1e9),
+    "the dropout is text": changed("recipe", dropout="x"),
+    "the crop is huge": changed("volume", crop=10**12),
+    "the crop is text": changed("volume", crop="x"),
+    "the length is huge": changed("volume", length=10**12),
+    "the length is real": changed("volume", length=2.5),
+    "the flow scale is infinite": changed("volume", flow_scale=float("inf")),
+    "colours are two": changed("volume", colour_mean=[1.0, 2.0]),
+    "the stream is unknown": changed("volume", stream="audio"),
+    "an unknown key of the volume": changed("volume", more=1),
+    "heads are a list": replaced(heads=[1]),
+    "a head is a number": replaced(heads={"a": 3}),
+    "a class is a number": replaced(heads={"a": [1, 2], "b": [1, 2, 3]}),
+    "a class twice": replaced(heads={"a": ["x", "x"], "b": ["y", "z", "x"]}),
+    "classes in another order": replaced(heads={"a": ["y", "x"], "b": ["y", "z", "x"]}),
+    "no head": replaced(heads={}),
+    "the iteration is text": replaced(iteration="7"),
+    "the iteration is negative": replaced(iteration=-1),
+    "the run is a list": replaced(run=[]),
+    "the run's split is text": changed("run", split="1"),
+    "the progress is text": replaced(progress={"best_accuracy": "x"}),
+    "the optimiser is a list": replaced(optimiser=[1]),
+    "the optimiser has no state": replaced(optimiser={"param_groups": []}),
+    "the momentum is not finite": replaced(
+        optimiser={"state": {0: {"momentum_buffer": torch.tensor([torch.inf])}}, "param_groups": []}
+    ),
+    "a request is a number": replaced(requests={"a": 3}),
+    "the digest is another": replaced(digest="0" * 64),
+    "the version is a list": replaced(version=[2]),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_whatever_is_tampered_with_is_one_message_that_names_the_file(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, checkpoint())
+    torch.save(TAMPERED[how](torch.load(path, weights_only=True)), path)
+    with pytest.raises(InputError, match=r"checkpoint-00000007\.pt: ") as error:
+        load_checkpoint(path, optimiser=True)
+    assert len(str(error.value)) < 600
+    assert "\n" not in str(error.value)
+
+
+def test_torch_s_advice_to_load_in_an_unsafe_way_is_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"format": Bomb()}, path)
+    with pytest.raises(InputError, match="which may run code and is not loaded") as error:
+        read_archive(path)
+    assert "weights_only" not in str(error.value)
+    assert "options" not in str(error.value)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, checkpoint())
+
+    def refuse(self: zipfile.ZipFile) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", refuse)
+    with pytest.raises(Unreadable, match="could not be read"):
+        load_checkpoint(path)

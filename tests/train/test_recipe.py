@@ -112,6 +112,15 @@ def test_values_of_the_command_line(key: str, text: str, value: object) -> None:
         ({"iterations": 0}, "iterations: expected at least 1"),
         ({"validation": "half"}, "validation: expected a share"),
         ({"scales": [2.0]}, "scales: expected shares"),
+        ({"scales": [1e-9]}, "scales: expected shares"),
+        ({"scales": [float("nan")]}, "scales: expected shares"),
+        ({"batch": 10**12}, "batch: expected at least 1 and at most"),
+        ({"iterations": 10**15}, "iterations: expected at least 1 and at most"),
+        ({"steps": [-1, 5]}, "steps: expected rising iterations from 0"),
+        ({"steps": [5, 10**15]}, "steps: expected rising iterations from 0"),
+        ({"seed": 2**63}, "seed: expected 0 or more, at most"),
+        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"weight_decay": float("inf")}, "weight_decay: expected 0 or more"),
     ],
 )
 def test_wrong_values_are_explained(overrides: dict[str, object], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, RunRecord
+from pipeline.shard import Shard
 from train.batches import TrainingReader, network_input
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distributed import Place, World
@@ -338,6 +341,70 @@ def test_a_loss_that_is_not_finite_is_seen_before_the_update(material: TrainingD
         trainer.step(batches, schedule.micro_batches, 0.05, 0.0, Meter(["tiny"], 1, None, print))
     for name, parameter in trainer.network.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def test_a_shard_whose_values_spoil_the_loss_is_named(
+    material: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every value of it is finite and its checksums are right."""
+    scale = Shard.scale
+    bad = material.train[3].source
+    assert isinstance(bad, Shard)
+
+    def spoilt(self: Shard, direction: str) -> Any:
+        return scale(self, direction) * (np.float32(1e30) if self.video == bad.video else 1)
+
+    monkeypatch.setattr(Shard, "scale", spoilt)
+    recipe = dataclasses.replace(NO_NORM, batch=32, iterations=1)
+    with pytest.raises(InputError, match=f"come from .*{bad.video}"):
+        run(tmp_path, material, recipe)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "segments", "changes", "refused"),
+    [
+        (1, None, 1, {}, True),
+        (9, 4, 1, {}, True),
+        (1, None, 2, {}, False),
+        (1, None, 1, {"trained": "last"}, False),
+        (1, None, 1, {"partial_bn": True}, True),
+        (8, 4, 1, {}, False),
+    ],
+)
+def test_batch_normalisation_is_not_trained_on_one_sample(
+    material: TrainingData,
+    tmp_path: Path,
+    batch: int,
+    micro_batch: int | None,
+    segments: int,
+    changes: dict[str, Any],
+    refused: bool,
+) -> None:
+    recipe = dataclasses.replace(RECIPE, batch=batch, segments=segments, iterations=1, **changes)
+    expected = (
+        pytest.raises(InputError, match="cannot be trained on a single sample")
+        if refused
+        else contextlib.nullcontext()
+    )
+    with expected:
+        run(tmp_path, material, recipe, micro_batch=micro_batch)
+    assert bool(RunPaths(tmp_path).checkpoints()) is not refused
+
+
+@pytest.mark.parametrize(
+    "state", [{0: {"momentum_buffer": torch.zeros(3)}}, {999: {}}, {0: {"other": torch.zeros(1)}}]
+)
+def test_an_optimiser_s_state_of_another_network_is_refused(
+    material: TrainingData, tmp_path: Path, state: dict[int, Any]
+) -> None:
+    recipe = dataclasses.replace(RECIPE, iterations=2)
+    run(tmp_path, material, recipe, stop_after=1)
+    path = RunPaths(tmp_path).checkpoints()[0]
+    values = torch.load(path, weights_only=True)
+    values["optimiser"]["state"] = state
+    torch.save(values, path)
+    with pytest.raises(InputError, match="its optimiser's state is not that of the network"):
+        run(tmp_path, material, recipe)
 
 
 def test_weights_that_are_not_finite_are_not_saved(material: TrainingData, tmp_path: Path) -> None:
