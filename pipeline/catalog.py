@@ -20,6 +20,7 @@ from pipeline.text import some
 
 FORMAT = "two-stream dataset"
 VERSION = 1
+LARGEST_COUNT = 1 << 40
 SHORT_SIDE = 256
 """The paper's size of videos, smaller side in pixels."""
 
@@ -125,6 +126,8 @@ def check_dataset(dataset: Dataset) -> None:
                 f"{where}: {video_id!r} is of class {video.label!r}, which the classes do not name"
             )
     for number, split in dataset.splits.items():
+        if number < 1:
+            raise InputError(f"{where}: splits are counted from 1, found {number}")
         for side, ids in (("train", split.train), ("test", split.test)):
             if twice := [video_id for video_id, count in Counter(ids).items() if count > 1]:
                 raise InputError(f"{where}: split {number} names videos twice to {side} on: {some(twice)}")
@@ -305,10 +308,12 @@ def check_inside(path: str, source: str) -> str:
 def as_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r}")
+    if b"\0" in os.fsencode(value):  # which refuses lone surrogates that stand for no byte
+        raise ValueError(f"{value!r} cannot be in the name of a file")
     return value
 
 
 def as_count(value: Any) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+    if value is None or (type(value) is int and 0 <= value <= LARGEST_COUNT):
         return value
     raise TypeError(f"expected a count or null, found {value!r}")

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
@@ -20,6 +20,8 @@ from pipeline import atomic
 from pipeline.text import duration, many, size_in_bytes, some
 
 Status = Literal["done", "skipped", "failed"]
+LONGEST_LINE = 1 << 20
+LARGEST_AMOUNT = 1 << 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,8 @@ class OutcomeLog:
 def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
     """The last outcome of each video, over all processes' files; empty if there are none.
 
+    Lines that are no record are left out, whatever is in them; OSError if a file cannot be read.
+
     "skipped" only means that an earlier run's shard was still good, so it does not replace that run's "done".
 
     Args:
@@ -101,8 +105,8 @@ def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outco
     """
     records: list[Outcome] = []
     for path in sorted(folder.glob("*.jsonl")):
-        with path.open("rb") as lines:
-            records.extend(record for line in lines if (record := _parse(line)) is not None)
+        with path.open("rb") as file:
+            records.extend(record for line in _lines(file) if (record := _parse(line)) is not None)
     latest: dict[str, Outcome] = {}
     for record in sorted(records, key=lambda record: record.time):
         if shard_set is not None and record.shard_set != shard_set:
@@ -114,11 +118,21 @@ def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outco
     return latest
 
 
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file but those longer than any record, which are never held in memory whole."""
+    whole = True
+    while line := file.readline(LONGEST_LINE):
+        ends = line.endswith(b"\n")
+        if whole and (ends or len(line) < LONGEST_LINE):
+            yield line
+        whole = ends
+
+
 def _parse(line: bytes) -> Outcome | None:
     """One record, or None for a line that a crash cut short, or that is not a record."""
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or values.get("status") not in get_args(Status):
         return None
@@ -130,18 +144,22 @@ def _parse(line: bytes) -> Outcome | None:
         if field.name == "notes" and isinstance(value, list):
             known["notes"] = tuple(str(note) for note in value)
         elif field.name == "stages" and isinstance(value, dict):
-            known["stages"] = {
-                str(k): float(v)
-                for k, v in value.items()
-                if isinstance(v, int | float) and not isinstance(v, bool)
-            }
-        elif field.name in ("frames", "flows", "bytes", "seconds", "time"):
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            known["stages"] = {str(k): float(v) for k, v in value.items() if _is_amount(v)}
+        elif field.name in ("frames", "flows", "bytes"):
+            if type(value) is int and _is_amount(value):
+                known[field.name] = value
+        elif field.name in ("seconds", "time"):
+            if _is_amount(value):
                 known[field.name] = value
         elif isinstance(value, str):
             known[field.name] = value
     known.setdefault("time", 0.0)  # a record without a time is older than any other
     return Outcome(**known)
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether a value is a number that counts or times can be; NaN is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_AMOUNT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -212,8 +212,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
     overrides = overrides or {}
     try:
         recipe = Recipe(**{key: coerce(key, value) for key, value in values.items()})
-        recipe = dataclasses.replace(recipe, **scaled(recipe, overrides))
-        return dataclasses.replace(recipe, **{key: coerce(key, value) for key, value in overrides.items()})
+        given = {key: coerce(key, value) for key, value in overrides.items()}
+        return dataclasses.replace(recipe, **{**scaled(recipe, overrides), **given})
     except InputError as error:
         raise InputError(f"recipe {name}: {error}") from error
 

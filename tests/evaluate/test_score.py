@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -326,3 +329,40 @@ def test_a_run_is_named_or_given_by_path(own_data: DatasetPaths, tmp_path: Path)
         result = CliRunner().invoke(main, ["score", *options, "--workers", "0", "--run", run])
         assert result.exit_code == 0, result.output
         assert RunPaths(folder).scores("test-1x1").is_file()
+
+
+@pytest.mark.parametrize("per", ["video", "view"])
+def test_features_are_written_with_checksums_and_survive_a_full_disk(
+    own_data: DatasetPaths, tmp_path: Path, per: str, request: pytest.FixtureRequest
+) -> None:
+    """HDF5 alone ends the process with a segmentation fault where the disk is full."""
+    output = tmp_path / "out" / "features.h5"
+    arguments = [
+        "features",
+        "--dataset",
+        "tiny",
+        "--data",
+        str(own_data.data),
+        "--workers",
+        "0",
+        "--per",
+        per,
+    ]
+    arguments += ["--run", "spatial-split1", "--frames", "2", "--crops", "1", "--output", str(output)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    refused = CliRunner().invoke(main, arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.exit_code == 1
+    assert "no space left" in refused.output
+    assert list(output.parent.iterdir()) == []
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    with h5py.File(output) as file:
+        videos = file["videos"].asstr()[...].tolist()
+        assert videos == sorted(measurement_of(own_data, "spatial", Views(2, 1)).videos)
+        assert len(file["features"]) == len(videos) * (2 if per == "view" else 1)
+        names = ["videos", "features", "start"] if per == "view" else ["videos", "features"]
+        assert file.attrs["crc32"] == zlib.crc32(b"".join(file[name][...].tobytes() for name in names))
+        assert file.attrs["per"] == per.encode()

@@ -127,6 +127,11 @@ def change(record: Any, keys: tuple[str, ...], value: Any) -> None:
         (("name",), "other", "damaged record"),
         (("origin",), None, "damaged record"),
         (("classes",), ["-x"], "do not name"),
+        (("videos", NAMES[0], "frames"), 10**400, "damaged record"),
+        (("videos", NAMES[0], "path"), "a\0b", "damaged record"),
+        (("videos", NAMES[0], "path"), "\ud800", "damaged record"),
+        (("root",), "a\0b", "damaged record"),
+        (("splits", "-1"), {"train": [], "test": []}, "counted from 1"),
     ],
 )
 def test_a_record_with_a_wrong_part_is_refused_with_its_name(

@@ -98,6 +98,29 @@ def test_values_of_the_wrong_kind_do_not_pass(tmp_path: Path) -> None:
     assert (record.flows, record.stages, record.time) == (0, {}, 0.0)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"video": "a", "status": "done", "time": NaN, "flows": 5}',
+        b'{"video": "a", "status": "done", "time": -Infinity, "flows": 5}',
+        b'{"video": "a", "status": "done", "flows": 1e999, "bytes": -3, "stages": {"flow": 1'
+        + b"0" * 400
+        + b"}}",
+        b'{"video": "a", "status": "done", "flows": 1' + b"0" * 5000 + b"}",
+        b'{"video": "a", "status": ["done"]}',
+        b'{"video": "a", "status": "done", "reason": "' + b"x" * (3 << 20) + b'"}',
+    ],
+)
+def test_no_line_stops_the_reading(tmp_path: Path, line: bytes) -> None:
+    path = log(tmp_path, Outcome("b", "done", time=1, flows=3))
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    outcomes = read_outcomes(tmp_path)
+    assert outcomes["b"].flows == 3
+    assert summarise(outcomes.values()).flows in (3, 8)
+    assert describe(summarise(outcomes.values()), 1.0)
+
+
 def die_after_a_record(folder: str) -> None:
     OutcomeLog(Path(folder)).append(Outcome("a", "done"))
     os.kill(os.getpid(), signal.SIGKILL)
