@@ -462,6 +462,8 @@ def restore(optimiser: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
         optimiser.load_state_dict({**own, "state": checkpoint.optimiser["state"]})
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         for index, buffers in checkpoint.optimiser["state"].items():
+            if not 0 <= index < len(parameters):
+                raise ValueError(f"there is no parameter {index}")
             for name, buffer in buffers.items():
                 if buffer is not None and (
                     name != "momentum_buffer" or buffer.shape != parameters[index].shape
