@@ -37,7 +37,9 @@ HOSTILE = ["$(shell touch ran)", "`touch ran`; $$(touch ran)", "x' 'y; touch ran
 
 
 @pytest.mark.parametrize("value", HOSTILE[:1])
-@pytest.mark.parametrize("name", ["DATSET", "SHELL", ".SHELLFLAGS", "functions", "as_data", "MAKEFLAGS", "VALUES", "NAME"])
+@pytest.mark.parametrize(
+    "name", ["DATSET", "SHELL", ".SHELLFLAGS", "functions", "as_data", "MAKEFLAGS", "VALUES", "NAME"]
+)
 def test_an_unknown_variable_is_refused_by_name_and_not_expanded(folder: Path, name: str, value: str) -> None:
     done = make(folder, "help", f"{name}={value}")
     assert done.returncode == 2
