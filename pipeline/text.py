@@ -51,3 +51,8 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The text if it has at most `most` characters, else its beginning and how long it is."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
