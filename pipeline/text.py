@@ -56,3 +56,8 @@ def printable(text: str) -> str:
 def shortened(text: str, most: int = 200) -> str:
     """The text if it has at most `most` characters, else its beginning and how long it is."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def quoted(text: str, most: int = 200) -> str:
+    """Text of someone's file for a message: in quotes, nothing in it that moves a cursor, and not too long."""
+    return f"'{shortened(printable(text), most)}'"
