@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
+from pipeline.catalog import Split
 from pipeline.errors import InputError
 
 UCF_GROUP = re.compile(r"_(g\d+)_c\d+$")
@@ -12,6 +14,7 @@ UCF_GROUP = re.compile(r"_(g\d+)_c\d+$")
 HMDB_PROPERTIES = r"_[a-z]+_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+$"
 GroupRule = Callable[[str, str], str]
 """(class, stem) -> group"""
+FOLDS = 3
 
 
 def ucf_group(label: str, stem: str) -> str:
@@ -43,3 +46,25 @@ def pattern_group(pattern: str) -> GroupRule:
         return (found[1] if compiled.groups else found[0]) or f"{label}/{stem}"
 
     return group
+
+
+def fold_splits(ids: Iterable[str], group: GroupRule) -> dict[int, Split]:
+    """Three splits; split k tests on the groups number k, k+3, ... in the order of their names.
+
+    A class that a split would only test on is trained on there instead, as is one with a single group in all splits.
+    """
+    groups = {video_id: group(*video_id.split("/")) for video_id in sorted(ids)}
+    fold_of = {name: index % FOLDS + 1 for index, name in enumerate(sorted(set(groups.values())))}
+    folds: dict[str, set[int]] = defaultdict(set)
+    for video_id, name in groups.items():
+        folds[video_id.split("/")[0]].add(fold_of[name])
+    splits = {}
+    for number in range(1, FOLDS + 1):
+        held_out = {
+            video_id
+            for video_id, name in groups.items()
+            if fold_of[name] == number and len(folds[video_id.split("/")[0]]) > 1
+        }
+        train = tuple(video_id for video_id in groups if video_id not in held_out)
+        splits[number] = Split(number, train, tuple(sorted(held_out)))
+    return splits

@@ -21,7 +21,7 @@ import click
 from pipeline import catalog
 from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups
 from pipeline.errors import InputError, command_errors
-from pipeline.groups import GroupRule, pattern_group, ucf_group
+from pipeline.groups import GroupRule, fold_splits, pattern_group, ucf_group
 from pipeline.lists import (
     SIDES,
     Builder,
@@ -43,7 +43,6 @@ from pipeline.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, list_pictures
 
 DEPTH = 4
 """Folders below the videos' folder that are looked into: side, class, video, and one to spare."""
-FOLDS = 3
 COMPARED = 2000
 """Names of found videos that are compared with one that is missing."""
 
@@ -211,28 +210,6 @@ def lists_of_folder(found: Found, group: GroupRule) -> tuple[Lists, tuple[str, .
 def side_of_folder(name: str) -> str | None:
     """The side whose word is a folder's whole name: `test` holds a side, `test tube` is a class."""
     return next((side for side, names in SIDES.items() if name.lower() in names), None)
-
-
-def fold_splits(ids: Iterable[str], group: GroupRule) -> dict[int, Split]:
-    """Three splits; split k tests on the groups number k, k+3, ... in the order of their names.
-
-    A class that a split would only test on is trained on there instead, as is one with a single group in all splits.
-    """
-    groups = {video_id: group(*video_id.split("/")) for video_id in sorted(ids)}
-    fold_of = {name: index % FOLDS + 1 for index, name in enumerate(sorted(set(groups.values())))}
-    folds: dict[str, set[int]] = defaultdict(set)
-    for video_id, name in groups.items():
-        folds[video_id.split("/")[0]].add(fold_of[name])
-    splits = {}
-    for number in range(1, FOLDS + 1):
-        held_out = {
-            video_id
-            for video_id, name in groups.items()
-            if fold_of[name] == number and len(folds[video_id.split("/")[0]]) > 1
-        }
-        train = tuple(video_id for video_id in groups if video_id not in held_out)
-        splits[number] = Split(number, train, tuple(sorted(held_out)))
-    return splits
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def lines_of(text: str) -> list[str]:
 
 def shown(lines: Sequence[str]) -> list[str]:
     """The last lines of an answer, fit to be shown."""
-    return [shortened(printable(line)) for line in lines[-SHOWN_LINES:]]
+    return [shortened(printable(line), 200) for line in lines[-SHOWN_LINES:]]
 
 
 def rows(pattern: re.Pattern[str], lines: Iterable[str]) -> list[tuple[str, ...]]:

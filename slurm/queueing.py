@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from pipeline.errors import InputError
 from slurm import answers, scheduler
 from slurm.answers import Answer, JobId, command_line
@@ -22,8 +24,9 @@ def submit_all(jobs: Sequence[Job], project: Path) -> list[Submitted]:
     """Submit the jobs, each waiting for the one before.
 
     Raises:
-        InputError: SLURM refuses one, would never start it, cannot be reached or understood, or the user interrupted;
-            what was submitted is cancelled again, and the message says so, or names what could not be cancelled.
+        InputError: SLURM refuses one, would never start it, or cannot be reached or understood; what was submitted is
+            cancelled again, and the message says so, or names what could not be cancelled. So it is after Ctrl-C and
+            SIGTERM, which are raised again.
     """
     submitted: list[Submitted] = []
     for job in jobs:
@@ -35,11 +38,13 @@ def submit_all(jobs: Sequence[Job], project: Path) -> list[Submitted]:
             before = scheduler.own_jobs(job, cluster)
             answer = scheduler.submit(job, project, waits_for)
             found = _accepted(job, answer)
-        except (InputError, KeyboardInterrupt) as error:
-            why = str(error) or f"interrupted while the job '{job.stage}' was submitted"
+        except BaseException as error:
             left = _perhaps_submitted(job, answer, before, cluster)
             outcome = _withdraw([*(each.id for each in submitted), *left], job, before)
-            raise InputError(f"{why}\n{outcome}") from error
+            if isinstance(error, InputError):
+                raise InputError(f"{error}\n{outcome}") from error
+            click.echo(f"the job '{job.stage}' was not submitted\n{outcome}", err=True)  # Ctrl-C, SIGTERM
+            raise
         command = tuple(job.command(waits_for))
         submitted.append(Submitted(job.stage, found.number, job.tasks, command, found.cluster))
     return submitted

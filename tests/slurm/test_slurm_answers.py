@@ -299,21 +299,25 @@ def test_an_answer_that_takes_too_long_leaves_nothing_in_the_queue(
     assert not child.exists() or child.read_text().split()[2] in "ZX"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_submission_leaves_nothing_in_the_queue(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: type[BaseException],
 ) -> None:
     submit = scheduler.submit
 
     def interrupted(job: Job, project: Path, waits_for: JobId | None) -> Answer:
         answer = submit(job, project, waits_for)
         if job.stage == "verify":
-            raise KeyboardInterrupt
+            raise error
         return answer
 
     monkeypatch.setattr(scheduler, "submit", interrupted)
-    fault = site.fault()
-    assert "interrupted" in fault
-    assert "cancelled: job 519605, 519606" in fault
+    with pytest.raises(error):
+        site.submit()
+    assert "cancelled: job 519605, 519606" in capsys.readouterr().err
     assert site.queue() == ["4711"]
 
 
