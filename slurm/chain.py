@@ -188,7 +188,7 @@ def as_shell_script(jobs: Sequence[Job], project: Path, logs: Path) -> str:
     lines = [
         "set -e -o pipefail",
         # Sites print banners around the job's id, and clusters their name behind it.
-        "submit() { sbatch \"$@\" | tr -d '\\r' | grep -E '^[0-9]+(;[[:alnum:]_.-]+)?$' | tail -n 1; }",
+        "job_id() { tr -d '\\r' | grep -E '^[0-9]+(;[[:alnum:]_.-]+)?$' | tail -n 1; }",
         f"cd {shlex.quote(str(project))}",
         f"mkdir -p {shlex.quote(str(logs))}",
         f"unset {' '.join(VARIABLES)}",
@@ -200,9 +200,9 @@ def as_shell_script(jobs: Sequence[Job], project: Path, logs: Path) -> str:
         words = [
             # Every word is data but for the number of the job before.
             f'{waiting}"${{{before}%%;*}}"' if before and word == waiting + before else shlex.quote(word)
-            for word in job.command(JobId(before) if before else None)[1:]
+            for word in job.command(JobId(before) if before else None)
         ]
-        lines.append(f"{job.stage}=$({values}submit {' '.join(words)})")
+        lines.append(f"{job.stage}=$({values}{' '.join(words)} | job_id)")
         before = job.stage
     lines.append("echo " + " ".join(f'"${job.stage}"' for job in jobs))
     return "\n".join(lines)
