@@ -139,7 +139,7 @@ def is_another(job: Job, found: JobId) -> bool:
 
 
 def cancel(jobs: Sequence[JobId]) -> dict[JobId, str]:
-    """Ask SLURM to take jobs out of the queue; what it says of those for which it reports an error.
+    """Ask SLURM to take jobs out of the queue; its message for each that it reports an error of.
 
     An error does not mean that the job is still there, nor its absence that it is gone: see `states`.
     """

@@ -152,4 +152,4 @@ def _next(chain: Chain, stages: Mapping[str, Sequence[Task]], where: Sequence[st
     if not open_stages:
         return ["finished"]
     again = shlex.join(["python", "-m", "slurm", "submit", *chain.options, f"--from={open_stages[0]}"])
-    return [f"to go on: {again}"]
+    return [f"to resume: {again}"]
