@@ -24,7 +24,9 @@ import numpy.typing as npt
 from pipeline.codec import codec
 from pipeline.export import field_levels
 from pipeline.pack import write_pack
-from pipeline.shard import Request, ShardAddress, ShardWriter, Source, open_shard
+from pipeline.request import Request
+from pipeline.shard import ShardAddress, Source, open_shard
+from pipeline.shard_writer import ShardWriter
 
 HEIGHT, WIDTH = 256, 340
 Reader = Callable[[int, int], object]
@@ -50,7 +52,7 @@ def moving_blobs(count: int) -> npt.NDArray[np.float32]:
 def write_shard(path: Path, flow: npt.NDArray[np.float32], video: str) -> None:
     """One shard of forward flow."""
     coding = codec()
-    request = Request(source_bytes=1, size="source", method="rendered")
+    request = Request(source_bytes=1, method="rendered")
     with ShardWriter(path, request, coding) as writer:
         writer.add_flows("forward", coding.quantiser.quantise(flow))
         writer.finish(

@@ -27,7 +27,9 @@ from rich.table import Table
 from evaluate.score import Forward, Views, score_views
 from evaluate.views import positions
 from pipeline.codec import codec
-from pipeline.shard import Request, ShardAddress, ShardWriter, Source, open_shard
+from pipeline.request import Request
+from pipeline.shard import ShardAddress, Source, open_shard
+from pipeline.shard_writer import ShardWriter
 from train.models import build
 from train.volume import VolumeSpec, flow_indices, position_count
 
@@ -45,8 +47,7 @@ def write_shard(path: Path, flows: int) -> None:
         [cv2.GaussianBlur(one, (0, 0), 8) for one in random.normal(0, 20, (flows, HEIGHT, WIDTH, 2))]
     )
     request = Request(
-        1,
-        "source",
+        source_bytes=1,
         method="rendered",
         quantiser=coding.quantiser.name,
         image=coding.image,

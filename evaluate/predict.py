@@ -23,7 +23,8 @@ from extract_flow.extract import Settings, Task
 from pipeline import codec
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
-from pipeline.shard import Request, ShardAddress, index_shards, open_shard, request_of
+from pipeline.request import Request, request_of
+from pipeline.shard import ShardAddress, index_shards, open_shard
 from pipeline.video import Selection
 from train.checkpoint import Checkpoint, load_checkpoint
 

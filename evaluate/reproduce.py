@@ -25,7 +25,7 @@ from pipeline import atomic
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
-from train.data import ADDED
+from train.training_data import ADDED
 
 EXPERIMENTS = Path(__file__).parent / "published.toml"
 

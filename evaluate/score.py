@@ -30,8 +30,8 @@ from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from pipeline.plan import share
 from pipeline.shard import Shard, ShardAddress, index_shards, open_shard
+from train.batches import keep_opencv_to_one_thread, read_volumes, shard_positions
 from train.checkpoint import Checkpoint
-from train.dataset import keep_opencv_to_one_thread, read_volumes, shard_positions
 from train.volume import RawFlow, RawFrames, VolumeSpec, volume
 
 SAVE_SECONDS = 30.0

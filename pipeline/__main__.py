@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("pipeline.plan", "command", "Show how the work splits over array tasks."),
     "view": ("pipeline.view", "command", "Show a shard's flow beside its frames, as PNG or MP4."),
     "export": ("pipeline.export", "command", "Write shards in another tool's layout."),
-    "import-flow": ("pipeline.export", "import_command", "Make shards from folders of flow images."),
+    "import-flow": ("pipeline.import_flow", "command", "Make shards from folders of flow images."),
     "pack": ("pipeline.pack", "command", "Put many shards into few files, and take them out again."),
 }
 

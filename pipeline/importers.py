@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from pipeline import catalog
-from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups, some
+from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups
 from pipeline.errors import InputError, command_errors
 from pipeline.lists import (
     SIDES,
@@ -35,6 +35,7 @@ from pipeline.lists import (
     ucf_group,
 )
 from pipeline.paths import check_name, fault_of_part
+from pipeline.text import many, some
 from pipeline.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, list_pictures
 
 DEPTH = 4
@@ -401,13 +402,13 @@ def problems_of(
         )
     elif not lists.paths:
         lines.append(
-            f"no video lies in a folder of a class, but {many(found.videos, 'video')} elsewhere: "
+            f"no video lies in a folder of a class, but {many(len(found.videos), 'video')} elsewhere: "
             f"{some(found.videos, limit)}; expected CLASS/VIDEO in {videos}"
             + (f"; is it {videos.absolute().parent}?" if "/" not in found.videos[0] else "")
         )
     elif not matching.paths:
         lines.append(
-            f"none of the {len(lists.paths):,} listed videos is there, but {many(found.videos, 'other video')}"
+            f"none of the {len(lists.paths):,} listed videos is there, but {many(len(found.videos), 'other video')}"
         )
     elif matching.missing and not allow_missing:
         lines.append(
@@ -416,21 +417,23 @@ def problems_of(
         )
     if matching.duplicates:
         lines.append(
-            f"duplicates: {many(matching.duplicates, 'video')} in more than one file: "
+            f"duplicates: {many(len(matching.duplicates), 'video')} in more than one file: "
             f"{some(matching.duplicates, limit, quoted=False)}; keep one of each"
         )
     if found.outside:
         lines.append(
-            f"links: {many(found.outside, 'link')} that lead outside {videos} or nowhere: {some(found.outside, limit)} "
-            "(--follow-links accepts those that lead outside)"
+            f"links: {many(len(found.outside), 'link')} that lead outside {videos} or nowhere: "
+            f"{some(found.outside, limit)} (--follow-links accepts those that lead outside)"
         )
     if lines and matching.paths and matching.extra:
         lines.append(
-            f"extra: {many(matching.extra, 'video')} not in the lists: {some(matching.extra, limit)}"
+            f"extra: {many(len(matching.extra), 'video')} not in the lists: {some(matching.extra, limit)}"
         )
     if found.unusable:
         shown = [f"{path!a} ({fault})" for path, fault in found.unusable.items()]
-        lines.append(f"names: {many(shown, 'name')} that cannot be used: {some(shown, limit, quoted=False)}")
+        lines.append(
+            f"names: {many(len(shown), 'name')} that cannot be used: {some(shown, limit, quoted=False)}"
+        )
     return lines
 
 
@@ -452,27 +455,29 @@ def notes_of(
             f"and its splits: {some(matching.missing, limit)}"
         )
     if extra := [path for path in matching.extra if path not in set(loose)]:
-        notes.append(f"extra: {many(extra, 'video')} not in the lists, left out: {some(extra, limit)}")
+        notes.append(f"extra: {many(len(extra), 'video')} not in the lists, left out: {some(extra, limit)}")
     if loose:
-        notes.append(f"extra: {many(loose, 'video')} in no folder of a class, left out: {some(loose, limit)}")
+        notes.append(
+            f"extra: {many(len(loose), 'video')} in no folder of a class, left out: {some(loose, limit)}"
+        )
     if found.empty:
-        notes.append(f"empty: {many(found.empty, 'file')} of zero bytes: {some(found.empty, limit)}")
+        notes.append(f"empty: {many(len(found.empty), 'file')} of zero bytes: {some(found.empty, limit)}")
     if bad := {video_id: fault for video_id, fault in faults.items() if fault != "the file is empty"}:
         shown = [f"{video_id}: {fault}" for video_id, fault in bad.items()]
         notes.append(
-            f"headers: {many(shown, 'video')} whose header cannot be read: {some(shown, limit, quoted=False)}"
+            f"headers: {many(len(shown), 'video')} whose header cannot be read: {some(shown, limit, quoted=False)}"
         )
     if counts and (
         unknown := [i for i, video in dataset.videos.items() if not {i, i.split("/")[1]} & counts.keys()]
     ):
-        notes.append(f"counts: {many(unknown, 'video')} without a known count: {some(unknown, limit)}")
+        notes.append(f"counts: {many(len(unknown), 'video')} without a known count: {some(unknown, limit)}")
     if empty := [
         label for label in dataset.classes if label not in {video.label for video in dataset.videos.values()}
     ]:
-        notes.append(f"classes: {many(empty, 'class')} without any video: {some(empty, limit)}")
+        notes.append(f"classes: {many(len(empty), 'class')} without any video: {some(empty, limit)}")
     for number, split in dataset.splits.items():
         if shared := shared_groups(dataset, number):
-            notes.append(f"split {number}: {many(shared, 'group')} on both sides: {some(shared, limit)}")
+            notes.append(f"split {number}: {many(len(shared), 'group')} on both sides: {some(shared, limit)}")
         if not split.train or not split.test:
             notes.append(
                 f"split {number}: {len(split.train):,} videos to train and {len(split.test):,} to test on"
@@ -480,18 +485,13 @@ def notes_of(
     return tuple(notes)
 
 
-def many(things: Sequence[object], noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{len(things):,} {noun if len(things) == 1 else plural}"
-
-
 def describe(dataset: Dataset) -> list[str]:
     """Lines that say what a dataset holds."""
     groups = {video.group for video in dataset.videos.values()}
     frames = [video.frames for video in dataset.videos.values() if video.frames]
     lines = [
-        f"{dataset.name}: {many(tuple(dataset.videos), 'video')} of {many(dataset.classes, 'class')} in "
-        f"{many(tuple(groups), 'group')}"
+        f"{dataset.name}: {many(len(dataset.videos), 'video')} of {many(len(dataset.classes), 'class')} in "
+        f"{many(len(groups), 'group')}"
         + (f", {sum(frames):,} frames" if len(frames) == len(dataset.videos) else "")
     ]
     lines += [

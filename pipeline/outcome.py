@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+from pipeline.text import duration, size_in_bytes
+
 Status = Literal["done", "skipped", "failed"]
 
 
@@ -183,8 +185,8 @@ def describe(summary: Summary, seconds: float) -> list[str]:
     if summary.flows:
         rate = summary.flows / max(seconds, 1e-9)
         lines.append(
-            f"{summary.flows:,} flows, {readable_bytes(summary.bytes)} "
-            f"(frames included) in {readable_seconds(seconds)}, {rate:,.1f} pairs/s"
+            f"{summary.flows:,} flows, {size_in_bytes(summary.bytes)} "
+            f"(frames included) in {duration(seconds)}, {rate:,.1f} pairs/s"
         )
         stages = ", ".join(f"{name} {1e3 * s / summary.flows:.2f}" for name, s in summary.stages.items())
         if stages:
@@ -192,21 +194,3 @@ def describe(summary: Summary, seconds: float) -> list[str]:
     lines.extend(f"note: {video}: {note}" for video, notes in summary.notes.items() for note in notes)
     lines.extend(f"failed: {video}: {reason}" for video, reason in summary.failed.items())
     return lines
-
-
-def readable_bytes(count: float) -> str:
-    """For example 2130 -> "2.1 kB" (powers of 1000)."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
-def readable_seconds(seconds: float) -> str:
-    """For example 75.2 -> "1 min 15 s"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -14,22 +14,20 @@ import click
 
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
+from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import (
     PACK_FORMAT,
     PACK_SUFFIX,
     SUFFIX,
     VERSION,
     ShardAddress,
-    copy_shard,
     faults,
     index_pack,
     index_shards,
-    new_file,
     open_shard,
-    verify_written,
-    write_attributes,
 )
-from pipeline.targets import set_folder
+from pipeline.shard_sets import choose_shard_set
+from pipeline.shard_writer import copy_shard, new_file, verify_written, write_attributes
 
 
 def write_pack(path: Path, members: Iterable[ShardAddress]) -> None:
@@ -136,7 +134,9 @@ def command(
         raise click.UsageError("give either a folder of shards or --dataset NAME")
     if take_out and videos is not None:
         raise click.UsageError("--videos goes with packing, not with --unpack")
-    folder = folder or set_folder(str(dataset), shard_set, data)
+    if folder is None:
+        paths = DatasetPaths(data_root(data), str(dataset))
+        folder = paths.shards(choose_shard_set(paths, shard_set))
     atomic.sweep(folder)
     shards = index_shards(folder)
     if take_out:

@@ -16,9 +16,10 @@ import click
 
 from pipeline.catalog import Dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
-from pipeline.outcome import Outcome, read_outcomes, readable_bytes
+from pipeline.outcome import Outcome, read_outcomes
 from pipeline.paths import NAME, DatasetPaths, data_root
 from pipeline.shard import ShardAddress, index_shards, open_shard
+from pipeline.text import size_in_bytes
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def describe(status: SetStatus, show: int) -> list[str]:
         f"{len(status.failed):,} failed",
     ]
     if status.done:
-        amount = f"  {status.flows:,} flows, {readable_bytes(status.bytes)}"
+        amount = f"  {status.flows:,} flows, {size_in_bytes(status.bytes)}"
         if status.speed:
             amount += f", {status.speed:,.1f} pairs/s and worker"
         if status.unrecorded:

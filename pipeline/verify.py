@@ -17,9 +17,11 @@ from rich.progress import track
 from pipeline import atomic
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError, command_errors
+from pipeline.machine import usable_cores
 from pipeline.pack import write_pack
+from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import ShardAddress, faults, index_pack, open_shard, parts
-from pipeline.targets import Target, gather, set_folder, shard_arguments, usable_cores
+from pipeline.shard_sets import Target, choose_shard_set, gather, shard_arguments
 
 BLOCK = 1 << 20
 
@@ -133,9 +135,12 @@ def command(
     """
     if complete and dataset is None:
         raise click.UsageError("--complete goes with --dataset, which says what videos there are")
+    paths = DatasetPaths(data_root(data), dataset) if dataset else None
     if mend:
         for folder in (
-            [set_folder(dataset, shard_set, data)] if dataset else [t for t in targets if t.is_dir()]
+            [paths.shards(choose_shard_set(paths, shard_set))]
+            if paths
+            else [t for t in targets if t.is_dir()]
         ):
             for path in atomic.sweep(folder):
                 click.echo(f"{path}: left by a dead run, deleted")

@@ -11,6 +11,7 @@ filter widened when shrinking, in swscale's bit-exact mode: every machine makes 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import re
@@ -394,6 +395,27 @@ def list_pictures(folder: Path) -> list[Path]:
         and entry.is_file()
     )
     return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def source_bytes(path: Path) -> int:
+    """Bytes of a video file, or of the pictures of a folder; VideoError if it cannot be read."""
+    try:
+        if path.is_dir():
+            return sum(picture.stat().st_size for picture in list_pictures(path))
+        return path.stat().st_size
+    except OSError as error:
+        raise VideoError(path, f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def source_digest(path: Path) -> str:
+    """SHA-256 in hex of a video file; of a folder, over the names and digests of its pictures in order."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for picture in list_pictures(path):
+        digest.update(picture.name.encode(errors="surrogateescape") + b"\0" + source_digest(picture).encode())
+    return digest.hexdigest()
 
 
 def number_gaps(pictures: list[Path]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pipeline import atomic
 from pipeline.codec import Floats, Levels
 from pipeline.errors import InputError, command_errors
 from pipeline.shard import Shard, open_shard
-from pipeline.targets import targets_at
+from pipeline.shard_sets import targets_at
 
 WHEEL = (  # hue, and the number of steps from it to the next
     ((255, 0, 0), 15),

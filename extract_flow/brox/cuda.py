@@ -22,11 +22,12 @@ import numpy as np
 from numba import cuda, types
 
 from extract_flow.brox import rules, solver
-from extract_flow.brox.solver import Parameters, Taps
+from extract_flow.brox.parameters import Parameters
 from extract_flow.cuda import device as devices
 from extract_flow.cuda import images
 from extract_flow.cuda.kernel import F4, FIELDS, I4, INTS, Kernel, image_launch
 from extract_flow.cuda.method import CudaMethod
+from extract_flow.resampling import Taps
 
 STACKS = types.Array(types.float32, 4, "C")
 

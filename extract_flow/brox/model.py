@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from extract_flow.brox import cuda, solver
-from extract_flow.brox.solver import Parameters
+from extract_flow.brox.parameters import Parameters
 from extract_flow.cuda.model import Device, Occupancy, occupancy
 
 

@@ -1,6 +1,6 @@
 """Frames to float32 and separable linear resampling, for all frames or pairs of a batch at once.
 
-A resampling of one dimension is a table of taps, as `extract_flow.brox.solver.Taps`: output i is the sum over k of
+A resampling of one dimension is a table of taps, as `extract_flow.resampling.Taps`: output i is the sum over k of
 weights[i, k] * input[first[i] + k]. The host makes the tables, so any border rule is possible; the kernels have none.
 """
 
@@ -27,17 +27,6 @@ def upload_taps(first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) 
     """Copy a table first int32[outputs], weights float32[outputs, taps] to the device."""
     flat = np.ascontiguousarray(weights, np.float32).ravel()
     return DeviceTaps(cuda.to_device(np.ascontiguousarray(first, np.int32)), cuda.to_device(flat), len(first))
-
-
-def dense_taps(matrix: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The table of a resampling matrix [outputs, inputs]: the window of each row that holds its non-zero values."""
-    used = matrix != 0
-    inputs = matrix.shape[1]
-    start, end = used.argmax(1), inputs - used[:, ::-1].argmax(1)
-    taps = int((end - start).max())
-    first = np.minimum(start, inputs - taps)
-    weights = np.take_along_axis(matrix, first[:, None] + np.arange(taps), axis=1)
-    return first.astype(np.int32), weights.astype(np.float32)
 
 
 def _load_frames(frames, scale, images):  # type: ignore[no-untyped-def]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
+from extract_flow.parameters import check_positive, option
 
-from extract_flow.methods import FlowMethod, option, positive
-from extract_flow.opencv.cpu import OpenCvMethod
+if TYPE_CHECKING:
+    from extract_flow.methods import FlowMethod
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Parameters:
     gaussian: bool = option(False, "average with a Gaussian window instead of a box: better, slower")
 
     def __post_init__(self) -> None:
-        positive(self, "scales", "window", "iterations", "sigma")
+        check_positive(self, "scales", "window", "iterations", "sigma")
         if not 0 < self.scale_step < 1:
             raise ValueError(f"scale_step: expected between 0 and 1, found {self.scale_step}")
 
@@ -34,6 +34,8 @@ PRESETS = {"default": Parameters()}
 
 def arguments(parameters: Parameters) -> dict[str, object]:
     """The keywords of both OpenCV versions' `create`."""
+    import cv2
+
     return {
         "numLevels": parameters.scales,
         "pyrScale": parameters.scale_step,
@@ -47,6 +49,11 @@ def arguments(parameters: Parameters) -> dict[str, object]:
 
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
+    """The method on the CPU; see `OpenCvMethod` for its errors."""
+    import cv2
+
+    from extract_flow.opencv.cpu import OpenCvMethod
+
     def make() -> Any:
         opencv: Any = cv2  # its stubs leave this out
         return opencv.FarnebackOpticalFlow_create(**arguments(parameters))

@@ -27,14 +27,16 @@ from numba import cuda, types
 
 from extract_flow.cuda import device, sums
 from extract_flow.cuda.device import SIMULATED, available
-from extract_flow.cuda.images import DeviceTaps, dense_taps, load_frames, resample, upload_taps
+from extract_flow.cuda.images import DeviceTaps, load_frames, resample, upload_taps
 from extract_flow.cuda.kernel import BYTES, F4, FLOATS, I4, I8, INTS, LONGS, Kernel, image_launch
 from extract_flow.cuda.method import CudaMethod
 from extract_flow.cuda.sums import LANES, fixed, fold, folded
+from extract_flow.resampling import taps_of
 from extract_flow.tvl1 import cpu, solver
 from extract_flow.tvl1.cpu import BLEND, BLENDED, EDGE_LIMIT, FAR, NEAR, TARGET
+from extract_flow.tvl1.interpolation import KERNELS, SPLINE_PREFILTER, gaussian
+from extract_flow.tvl1.parameters import GRADIENTS, Parameters
 from extract_flow.tvl1.rules import HALF, ONE, ZERO, data_step, dual_length, dual_step, inverse_gradient
-from extract_flow.tvl1.solver import GRADIENTS, KERNELS, SPLINE_PREFILTER, Parameters, gaussian
 
 __all__ = ["available", "create"]
 
@@ -865,7 +867,7 @@ def filter_taps(
     for k in range(1 - len(taps), len(taps)):
         mirror = [cpu.reflect(int(index), size) for index in place + k]
         np.add.at(matrix, (place, mirror), float(taps[abs(k)]))
-    return dense_taps(matrix)
+    return taps_of(matrix)
 
 
 class Solver:
@@ -915,7 +917,9 @@ class Solver:
                 taps[kind, source, target] = upload_taps(*made)
             return taps[kind, source, target]
 
-        def tables(kind: str, source: cpu.Level, target: cpu.Level) -> tuple[DeviceTaps, DeviceTaps]:
+        def tables(
+            kind: str, source: cpu.PyramidLevel, target: cpu.PyramidLevel
+        ) -> tuple[DeviceTaps, DeviceTaps]:
             return table(kind, source.height, target.height), table(kind, source.width, target.width)
 
         steps = list(zip(self.levels, self.levels[1:], strict=False))

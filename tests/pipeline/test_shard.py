@@ -19,16 +19,9 @@ from made_shards import HEIGHT, WIDTH, make_shard, request, smooth_flow, smooth_
 from pipeline import atomic
 from pipeline.codec import PRESETS, codec
 from pipeline.errors import InputError
-from pipeline.shard import (
-    ShardAddress,
-    ShardWriter,
-    Source,
-    check,
-    faults,
-    index_shards,
-    open_shard,
-    request_of,
-)
+from pipeline.request import check, request_of
+from pipeline.shard import ShardAddress, Source, faults, index_shards, open_shard
+from pipeline.shard_writer import ShardWriter
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -181,7 +174,7 @@ def test_the_same_request_is_done_and_a_smaller_one_too(tmp_path):
         ({"parameters": {"finest": 2}}, "patch: asked None, the shard has 8.0"),
         ({"quality": 90}, "quality: asked 90, the shard has 75"),
         ({"quantiser": "linear bound=20"}, "quantiser"),
-        ({"size": "340x256"}, "size: asked 340x256, the shard has source"),
+        ({"size": (340, 256)}, "size: asked 340x256, the shard has source"),
         ({"source_bytes": 1001}, "source_bytes: asked 1001, the shard has 1000"),
         ({"every": 2}, "every"),
         ({"start": 0.5}, "start"),

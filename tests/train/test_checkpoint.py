@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
+from pipeline.runs import RunPaths, RunRecord
 from train.checkpoint import (
     Checkpoint,
-    checkpoints,
-    find_checkpoint,
     load_checkpoint,
     read_archive,
     save_checkpoint,
@@ -39,7 +38,7 @@ def checkpoint(iteration: int = 7, seed: int = 0) -> Checkpoint:
     return Checkpoint(
         network.state_dict(),
         recipe.as_dict(),
-        {"split": 1},
+        RunRecord("a", "temporal", 1),
         SPEC,
         HEADS,
         iteration,
@@ -154,11 +153,11 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, request: pytest.Fi
 
 def test_the_best_is_scored_with_and_else_the_newest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint there yet"):
-        find_checkpoint(tmp_path)
+        RunPaths(tmp_path).scoring_checkpoint()
     for iteration in (3, 12):
         save_checkpoint(tmp_path / f"checkpoint-{iteration:08d}.pt", checkpoint(iteration))
     assert load_checkpoint(tmp_path).iteration == 12
-    assert [path.name for path in checkpoints(tmp_path)] == [
+    assert [path.name for path in RunPaths(tmp_path).checkpoints()] == [
         "checkpoint-00000012.pt",
         "checkpoint-00000003.pt",
     ]

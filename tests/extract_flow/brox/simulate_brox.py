@@ -16,8 +16,8 @@ import numpy as np
 from numba import cuda
 
 from extract_flow.brox import cuda as brox_cuda
-from extract_flow.brox import solver
 from extract_flow.brox.cpu import BroxOnCpu
+from extract_flow.brox.parameters import PRESETS
 
 SMALL = {"warps": 1, "inner_iterations": 1, "solver_iterations": 2, "relaxation": 1.5}
 PIXEL = 4 * brox_cuda.TILE_FLOATS
@@ -39,7 +39,7 @@ CASES = {
 def run(name: str) -> dict[str, object]:
     """One case on both solvers."""
     preset, options, height, width, pairs, shared_memory = CASES[name]
-    parameters = dataclasses.replace(solver.PRESETS[preset], **options)
+    parameters = dataclasses.replace(PRESETS[preset], **options)
     frame = brox_reference.textured(height, width, seed=1)
     frames = np.stack([frame, brox_reference.moved(frame, 1.1, -0.6)])
     indices = np.array(pairs)

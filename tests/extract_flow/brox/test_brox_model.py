@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from extract_flow.brox.solver import PRESETS
+from extract_flow.brox.parameters import PRESETS
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("numba_cuda") is None,

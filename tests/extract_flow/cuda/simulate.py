@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from extract_flow.cuda import images, quantise
 from extract_flow.cuda.method import CudaMethod
+from extract_flow.resampling import taps_of
 from extract_flow.tvl1 import cuda, solver
+from extract_flow.tvl1.parameters import PRESETS, Parameters
 from pipeline.codec import Quantised, codec
 
 PAIRS = np.array([[0, 1], [2, 0], [0, 0]])
@@ -29,7 +31,7 @@ def moving_texture(height: int, width: int) -> npt.NDArray[np.uint8]:
 
 
 def compare(
-    parameters: solver.Parameters, height: int, width: int, blocks: cuda.Geometry | None = None
+    parameters: Parameters, height: int, width: int, blocks: cuda.Geometry | None = None
 ) -> dict[str, float]:
     """Largest difference of the two solvers, and the largest flow."""
     frames = moving_texture(height, width)
@@ -42,19 +44,19 @@ def presets() -> dict[str, dict[str, float]]:
     """Every preset, shortened, with a coarse level in one block and a fine one in tiles."""
     return {
         name: compare(dataclasses.replace(preset, warps=2, iterations=5), 20, 21)
-        for name, preset in solver.PRESETS.items()
+        for name, preset in PRESETS.items()
     }
 
 
 def one_tile() -> dict[str, float]:
     """A level that is a single tile."""
     tile = cuda.Geometry(32, 24, 2, 32, 64, 1, 8, 0)
-    return compare(solver.Parameters(scales=1, warps=1, iterations=5), 19, 17, tile)
+    return compare(Parameters(scales=1, warps=1, iterations=5), 19, 17, tile)
 
 
 def early_stop() -> dict[str, object]:
     """Pairs that stop at different iterations, in the middle of launches and at their ends."""
-    usual = solver.Parameters(scales=1, warps=1, epsilon=0.0, median=1)
+    usual = Parameters(scales=1, warps=1, epsilon=0.0, median=1)
     frames = moving_texture(21, 25)
     by_count = {
         count: solver.TVL1(dataclasses.replace(usual, iterations=count), 1).run(frames, PAIRS)
@@ -83,7 +85,7 @@ def early_stop() -> dict[str, object]:
 
 def levels() -> dict[str, bool]:
     """Quantised flow of the method against `Quantiser.quantise` of its flow, in chunks that use both lanes."""
-    parameters = solver.Parameters(scales=1, warps=1, iterations=2)
+    parameters = Parameters(scales=1, warps=1, iterations=2)
     method = cuda.create(parameters, "cuda")
     method.chunk_pairs = lambda height, width: 1  # type: ignore[method-assign]
     frames = moving_texture(17, 18)
@@ -133,7 +135,7 @@ def resampling() -> dict[str, float]:
     source = generator.random((2, 9, 11)).astype(np.float32)
     down, across = generator.random((5, 9)), generator.random((7, 11))
     target = numba_cuda.device_array((2, 5, 7), np.float32)
-    tables = [images.upload_taps(*images.dense_taps(matrix)) for matrix in (down, across)]
+    tables = [images.upload_taps(*taps_of(matrix)) for matrix in (down, across)]
     scratch = numba_cuda.device_array(2 * 5 * 11, np.float32)
     images.resample(numba_cuda.to_device(source), *tables, scratch, target, 2.0, 0)
     expected = 2 * np.einsum("ij,njk,lk->nil", down, source, across)
@@ -147,7 +149,7 @@ def out_of_memory() -> dict[str, object]:
     class CudaAPIError(Exception):
         code = 2
 
-    method = cuda.create(solver.Parameters(scales=1, warps=1, iterations=1), "cuda")
+    method = cuda.create(Parameters(scales=1, warps=1, iterations=1), "cuda")
     make, frames = method._make, moving_texture(17, 18)
 
     def refuse(height: int, width: int, frames: int, pairs: int) -> object:
@@ -171,7 +173,7 @@ def describe(method: CudaMethod) -> dict[str, object]:
 
 def attributes() -> dict[str, object]:
     """What a worker reads off the method."""
-    return describe(cuda.create(solver.Parameters(), "cuda:0"))
+    return describe(cuda.create(Parameters(), "cuda:0"))
 
 
 CASES = {

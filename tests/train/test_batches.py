@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
 from pipeline.shard import open_shard
-from train.dataset import (
+from train.batches import (
     Batch,
     Item,
     Ring,
@@ -31,9 +31,9 @@ from train.dataset import (
     shard_positions,
     unpack,
 )
+from train.loader import as_it_is
 from train.recipe import Recipe
 from train.sampler import Schedule
-from train.trainer import as_it_is
 from train.volume import RawFlow, VolumeSpec, cut, flow_indices, flow_volume, mirror, volume
 
 SIZES = ((18, 33), (26, 20), (18, 33), (21, 21))
@@ -154,7 +154,7 @@ def test_validation_looks_at_the_centre_at_equally_spaced_positions(items: list[
 
 
 def test_open_files_are_limited(items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.dataset.OPEN_FILES", 2)
+    monkeypatch.setattr("train.batches.OPEN_FILES", 2)
     reader = ValidationReader(items, VolumeSpec(crop=8, short_side=12, length=3), 1)
     reader.__getitems__([(0, i) for i in range(4)])
     assert [item.source._descriptor is not None for item in items] == [False, False, True, True]

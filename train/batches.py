@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import signal
 import weakref
 from collections import OrderedDict
@@ -337,7 +336,7 @@ class Sample(NamedTuple):
 
 
 class SampleReader(TorchDataset[Batch]):
-    """Reads batches for a DataLoader: each of its items is a whole (micro-)batch, so use batch_size=None or `keys`.
+    """Reads batches for a DataLoader whose batch sampler gives lists of keys: it reads each list as one batch.
 
     Attributes:
         items: what is drawn from.
@@ -532,8 +531,3 @@ def keep_opencv_to_one_thread() -> None:
     import cv2
 
     cv2.setNumThreads(1)
-
-
-def default_workers(processes_here: int = 1) -> int:
-    """Loader workers per process: the cores that this process may use, shared by the processes of the node."""
-    return max(1, min(16, len(os.sched_getaffinity(0)) // processes_here))

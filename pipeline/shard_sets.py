@@ -1,18 +1,20 @@
-"""Which shards a command's arguments name: files, packs, folders, or a dataset's set."""
+"""Sets of shards, and which shards a command's arguments name: files, packs, folders, or a dataset's set."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
-from pipeline.catalog import some
 from pipeline.errors import InputError
-from pipeline.paths import DatasetPaths, data_root
+from pipeline.paths import NAME, DatasetPaths, data_root
 from pipeline.shard import PACK_SUFFIX, SUFFIX, ShardAddress, index_pack, index_shards
+from pipeline.text import some
+
+DEFAULT_METHOD = "tvl1"
+"""The flow method of a command that names none; a shard set is named after its method unless the user names it."""
 
 
 class Target(NamedTuple):
@@ -20,6 +22,40 @@ class Target(NamedTuple):
 
     video: str
     address: ShardAddress
+
+
+def shard_sets(paths: DatasetPaths) -> list[str]:
+    """Names of a dataset's shard sets."""
+    folder = paths.shard_sets
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
+
+
+def choose_shard_set(paths: DatasetPaths, wanted: str | None = None) -> str:
+    """The shard set to read: the wanted one; else the only one; else the default method's.
+
+    Raises:
+        InputError: no such set, none at all, or several without a choice.
+    """
+    there = shard_sets(paths)
+    listed = ", ".join(there) or "none"
+    if wanted in there:
+        return wanted
+    if wanted is not None:
+        raise InputError(
+            f"{paths.shard_sets}: expected a shard set {wanted!r}, found {listed}; make it with: "
+            f"python -m extract_flow --dataset {paths.dataset} --shards {wanted}"
+        )
+    if not there:
+        raise InputError(
+            f"{paths.shard_sets}: no shards yet; make them with: python -m extract_flow --dataset {paths.dataset}"
+        )
+    if len(there) == 1:
+        return there[0]
+    if DEFAULT_METHOD in there:
+        return DEFAULT_METHOD
+    raise InputError(f"{paths.shard_sets}: there are {listed}: choose one with --shards NAME")
 
 
 def shard_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +75,7 @@ def shard_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def gather(
-    targets: tuple[Path, ...], dataset: str | None, shard_set: str | None, data: str | None
+    targets: tuple[Path, ...], dataset: str | None, shard_set: str | None, data: str | Path | None
 ) -> list[Target]:
     """The shards that a command's arguments name, sorted.
 
@@ -50,23 +86,23 @@ def gather(
     if bool(targets) == bool(dataset):
         raise click.UsageError("give either shards (files, packs, folders) or --dataset NAME")
     if shard_set and not dataset:
-        raise click.UsageError("--set goes with --dataset")
+        raise click.UsageError("--shards goes with --dataset")
     if dataset:
-        folder = set_folder(dataset, shard_set, data)
-        found = targets_in(folder, named=True)
+        paths = DatasetPaths(data_root(data), dataset)
+        found = targets_in(paths.shards(choose_shard_set(paths, shard_set)), named=True)
     else:
         found = [found for target in targets for found in targets_at(target)]
     if not found:
         where = dataset or ", ".join(str(target) for target in targets)
         raise InputError(
             f"{where}: expected shards ({SUFFIX} or {PACK_SUFFIX} files), found none; "
-            "extract some with python -m extract_flow"
+            "make some with: python -m extract_flow"
         )
     return found
 
 
 def targets_in(folder: Path, named: bool = False) -> list[Target]:
-    """The shards below a folder; a pack that cannot be read counts as one, so that commands can tell of it."""
+    """The shards below a folder; a pack that cannot be read counts as one, so that commands can report it."""
     unreadable: list[ShardAddress] = []
     shards = index_shards(folder, unreadable)
     return [Target(video if named else "", address) for video, address in shards.items()] + [
@@ -92,26 +128,3 @@ def targets_at(path: Path) -> list[Target]:
             f"{pack}: expected a shard {video!r} in it, found {len(members)} others ({some(members)})"
         )
     return [Target("", address) for name, address in members.items() if video in (".", name)]
-
-
-def set_folder(dataset: str, shard_set: str | None, data: str | None) -> Path:
-    """The folder of a dataset's set of shards, or of its only set if none is named; InputError lists the sets."""
-    paths = DatasetPaths(data_root(data), dataset)
-    folder = paths.shard_sets
-    sets = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if shard_set is None and len(sets) == 1:
-        return paths.shards(sets[0])
-    if shard_set in sets:
-        return paths.shards(shard_set)
-    there = f"there are {', '.join(sets)}" if sets else "there are none"
-    if shard_set is None and sets:
-        raise InputError(f"{dataset}: {there} of sets of shards: choose one with --set")
-    raise InputError(
-        f"{dataset}: no set of shards{f' {shard_set!r}' if shard_set else ''} in {folder}; {there}; "
-        f"extract it with python -m extract_flow --dataset {dataset}"
-    )
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on (a SLURM task may have fewer than the machine)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,15 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dataset import write_image
+from test_batches import write_image
 from tiny_dataset import CLASSES, GROUPS, RECIPE, TAKES
 
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from pipeline.shard import open_shard
-from train.data import VideoVolumes, added_classes, choose_shards, gather, gather_images, hold_out
-from train.dataset import Item, read_volumes
+from pipeline.shard_sets import choose_shard_set
+from train.batches import Item, read_volumes
 from train.recipe import Recipe
+from train.training_data import added_classes, gather, gather_images, hold_out
+from train.video_volumes import VideoVolumes
 from train.volume import VolumeSpec, cut, volume
 
 SPEC = RECIPE.volume("temporal")
@@ -82,7 +84,7 @@ def test_added_classes_join_the_head(
     tiny: DatasetPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tiny+other.txt").write_text("# why\nUp  # because\n\n")
-    monkeypatch.setattr("train.data.ADDED", tmp_path)
+    monkeypatch.setattr("train.training_data.ADDED", tmp_path)
     recipe = dataclasses.replace(RECIPE, add_classes="other", validation="0.3")
     material = gather("tiny", 1, SPEC, recipe, tiny.data)
     assert material.heads == {"tiny": (*CLASSES, "other/Up")}
@@ -140,18 +142,18 @@ def test_shards_without_what_the_volume_needs_are_told(tiny: DatasetPaths, tmp_p
 
 def test_shard_sets_are_chosen_by_name_or_because_there_is_one(tmp_path: Path) -> None:
     paths = DatasetPaths(tmp_path, "d")
-    with pytest.raises(InputError, match="make them first"):
-        choose_shards(paths, None)
+    with pytest.raises(InputError, match="no shards yet; make them with"):
+        choose_shard_set(paths, None)
     paths.shards("brox").mkdir(parents=True)
-    assert choose_shards(paths, None) == "brox"
+    assert choose_shard_set(paths, None) == "brox"
     paths.shards("dis").mkdir()
-    with pytest.raises(InputError, match=r"several shard sets \(brox, dis\)"):
-        choose_shards(paths, None)
-    assert choose_shards(paths, "dis") == "dis"
-    with pytest.raises(InputError, match="no shard set 'nv'"):
-        choose_shards(paths, "nv")
+    with pytest.raises(InputError, match=r"brox, dis.*choose one with --shards"):
+        choose_shard_set(paths, None)
+    assert choose_shard_set(paths, "dis") == "dis"
+    with pytest.raises(InputError, match="shard set 'nv'"):
+        choose_shard_set(paths, "nv")
     paths.shards("tvl1").mkdir()
-    assert choose_shards(paths, None) == "tvl1"
+    assert choose_shard_set(paths, None) == "tvl1"
 
 
 # --- images ---
