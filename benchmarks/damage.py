@@ -2,16 +2,18 @@
 
     python benchmarks/damage.py [--damaged 10] [--seed 0] [SOUND_FILE...]
 
-Sound files are encoded in many ways (containers, B-frames, slices, fields, open groups of pictures, a cut at a key
-frame); none may be refused. Damaged files are copies with bytes overwritten, a sector zeroed, or the end cut off. One
-counts if its frames differ from the sound file's, and it is found if the reader refuses it. The frames that `keep` would
-use are compared with the sound file's too. Files given on the command line count as sound.
+Sound files are encoded in many ways (containers, B-frames, slices, fields, open groups of pictures), and cut at a key
+frame or joined without encoding them again; none may be refused. Damaged files are copies with bytes overwritten, a
+sector zeroed, or the end cut off inside a frame. One counts if its frames differ from the sound file's, and it is found
+if the reader refuses it. The frames that `keep` would use are compared with the sound file's too. Files given on the
+command line count as sound.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -155,14 +157,28 @@ def encode(path: Path, way: Encoding, seed: int) -> None:
         container.mux(stream.encode(None))
 
 
+def cut(source: Path, target: Path) -> bool:
+    """Copy the packets from the second key frame on, as a lossless cutter does; False if there is none."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = reader.streams.video[0]
+        copied = writer.add_stream_from_template(stream)
+        keys = 0
+        for packet in reader.demux(stream):
+            keys += packet.is_keyframe and packet.size > 0
+            if keys >= 2 and packet.size:
+                packet.stream = copied
+                writer.mux(packet)
+    return keys >= 2
+
+
 def places(path: Path) -> list[tuple[int, int]]:
     """(position, size) in the file of the video's packets after the first."""
     with av.open(str(path)) as container:
         return [(p.pos, p.size) for p in container.demux(video=0) if p.size > 80 and p.pos][1:]
 
 
-def damage(data: bytes, packets: list[tuple[int, int]], number: int, rng: np.random.Generator) -> bytes:
-    """A damaged copy: bytes overwritten in three places or in one, a sector zeroed, or the end cut off inside a frame."""
+def damage(data: bytes, packets: Sequence[tuple[int, int]], number: int, rng: np.random.Generator) -> bytes:
+    """A damaged copy: bytes overwritten in three places or one, a sector zeroed, or cut off inside a frame."""
     copy = bytearray(data)
 
     def overwrite(length: int, zero: bool = False) -> None:
@@ -182,3 +198,107 @@ def damage(data: bytes, packets: list[tuple[int, int]], number: int, rng: np.ran
         position, size = packets[-len(packets) // 3]
         return bytes(copy[: position + size // 2])
     return bytes(copy[: len(data)])
+
+
+def plain_frames(path: Path) -> list[Bytes]:
+    """Gray frames as a decoder gives them that nobody watches; those before the error if there is one."""
+    frames = []
+    try:
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    except av.error.FFmpegError:
+        pass
+    return frames
+
+
+def ours(path: Path) -> tuple[list[Bytes], str, tuple[str, ...]]:
+    """Frames of the video reader, why it refused the rest if it did, and its notes."""
+    frames: list[Bytes] = []
+    try:
+        with VideoReader(path, Selection(short_side=None)) as reader:
+            while len((read := reader.read(16)).gray):
+                frames.extend(read.gray)
+            return frames, "", reader.notes
+    except VideoError as error:
+        return frames, error.reason, ()
+
+
+def is_wrong(frames: Sequence[Bytes], sound: Sequence[Bytes]) -> bool:
+    """Whether a frame is none of the sound file's, or out of their order."""
+    at = 0
+    for frame in frames:
+        while at < len(sound) and not np.array_equal(frame, sound[at]):
+            at += 1
+        if at == len(sound):
+            return True
+        at += 1
+    return False
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--damaged", default=10, show_default=True, help="Damaged files of each codec.")
+@click.option("--codec", "codecs", multiple=True, type=click.Choice(list(encodings())), help="Only these.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--show", is_flag=True, help="Name each file that is refused or missed, and why.")
+def main(files: tuple[Path, ...], damaged: int, codecs: tuple[str, ...], seed: int, show: bool) -> None:
+    """Print a table of sound files refused and damaged files found, by codec."""
+    os.environ.setdefault("SVT_LOG", "1")
+    print(f"{'':12}{'sound':>7}{'refused':>9}{'damaged':>9}{'found':>7}{'noted':>7}{'kept wrong':>12}")
+    refused = [f"{path}: {reason}" for path in files if (reason := ours(path)[1])]
+    if files:
+        print(f"{'given':12}{len(files):7}{len(refused):9}")
+    with tempfile.TemporaryDirectory() as scratch:
+        for codec, ways in encodings().items():
+            if not codecs or codec in codecs:
+                refused += measure(Path(scratch), codec, ways, damaged, np.random.default_rng(seed), show)
+    for line in refused:
+        print(f"sound, but refused: {line}")
+
+
+def measure(
+    folder: Path, codec: str, ways: Sequence[Encoding], damaged: int, rng: np.random.Generator, show: bool
+) -> list[str]:
+    """Print one codec's row; the sound files that were refused."""
+    sound = []
+    for number, way in enumerate(ways):
+        path = folder / f"{codec}-{number}.{way.suffix}"
+        encode(path, way, number)
+        sound.append(path)
+    made = list(sound)
+    for path in made:
+        shorter = path.with_stem(path.stem + "-cut")
+        if codec != "av1" and cut(path, shorter):  # PyAV cannot copy what libdav1d decodes
+            sound.append(shorter)
+        if path.suffix == ".ts":
+            joined = path.with_stem(path.stem + "-joined")
+            joined.write_bytes(path.read_bytes() + shorter.read_bytes())
+            if len(plain_frames(joined)) >= FRAMES + len(
+                plain_frames(shorter)
+            ):  # FFmpeg loses some HEVC here
+                sound.append(joined)
+    refused = [f"{path.name}: {reason}" for path in sound if (reason := ours(path)[1])]
+    found = noted = wrong = total = number = 0
+    while total < damaged:
+        source = made[number % len(made)]
+        path = folder / f"{codec}-damaged-{number}{source.suffix}"
+        path.write_bytes(damage(source.read_bytes(), places(source), number, rng))
+        number += 1
+        reference, frames = plain_frames(source), plain_frames(path)
+        if len(frames) == len(reference) and not is_wrong(frames, reference):
+            continue  # the damage is of nothing that shows
+        total += 1
+        kept, reason, notes = ours(path)
+        found += bool(reason)
+        noted += bool(notes and not reason)
+        wrong += bool(reason) and is_wrong(kept, reference)
+        if show and (not (reason or notes) or (reason and is_wrong(kept, reference))):
+            print(f"  {path.name}, kind {(number - 1) % 5}: {reason or 'missed'}, {len(kept)} frames kept")
+    row = f"{codec:12}{len(sound):7}{len(refused):9}{total:9}{found:7}{noted:7}{wrong:12}"
+    print(row, flush=True)
+    return refused
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,7 @@ CONTRADICTION = "Skipping invalid undecodable NALU"
 """A warning of the HEVC decoder that no sound file was seen to give."""
 MOST_HELD = 64
 """Frames that wait until a frame under suspicion comes out; a decoder reorders at most 16."""
-LOST = re.compile(r"Packet corrupt \(stream = (\d+)")
+LOST = re.compile(r"Packet corrupt \(stream = (\d+), dts = (-?\d+)\)")
 
 
 class Damaged(Exception):
@@ -74,7 +74,7 @@ def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.
             watch.damaged(number, f"the JPEG data is damaged: {fault}")
         packet.opaque = number
         with Capture() as messages:
-            frames = decoder.decode(packet if packet.size else None)
+            frames = decoder.decode(packet)
         for level, name, text in messages:
             if codec in TELLING and name == codec and (level <= ERROR or text.startswith(CONTRADICTION)):
                 watch.damaged(number, text.strip())
@@ -88,7 +88,7 @@ def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[av.Packet, bool]]:
     """The packets of a stream, and whether a transport stream lost data in or just before each.
 
-    A loss counts only if the next packet does not begin a new group of pictures: where recordings were joined, one does.
+    A loss counts only if no new group of pictures begins behind it: where recordings were joined, one does.
     """
     from av.logging import Capture
 
@@ -97,17 +97,25 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
         for packet in packets:
             yield packet, False
         return
+    lost_at: int | None = None  # decoding time of what the demuxer found incomplete
     waiting: av.Packet | None = None
-    suspected = False
     while True:
         with Capture() as messages:
             packet = next(packets, None)
+        goes_on = packet is not None and packet.size > 0 and not packet.is_keyframe
         if waiting is not None:
-            yield waiting, suspected and packet is not None and packet.size > 0 and not packet.is_keyframe
+            lost = False
+            if lost_at is not None and waiting.dts is not None and waiting.dts >= lost_at:
+                # The incomplete one itself is followed by its group, or is missing and this one is not the first of one.
+                lost = goes_on if waiting.dts == lost_at else not waiting.is_keyframe
+                lost_at = None
+            yield waiting, lost
         if packet is None:
             return
-        lost = any((found := LOST.match(text)) and int(found[1]) == stream.index for _, _, text in messages)
-        waiting, suspected = packet, lost or packet.is_corrupt
+        for _, _, text in messages:
+            if (found := LOST.match(text)) and int(found[1]) == stream.index:
+                lost_at = int(found[2])
+        waiting = packet
 
 
 def _decoder(stream: VideoStream) -> Any:

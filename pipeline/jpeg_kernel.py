@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from pipeline.compiled import njit
 
 INVALID, TOO_MANY, TOO_SHORT, LEFT_OVER, TOO_LARGE = 1, 2, 3, 4, 5
 LARGEST = 1280

@@ -24,7 +24,9 @@ COPY = re.compile(
     r"(?: \(\d+\)|~\d*|(?: - |[ _-])(?:copy|kopie|copie|copia)(?: ?\(?\d+\)?)?)$", re.IGNORECASE
 )
 DIGIT = re.compile("[0-9]")
-CLOCK = re.compile(r"(?<![0-9])([0-9]{1,2})([-_.:h])([0-5][0-9])[-_.:m]([0-5][0-9])(?:[.,]([0-9]{1,6}))?(?![0-9])")
+CLOCK = re.compile(
+    r"(?<![0-9])([0-9]{1,2})([-_.:h])([0-5][0-9])[-_.:m]([0-5][0-9])(?:[.,]([0-9]{1,6}))?(?![0-9])"
+)
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)[.]([0-9]{1,6})(?![0-9.])")
 WORD = re.compile(r"[^\W\d_]*[\W_]*$")
 NUMBERS_TRIED = 6
@@ -51,11 +53,7 @@ class Group(NamedTuple):
 def is_picture(name: str) -> bool:
     """Whether a file of that name may be a frame: a picture, not hidden, with a number in its name."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122 - Path is slow for millions of frames
-    return (
-        suffix.lower() in PICTURE_SUFFIXES
-        and not name.startswith(".")
-        and DIGIT.search(stem) is not None
-    )
+    return suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".") and DIGIT.search(stem) is not None
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -109,7 +107,10 @@ def _is_flow(prefix: str, sequences: Sequence[Group]) -> bool:
         return True
     components = {"x": "y", "y": "x", "u": "v", "v": "u"}
     partner = components[found["component"].lower()]
-    return any(other.prefix.lower() == partner + prefix[1:].lower() for other in sequences) and len(sequences) > 2
+    return (
+        any(other.prefix.lower() == partner + prefix[1:].lower() for other in sequences)
+        and len(sequences) > 2
+    )
 
 
 def without_copies(names: Sequence[str]) -> list[str]:
