@@ -451,7 +451,7 @@ def training(report: Report, folder: Path) -> None:
         raise LeftOut("no shards from the extraction to read: only the rates from memory were measured")
     recipe = load_recipe("temporal-stack10")
     from evaluate.score import Views, score_views
-    from train.trainer import as_it_is
+    from train.loader import as_it_is
 
     spec = recipe_spec(recipe)
     items = [Item(open_shard(address), i % 101, 0, "") for i, address in enumerate(addresses)]

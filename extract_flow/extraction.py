@@ -1,4 +1,4 @@
-"""Many videos: what is done is skipped, the rest goes to supervised workers, and each outcome is recorded."""
+"""Many videos: those that are done are skipped, the rest goes to supervised workers, and each outcome is recorded."""
 
 from __future__ import annotations
 
@@ -8,54 +8,44 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-from extract_flow.extract import Settings, Task, is_done, source_bytes
-from extract_flow.progress import Meter
-from extract_flow.supervisor import Finished, Lost, Progress, Started, Stopped, supervise
+from extract_flow.clip import VideoTask, is_done
+from extract_flow.options import Execution
+from extract_flow.progress import ProgressDisplay
+from extract_flow.settings import ExtractionSettings
+from extract_flow.supervisor import Event, Finished, Lost, Progress, Started, Stopped, supervise
 from extract_flow.worker import serve
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.machine import usable_cores
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
 from pipeline.paths import OutputPaths
 from pipeline.shard import index_shards
-from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures
+from pipeline.text import many
+from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures, source_bytes
 
 MANY = 2000
-"""Shards from which on they are looked at by several processes; a process costs about as much as a thousand shards."""
+"""Shards from which on several processes check them; starting a process costs about as much as checking a thousand."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """How a run works; none of it changes what is in the shards.
+class Destination(NamedTuple):
+    """Where an extraction writes.
 
     Attributes:
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        jobs: CPU cores to use; None takes the usable ones.
-        threads: CPU threads of each worker's method on a CPU.
-        patience: seconds without a decoded frame after which a decoder is given up.
-        task: number of the array task, part of the outcome file's name.
-        overlap: run a worker's stages in threads; None does so on a GPU.
+        shards: folder that all shards lie below.
+        outcomes: folder of the outcome records.
+        shard_set: name of the set, recorded with each outcome; "" outside of datasets.
+        task: index of the array task, part of the name of its outcome file.
     """
 
-    device: str = "auto"
-    jobs: int | None = None
-    threads: int = 1
-    patience: float | None = 300.0
+    shards: Path
+    outcomes: Path
+    shard_set: str = ""
     task: int = 0
-    overlap: bool | None = None
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may use: what SLURM gave it, at most those it is bound to."""
-    try:
-        bound = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        bound = os.cpu_count() or 1
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(bound, int(given)) if given.isdecimal() and int(given) > 0 else bound
-
-
-def find_videos(paths: Iterable[Path], output: OutputPaths) -> list[Task]:
+def find_videos(paths: Iterable[Path], output: OutputPaths) -> list[VideoTask]:
     """The videos that paths name: files, folders of numbered pictures, and all of both below other folders.
 
     A file's identity is its stem, a folder of pictures' its name; what lies below a folder keeps its relative path.
@@ -69,7 +59,9 @@ def find_videos(paths: Iterable[Path], output: OutputPaths) -> list[Task]:
             raise InputError(f"{path}: no such file or folder")
         here = _below(path) if path.is_dir() and not list_pictures(path) else {_stem(path): path}
         if not here:
-            raise InputError(f"{path}: no video and no folder of numbered pictures lies in or below it")
+            raise InputError(
+                f"{path}: expected a video or a folder of numbered pictures in or below it, found none"
+            )
         for video, file in here.items():
             if video in found and found[video].resolve() != file.resolve():
                 raise InputError(
@@ -77,7 +69,7 @@ def find_videos(paths: Iterable[Path], output: OutputPaths) -> list[Task]:
                     "extract them into different folders"
                 )
             found[video] = file
-    return [Task(video, path, output.shard(video)) for video, path in sorted(found.items())]
+    return [VideoTask(video, path, output.shard(video)) for video, path in sorted(found.items())]
 
 
 def _stem(path: Path) -> str:
@@ -106,125 +98,144 @@ def _below(folder: Path) -> dict[str, Path]:
     return found
 
 
-def run(
-    tasks: Sequence[Task],
-    settings: Settings,
-    how: Run,
-    folder: Path,
-    outcomes: Path,
-    shard_set: str,
+def extract(
+    videos: Sequence[VideoTask],
+    settings: ExtractionSettings,
+    execution: Execution,
+    destination: Destination,
     *,
     plain: bool | None = None,
 ) -> list[Outcome]:
-    """Make the shards of all tasks that are not done yet, telling the user on stderr how far it is.
+    """Make the shards of all videos that are not done yet, with the progress on stderr.
 
     Args:
-        tasks: the videos.
-        settings: what to make of them.
-        how: on what device, with how many processes.
-        folder: that all shards lie below.
-        outcomes: folder of the outcome records.
-        shard_set: name of the set, recorded with each outcome.
-        plain: progress as lines instead of a bar; None asks whether stderr is a terminal.
+        videos: what to extract, and where each shard goes.
+        settings: what to make of each.
+        execution: on which device, with how many processes; changes no byte.
+        destination: where shards and outcome records go.
+        plain: progress as lines instead of a bar; None: unless stderr is a terminal.
 
     Returns:
-        One outcome for each task, in order.
+        One outcome for each video, in order.
 
     Raises:
-        InputError: nothing can be made at all: the method or device is not there, or the disk is full.
-        Stopped: a signal ended the run; finished videos are recorded.
+        InputError: nothing can be made at all: the method or device is not available, or the disk is full.
+        Stopped: a signal stopped it; the outcomes of finished videos are recorded.
     """
-    jobs = how.jobs or usable_cores()
-    atomic.sweep(folder)
-    there = index_shards(folder)
-    tasks = [task._replace(packed=there.get(task.video)) for task in tasks]
-    ended: dict[int, Outcome] = {}
-    for number in _done(tasks, settings, jobs):
-        ended[number] = Outcome(tasks[number].video, "skipped", shard_set=shard_set)
-    log = OutcomeLog(outcomes, how.task)
+    cores = execution.jobs or usable_cores()
+    atomic.sweep(destination.shards)
+    there = index_shards(destination.shards)
+    videos = [video._replace(packed=there.get(video.video)) for video in videos]
+    outcomes: dict[int, Outcome] = {
+        number: Outcome(videos[number].video, "skipped", shard_set=destination.shard_set)
+        for number in _done(videos, settings, cores)
+    }
+    log = OutcomeLog(destination.outcomes, destination.task)
     try:
-        with atomic.disk_errors(outcomes):
-            _record_skipped(log, outcomes, list(ended.values()), shard_set)
-        left = [number for number in range(len(tasks)) if number not in ended]
+        with atomic.disk_errors(destination.outcomes):
+            _record_skipped(log, destination, list(outcomes.values()))
+        left = [number for number in range(len(videos)) if number not in outcomes]
         if left:
-            _work(tasks, left, settings, how, jobs, log, shard_set, ended, plain)
+            made = _extract_in_workers(
+                [videos[number] for number in left],
+                settings,
+                execution,
+                cores,
+                destination.shard_set,
+                log,
+                plain,
+            )
+            outcomes |= {left[number]: outcome for number, outcome in made.items()}
     finally:
         log.close()
-        atomic.sweep(folder)  # what a worker left that was killed
-    return [ended[number] for number in range(len(tasks))]
+        atomic.sweep(destination.shards)  # what killed workers left
+    return [outcomes[number] for number in range(len(videos))]
 
 
-def _record_skipped(log: OutcomeLog, folder: Path, skipped: list[Outcome], shard_set: str) -> None:
-    """Record what was found done, unless the records say so already: a run without work leaves no further file."""
-    known = read_outcomes(folder, shard_set) if skipped else {}
+def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Outcome]) -> None:
+    """Record the videos that were done already, unless they are recorded so: then no further file appears."""
+    known = read_outcomes(destination.outcomes, destination.shard_set) if skipped else {}
     log.append(*(o for o in skipped if o.video not in known or known[o.video].status == "failed"))
 
 
-def _done(tasks: Sequence[Task], settings: Settings, jobs: int) -> list[int]:
-    """Numbers of the tasks whose shards are there and as asked."""
-    there = [number for number, task in enumerate(tasks) if task.packed is not None]
-    if len(there) < MANY or jobs < 2:
-        return [number for number in there if is_done(tasks[number], settings)]
-    parts = min(jobs, 8)
-    shares = [there[part::parts] for part in range(parts)]
+def _done(videos: Sequence[VideoTask], settings: ExtractionSettings, cores: int) -> list[int]:
+    """Numbers of the videos whose shards exist and are as asked."""
+    candidates = [number for number, video in enumerate(videos) if video.packed is not None]
+    if len(candidates) < MANY or cores < 2:
+        return [number for number in candidates if is_done(videos[number], settings)]
+    parts = min(cores, 8)
+    shares = [[(number, videos[number]) for number in candidates[part::parts]] for part in range(parts)]
     with ProcessPoolExecutor(parts) as pool:
-        results = pool.map(_done_of, ([(tasks[n], n) for n in share] for share in shares), [settings] * parts)
+        results = pool.map(_done_of, shares, [settings] * parts)
         return [number for result in results for number in result]
 
 
-def _done_of(share: list[tuple[Task, int]], settings: Settings) -> list[int]:
-    return [number for task, number in share if is_done(task, settings)]
+def _done_of(share: list[tuple[int, VideoTask]], settings: ExtractionSettings) -> list[int]:
+    return [number for number, video in share if is_done(video, settings)]
 
 
-def _work(
-    tasks: Sequence[Task],
-    left: list[int],
-    settings: Settings,
-    how: Run,
-    jobs: int,
-    log: OutcomeLog,
+def _extract_in_workers(
+    videos: list[VideoTask],
+    settings: ExtractionSettings,
+    execution: Execution,
+    cores: int,
     shard_set: str,
-    ended: dict[int, Outcome],
+    log: OutcomeLog,
     plain: bool | None,
-) -> None:
-    """Give the tasks that are left to workers and record how each ends."""
-    arguments = (settings, how.device, how.threads, jobs, how.overlap)
+) -> dict[int, Outcome]:
+    """Give the videos to workers, and record how each ends; outcomes by the video's number."""
     events = supervise(
-        [tasks[number] for number in left], serve, arguments, workers=jobs, patience=how.patience
+        videos,
+        serve,
+        (settings, execution.device, execution.threads, cores, execution.overlap),
+        workers=cores,
+        patience=execution.patience or None,
     )
-    weights = {i: _weight(tasks[number].path) for i, number in enumerate(left)}
-    with Meter(weights, plain) as meter:
-
-        def record(i: int, outcome: Outcome) -> None:
-            outcome = dataclasses.replace(outcome, shard_set=shard_set)
-            ended[left[i]] = outcome
-            with atomic.disk_errors(log.path):
-                log.append(outcome)
-            if outcome.status == "failed":
-                meter.line(f"failed: {outcome.video}: {outcome.reason}")
-            meter.finish(i, outcome.flows)
-
+    outcomes: dict[int, Outcome] = {}
+    with ProgressDisplay(
+        {number: _weight(video.path) for number, video in enumerate(videos)}, plain
+    ) as display:
         try:
             for event in events:
-                if isinstance(event, Started):
-                    meter.start()
-                    processes = f"{event.workers} process{'es' * (event.workers != 1)}"
-                    meter.line(
-                        f"{settings.method} on {event.ready.device}, {processes}, {len(left)} videos to do"
+                _show(event, display, settings.method, len(videos))
+                if (outcome := _outcome(event, videos)) is None:
+                    continue
+                assert isinstance(event, Finished | Lost)
+                outcomes[event.task] = dataclasses.replace(outcome, shard_set=shard_set)
+                with atomic.disk_errors(log.path):
+                    log.append(outcomes[event.task])
+                if outcome.status == "failed":
+                    display.line(f"failed: {outcome.video}: {outcome.reason}")
+                display.finish(event.task, outcome.flows)
+                if isinstance(event, Finished) and event.result.disk_full:
+                    raise InputError(
+                        f"{outcome.reason} (the extraction was stopped; earlier shards are intact)"
                     )
-                elif isinstance(event, Progress):
-                    meter.progress(event.task, *event.report)
-                elif isinstance(event, Finished):
-                    record(event.task, event.result.outcome)
-                    if event.result.disk_full:
-                        raise InputError(
-                            f"{event.result.outcome.reason} (the run was stopped; earlier shards are intact)"
-                        )
-                elif isinstance(event, Lost):
-                    task = tasks[left[event.task]]
-                    record(event.task, Outcome(task.video, "failed", f"{task.path}: {event.reason}"))
         finally:
             events.close()  # ends the workers
+    return outcomes
+
+
+def _show(event: Event, display: ProgressDisplay, method: str, videos: int) -> None:
+    if isinstance(event, Started):
+        display.start()
+        display.line(
+            f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}, "
+            f"{many(videos, 'video')} to do"
+        )
+    elif isinstance(event, Progress):
+        display.progress(event.task, *event.report)
+
+
+def _outcome(event: Event, videos: Sequence[VideoTask]) -> Outcome | None:
+    """The outcome that an event brings, if it ends a video."""
+    if isinstance(event, Finished):
+        outcome: Outcome = event.result.outcome
+        return outcome
+    if isinstance(event, Lost):
+        video = videos[event.task]
+        return Outcome(video.video, "failed", f"{video.path}: {event.reason}")
+    return None
 
 
 def _weight(path: Path) -> int:
@@ -235,8 +246,8 @@ def _weight(path: Path) -> int:
 
 
 def summary_lines(outcomes: list[Outcome], began: float) -> list[str]:
-    """The lines that end a run which began at that `time.monotonic()`."""
+    """The lines that end an extraction which began at that `time.monotonic()`."""
     return describe(summarise(outcomes), time.monotonic() - began)
 
 
-__all__ = ["Run", "Stopped", "find_videos", "run", "summary_lines", "usable_cores"]
+__all__ = ["Destination", "Stopped", "extract", "find_videos", "summary_lines"]

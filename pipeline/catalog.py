@@ -216,13 +216,8 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         },
         "missing": list(dataset.missing),
     }
-    try:
-        with atomic.writing(paths.record) as temporary:
-            temporary.write_text(
-                json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
-            )
-    except OSError as error:
-        raise InputError(f"{paths.record}: the dataset's record cannot be written: {error}") from error
+    with atomic.writing(paths.record) as temporary:
+        temporary.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     return paths.record
 
 

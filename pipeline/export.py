@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from pipeline import atomic
 from pipeline.codec import (
@@ -19,8 +17,10 @@ from pipeline.codec import (
     Levels,
 )
 from pipeline.errors import InputError, command_errors
+from pipeline.options import CONTEXT, REQUIRED, from_options, option, options_of
+from pipeline.progress import progress
 from pipeline.shard import Shard, open_shard
-from pipeline.shard_sets import Target, gather, shard_arguments
+from pipeline.shard_sets import ShardArguments, Target, gather
 
 FLO_TAG = np.float32(202021.25).tobytes()  # "PIEH", the Middlebury format's mark
 BATCH = 16
@@ -100,28 +100,52 @@ def write_jpeg(path: Path, image: Levels, quality: int) -> None:
     path.write_bytes(stream.tobytes())
 
 
-LAYOUTS: Mapping[str, Callable[..., None]] = {
-    "tsn": lambda shard, folder, direction, bound, quality: write_images(
-        shard, folder, 1, direction, bound, quality
-    ),
-    "denseflow": lambda shard, folder, direction, bound, quality: write_images(
-        shard, folder, 0, direction, bound, quality
-    ),
-    "flo": lambda shard, folder, direction, bound, quality: write_flo(shard, folder, direction),
-    "npy": lambda shard, folder, direction, bound, quality: write_npy(shard, folder, direction),
-}
+Layout = Literal["tsn", "denseflow", "flo", "npy"]
+FIRST_NUMBER = {"tsn": 1, "denseflow": 0}
 
 
-def export_shard(
-    target: Target, output: Path, layout: str, direction: str, bound: float, quality: int, overwrite: bool
-) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ShardArguments):
+    """Which shards to write, where and how."""
+
+    output: Path = option(REQUIRED, "Folder in which a folder per video is made.")
+    layout: Layout = option(REQUIRED, "File names and formats of which tool.")
+    direction: Literal["forward", "backward"] = option("forward", "Direction of flow.")
+    bound: float | None = option(
+        None, "tsn, denseflow: pixels of level 255.", above=0, shown_default=f"{DEFAULT_BOUND:g}"
+    )
+    quality: int | None = option(
+        None, "tsn, denseflow: of the flow JPEGs.", minimum=1, maximum=100, shown_default="95"
+    )
+    overwrite: bool = option(False, "Replace folders that are there.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout not in FIRST_NUMBER and (self.bound is not None or self.quality is not None):
+            raise click.UsageError(
+                f"--bound and --quality go with tsn and denseflow: {self.layout} holds float32 pixels"
+            )
+
+
+def write_layout(shard: Shard, folder: Path, options: ExportOptions) -> None:
+    """Everything of one shard in the wanted layout, into an empty folder."""
+    if options.layout == "flo":
+        write_flo(shard, folder, options.direction)
+    elif options.layout == "npy":
+        write_npy(shard, folder, options.direction)
+    else:
+        bound, quality = options.bound or DEFAULT_BOUND, options.quality or 95
+        write_images(shard, folder, FIRST_NUMBER[options.layout], options.direction, bound, quality)
+
+
+def export_shard(target: Target, options: ExportOptions) -> bool:
     """Write one shard as the folder `output/<video>`; False if it is there already and may not be overwritten."""
     with open_shard(target.address) as shard:
-        folder = inside(output, shard.video)
-        if folder.exists() and not overwrite:
+        folder = inside(options.output, shard.video)
+        if folder.exists() and not options.overwrite:
             return False
         with atomic.writing_folder(folder) as temporary:
-            LAYOUTS[layout](shard, temporary, direction, bound, quality)
+            write_layout(shard, temporary, options)
     return True
 
 
@@ -129,71 +153,33 @@ def inside(root: Path, video: str) -> Path:
     """`root/video`, or InputError where a shard's video would lead out of `root`."""
     parts = video.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise InputError(f"{video!r} is no name of a video: it would lead out of {root}")
+        raise InputError(f"{video!r} is not a valid video id: it would lead out of {root}")
     return root.joinpath(*parts)
 
 
-@click.command(name="export")
-@shard_arguments
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Where a folder per video is made."
-)
-@click.option(
-    "--layout", required=True, type=click.Choice(list(LAYOUTS)), help="Whose file names and formats."
-)
-@click.option("--direction", type=click.Choice(["forward", "backward"]), default="forward", show_default=True)
-@click.option(
-    "--bound",
-    type=click.FloatRange(0, min_open=True),
-    help="tsn, denseflow: pixels of level 255; 20 if not given.",
-)
-@click.option(
-    "--quality", type=click.IntRange(1, 100), help="tsn, denseflow: of the flow JPEGs; 95 if not given."
-)
-@click.option("--overwrite", is_flag=True, help="Replace folders that are there.")
+@click.command(context_settings=CONTEXT)
+@options_of(ExportOptions)
 @command_errors
-def command(
-    targets: tuple[Path, ...],
-    dataset: str | None,
-    shard_set: str | None,
-    data: str | None,
-    output: Path,
-    layout: str,
-    direction: str,
-    bound: float | None,
-    quality: int | None,
-    overwrite: bool,
-) -> None:
+def command(**values: Any) -> None:
     """Write shards in another tool's layout.
 
     tsn: img_00001.jpg, flow_x_00001.jpg, flow_y_00001.jpg, counted from 1. denseflow: the same from 00000. Flow is
     mapped as the field does, round(255 (v + bound) / (2 bound)). flo: Middlebury files; npy: one float32 array
     per video.
     """
-    if layout not in ("tsn", "denseflow") and (bound is not None or quality is not None):
-        raise click.UsageError(
-            f"--bound and --quality go with tsn and denseflow: {layout} holds float32 pixels"
-        )
-    found = gather(targets, dataset, shard_set, data)
-    atomic.sweep(output)
+    options = from_options(ExportOptions, values)
+    found = gather(options)
+    atomic.sweep(options.output)
     failed = there = 0
     for target in progress(found, "export"):
         try:
-            if not export_shard(
-                target, output, layout, direction, bound or DEFAULT_BOUND, quality or 95, overwrite
-            ):
-                there += 1
+            there += not export_shard(target, options)
         except InputError as error:
             failed += 1
             click.echo(f"failed: {error}", err=True)
     done = len(found) - there - failed
     click.echo(
-        f"{output}: {done} exported, {there} there already (--overwrite replaces them), {failed} failed"
+        f"{options.output}: {done} exported, {there} there already (--overwrite replaces them), {failed} failed"
     )
     if failed:
         sys.exit(1)
-
-
-def progress(items: list[Any], what: str) -> Any:
-    """The items, with a bar on a terminal."""
-    return track(items, what, console=Console(stderr=True), disable=not sys.stderr.isatty())

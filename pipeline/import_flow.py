@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import click
 import numpy as np
@@ -15,9 +17,11 @@ from pipeline import atomic
 from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
 from pipeline.errors import InputError, command_errors
-from pipeline.export import inside, progress
+from pipeline.export import inside
+from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
+from pipeline.progress import progress
 from pipeline.request import Request, request_of
 from pipeline.shard import SUFFIX, Source, open_shard
 from pipeline.shard_writer import ShardWriter
@@ -92,80 +96,134 @@ def exact_codec(bound: float) -> Codec:
     return Codec(field_quantiser(bound), "png", None)
 
 
-def import_folder(
-    folder: Path,
-    video: str,
-    path: Path,
-    bound: float,
-    chosen: Codec | None,
-    fps: float,
-    overwrite: bool = False,
-    step: int = 1,
-    direction: str = "forward",
-) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class ImportFlowOptions(DataOptions):
+    """Which images to import, what they mean, and where the shards go."""
+
+    folders: tuple[Path, ...] = argument(REQUIRED, metavar="FOLDERS...", multiple=True)
+    bound: float = option(
+        REQUIRED, "Pixels that level 255 stands for in the images.", minimum=0.01, maximum=10000
+    )
+    output: Path | None = option(None, "Folder for the shards, one per video below it.")
+    dataset: str | None = option(
+        None, "Make them a shard set of this dataset, instead of --output.", metavar="NAME"
+    )
+    shards: str = option(
+        "imported", "Name of the shard set, with --dataset.", metavar="NAME", replaces="--set"
+    )
+    preset: Literal["default", "high-fidelity", "linear", "paper"] | None = option(
+        None, "Recode, smaller but not exact.", shown_default="the images' bytes exactly"
+    )
+    fps: float = option(25.0, "Frames per second of the videos.", above=0)
+    step: int = option(1, "Frames between the two of a pair.", minimum=1)
+    direction: Literal["forward", "backward"] = option("forward", "Direction of the flow.")
+    overwrite: bool = option(False, "Replace shards that were made with other options.")
+
+    def __post_init__(self) -> None:
+        if (self.output is None) == (self.dataset is None):
+            raise click.UsageError("give either --output FOLDER or --dataset NAME")
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the shards."""
+        return codec(self.preset) if self.preset else exact_codec(self.bound)
+
+
+class Images(NamedTuple):
+    """The images of one video.
+
+    Attributes:
+        pairs: (x, y) files of each flow, in order.
+        frames: files of the RGB frames, which may be none.
+        height, width: of all of them, in pixels.
+    """
+
+    pairs: list[tuple[Path, Path]]
+    frames: list[Path]
+    height: int
+    width: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all the files together."""
+        files = [*(image for pair in self.pairs for image in pair), *self.frames]
+        return sum(file.stat().st_size for file in files)
+
+
+def images_of(folder: Path, step: int) -> Images:
+    """The flow images and frames of a folder.
+
+    Raises:
+        InputError: images missing, or a number of frames that does not fit that of the flows at that step.
+    """
+    pairs, frames = image_pairs(folder), frame_images(folder)
+    if frames and len(frames) - len(pairs) not in (0, step):
+        raise InputError(
+            f"{folder}: expected as many frames as flows, or {step} more (--step), found {len(frames)} frames "
+            f"and {len(pairs)} flows"
+        )
+    height, width = read_gray(pairs[0][0]).shape
+    return Images(pairs, frames, height, width)
+
+
+def request_for(images: Images, options: ImportFlowOptions) -> Request:
+    """What a shard of these images must match to count as imported already."""
+    coding = options.codec
+    return Request(
+        source_bytes=images.bytes,
+        directions=(options.direction,),
+        method="imported",
+        parameters={"bound": options.bound},
+        step=options.step,
+        quantiser=coding.quantiser.name,
+        image=coding.image,
+        quality=coding.quality,
+        frames=bool(images.frames),
+        frames_quality=95 if images.frames else None,
+    )
+
+
+def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptions) -> bool:
     """Make the shard `path` of a folder of flow images (and frames); False if it is there already, made the same way.
 
     Args:
-        folder: with flow_x_*, flow_y_* and perhaps img_* images, counted from 0 or 1.
+        folder: with flow_x_*, flow_y_* and perhaps img_* images, numbered from 0 or 1.
         video: the shard's video id.
         path: the shard.
-        bound: pixels that level 255 stands for in the images.
-        chosen: recode the flow; None keeps the images' bytes exactly.
-        fps: of the video, which the images do not tell.
-        overwrite: replace a shard that was made differently.
-        step: frames between the two of a pair, which the images do not tell.
-        direction: of the flow, likewise.
+        options: what the images mean, and how they are stored.
 
     Raises:
         InputError: images missing or of different sizes, or a different shard is there.
     """
-    pairs, pictures = image_pairs(folder), frame_images(folder)
-    if pictures and len(pictures) - len(pairs) not in (0, step):
-        raise InputError(
-            f"{folder}: expected as many frames as flows, or {step} more (--step), found {len(pictures)} frames "
-            f"and {len(pairs)} flows"
-        )
-    images = [image for pair in pairs for image in pair]
-    first = read_gray(pairs[0][0])
-    height, width = first.shape
-    coding = chosen or exact_codec(bound)
-    total = sum(image.stat().st_size for image in [*images, *pictures])
-    request = Request(
-        source_bytes=total,
-        directions=(direction,),
-        method="imported",
-        parameters={"bound": bound},
-        step=step,
-        quantiser=coding.quantiser.name,
-        image=coding.image,
-        quality=coding.quality,
-        frames=bool(pictures),
-        frames_quality=95 if pictures else None,
-    )
-    if path.exists() and not overwrite:
+    images = images_of(folder, options.step)
+    request = request_for(images, options)
+    if path.exists() and not options.overwrite:
         with open_shard(path) as shard:
             differences = request.differences(request_of(shard))
         if differences:
             raise InputError(
-                f"{path}: is there, but made otherwise ({'; '.join(differences)}); use --overwrite or another --output"
+                f"{path}: is there, but made with other options ({'; '.join(differences)}); use --overwrite or "
+                "another --output"
             )
         return False
     digest = hashlib.sha256()
-    with ShardWriter(path, request, coding) as writer:
-        for x_path, y_path in pairs:
-            levels = np.stack([read_gray_of_size(image, height, width, digest) for image in (x_path, y_path)])
-            writer.add_flows(direction, requantise(levels[None], bound, chosen))
-        for picture in pictures:
+    with ShardWriter(path, request, options.codec) as writer:
+        for pair in images.pairs:
+            levels = np.stack(
+                [read_gray_of_size(image, images.height, images.width, digest) for image in pair]
+            )
+            writer.add_flows(options.direction, requantise(levels[None], options))
+        for picture in images.frames:
             data = picture.read_bytes()
             digest.update(data)
-            writer.add_streams("frames", [frame_stream(picture, data, height, width)])
+            writer.add_streams("frames", [frame_stream(picture, data, images.height, images.width)])
         writer.finish(
             video=video,
-            source=Source(total, digest.hexdigest(), width, height),
-            fps=fps,
-            frames=len(pictures) or len(pairs) + step,
-            width=width,
-            height=height,
+            source=Source(request.source_bytes, digest.hexdigest(), images.width, images.height),
+            fps=options.fps,
+            frames=len(images.frames) or len(images.pairs) + options.step,
+            width=images.width,
+            height=images.height,
         )
     return True
 
@@ -181,13 +239,13 @@ def read_gray_of_size(path: Path, height: int, width: int, digest: Any) -> Level
     return image
 
 
-def requantise(levels: Levels, bound: float, chosen: Codec | None) -> Quantised:
-    """Imported levels uint8[n,2,H,W] as they are, or through another codec's quantiser."""
+def requantise(levels: Levels, options: ImportFlowOptions) -> Quantised:
+    """Imported levels uint8[n,2,H,W] as they are, or through the quantiser of the wanted preset."""
     count = len(levels)
     ones, zeros = np.ones((count, 2), np.float32), np.zeros((count, 2), np.float32)
-    flow = dequantise(levels, field_quantiser(bound).table, ones, zeros)
-    if chosen is not None:
-        return chosen.quantiser.quantise(flow)
+    flow = dequantise(levels, field_quantiser(options.bound).table, ones, zeros)
+    if options.preset is not None:
+        return options.codec.quantiser.quantise(flow)
     mean = flow.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
     return Quantised(levels, ones, zeros, mean, np.zeros(count, np.float32))
 
@@ -203,64 +261,51 @@ def frame_stream(path: Path, data: bytes, height: int, width: int) -> bytes:
     return data
 
 
-@click.command(name="import-flow")
-@click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
-@click.option(
-    "--bound", required=True, type=click.FloatRange(0.01, 10000), help="Pixels that level 255 stands for."
-)
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="The folder for the shards, one per video below it."
-)
-@click.option("--dataset", help="Make them a set of this dataset's shards instead of --output.")
-@click.option(
-    "--set", "shard_set", default="imported", show_default=True, help="The set's name, with --dataset."
-)
-@click.option("--data", help="The data root; else $TWO_STREAM_DATA, else ./data.")
-@click.option(
-    "--preset",
-    type=click.Choice(["default", "high-fidelity", "linear", "paper"]),
-    help="Recode, smaller but not exact.",
-)
-@click.option(
-    "--fps", type=click.FloatRange(0, min_open=True), default=25.0, show_default=True, help="Of the videos."
-)
-@click.option(
-    "--step",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Frames between the two of a pair.",
-)
-@click.option("--direction", type=click.Choice(["forward", "backward"]), default="forward", show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace shards that were made otherwise.")
+@click.command(context_settings=CONTEXT)
+@options_of(ImportFlowOptions)
 @command_errors
-def command(
-    folders: tuple[Path, ...],
-    bound: float,
-    output: Path | None,
-    dataset: str | None,
-    shard_set: str,
-    data: str | None,
-    preset: str | None,
-    fps: float,
-    step: int,
-    direction: str,
-    overwrite: bool,
-) -> None:
+def command(**values: Any) -> None:
     """Make shards from folders of flow images.
 
     Looks in and below FOLDERS for flow_x_*.jpg and flow_y_*.jpg (TSN or denseflow names, JPEG or PNG), with img_*.jpg
     beside them if there are frames. The path below a given folder becomes the video's name. Bytes are kept exactly.
     """
-    if (output is None) == (dataset is None):
-        raise click.UsageError("give either --output FOLDER or --dataset NAME")
-    paths = DatasetPaths(data_root(data), dataset) if dataset else None
-    chosen = codec(preset) if preset else None
-    known = load_dataset(dataset, data).videos if dataset else None
+    options = from_options(ImportFlowOptions, values)
+    known = load_dataset(options.dataset, options.data).videos if options.dataset else None
+    found = videos_of(options.folders)
+    log = None
+    if options.dataset:
+        log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
+    failed = there = 0
+    for video, folder in progress(list(found.items()), "import"):
+        try:
+            if known is not None and video not in known:
+                raise InputError(
+                    f"{folder}: {video!r} is not a video of {options.dataset}; give the folder that holds its classes"
+                )
+            path = shard_path(video, options)
+            if not import_folder(folder, video, path, options):
+                there += 1
+            elif log is not None:
+                log.append(outcome_of(video, path, options))
+        except InputError as error:
+            failed += 1
+            click.echo(f"failed: {error}", err=True)
+    click.echo(f"{len(found) - there - failed} imported, {there} there already, {failed} failed")
+    if failed:
+        sys.exit(1)
+
+
+def videos_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders of flow images at or below the given ones, by video.
+
+    Raises:
+        InputError: none, or two that would be the same video.
+    """
     found: dict[str, Path] = {}
     for root in folders:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder of flow images")
         for video, folder in flow_folders(root).items():
             if found.setdefault(video, folder) != folder:
                 raise InputError(
@@ -268,31 +313,19 @@ def command(
                 )
     if not found:
         raise InputError(f"{some(map(str, folders))}: expected flow_x_00001.jpg and the like, found none")
-    log = OutcomeLog(paths.outcomes("import-flow")) if paths else None
-    failed = there = 0
-    for video, folder in progress(list(found.items()), "import"):
-        try:
-            if known is not None and video not in known:
-                raise InputError(
-                    f"{folder}: {video!r} is no video of {dataset}; give the folder that holds its classes"
-                )
-            path = paths.shard(shard_set, video) if paths else inside(Path(str(output)), video + SUFFIX)
-            if not import_folder(folder, video, path, bound, chosen, fps, overwrite, step, direction):
-                there += 1
-            elif log is not None:
-                made = Outcome(
-                    video,
-                    "done",
-                    flows=len(image_pairs(folder)),
-                    bytes=path.stat().st_size,
-                    method="imported",
-                    shard_set=shard_set,
-                )
-                with atomic.disk_errors(log.path):
-                    log.append(made)
-        except InputError as error:
-            failed += 1
-            click.echo(f"failed: {error}", err=True)
-    click.echo(f"{len(found) - there - failed} imported, {there} there already, {failed} failed")
-    if failed:
-        sys.exit(1)
+    return found
+
+
+def shard_path(video: str, options: ImportFlowOptions) -> Path:
+    """Where the shard of a video goes; InputError where its name would lead out of that folder."""
+    if options.output is not None:
+        return inside(options.output, video + SUFFIX)
+    return DatasetPaths(data_root(options.data), str(options.dataset)).shard(options.shards, video)
+
+
+def outcome_of(video: str, path: Path, options: ImportFlowOptions) -> Outcome:
+    """The record of an imported shard, which `status` reads."""
+    with open_shard(path) as shard:
+        flows = shard.flow_count(options.direction)
+    size = path.stat().st_size
+    return Outcome(video, "done", flows=flows, bytes=size, method="imported", shard_set=options.shards)

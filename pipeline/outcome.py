@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+from pipeline import atomic
 from pipeline.text import duration, size_in_bytes
 
 Status = Literal["done", "skipped", "failed"]
@@ -69,18 +70,19 @@ class OutcomeLog:
         """Write the records and wait until they are on the disk.
 
         Raises:
-            OSError: they cannot be written, for example because the disk is full.
+            InputError: they cannot be written, for example because the disk is full.
         """
         if not outcomes:
             return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("xb", buffering=0)
         lines = "".join(json.dumps(dataclasses.asdict(o), ensure_ascii=True) + "\n" for o in outcomes)
         data = memoryview(lines.encode())
-        while data:
-            data = data[self._file.write(data) :]
-        os.fsync(self._file.fileno())
+        with atomic.disk_errors(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("xb", buffering=0)
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:

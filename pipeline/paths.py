@@ -19,6 +19,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
+DEFAULT_METHOD = "tvl1"
+"""The flow method of a command that names none; a shard set is named after its method unless the user names it."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LONGEST_PART = 200
 """Bytes of a class or stem; file systems allow 255, and a temporary name adds its owner to the stem."""

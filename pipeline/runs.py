@@ -156,7 +156,7 @@ class RunRecord:
         """The record in a checkpoint or recipe.toml, of this or an earlier version.
 
         Raises:
-            ValueError: not such a record; the message says which value is wrong.
+            ValueError: not such a record; the message names the first wrong value.
         """
         sets = values.get("shard_sets", {})
         if "shards" in values and not sets:  # until version 0.1: "ucf101=tvl1,hmdb51=tvl1"

@@ -562,22 +562,22 @@ def index_shards(folder: str | Path, unreadable: list[ShardAddress] | None = Non
     """
     folder = Path(folder)
     loose: dict[str, ShardAddress] = {}
-    packed: dict[str, ShardAddress] = {}
+    packs: list[Path] = []
     for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            if atomic.is_temporary(name):
-                continue
-            if name.endswith(SUFFIX):
+        folders[:] = sorted(name for name in folders if not atomic.is_temporary(name))
+        for path in (Path(parent, name) for name in sorted(names) if not atomic.is_temporary(name)):
+            if path.name.endswith(SUFFIX):
                 loose[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = ShardAddress(path)
-            elif name.endswith(PACK_SUFFIX):
-                try:
-                    packed.update(index_pack(path))
-                except InputError:
-                    if unreadable is None:
-                        raise
-                    unreadable.append(ShardAddress(path))
+            elif path.name.endswith(PACK_SUFFIX):
+                packs.append(path)
+    packed: dict[str, ShardAddress] = {}
+    for path in packs:
+        try:
+            packed.update(index_pack(path))
+        except InputError:
+            if unreadable is None:
+                raise
+            unreadable.append(ShardAddress(path))
     return dict(sorted((packed | loose).items()))
 
 

@@ -18,11 +18,11 @@ from click.core import ParameterSource
 from pipeline.catalog import Dataset, choose_dataset, load_dataset
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, DatasetOptions, ShardSetOptions, from_options, option, options_of
-from pipeline.paths import DatasetPaths, check_name, data_root
+from pipeline.paths import DEFAULT_METHOD, DatasetPaths, check_name, data_root
 from pipeline.request import request_of
 from pipeline.runs import STREAMS, Fusion, Stream
 from pipeline.shard import index_shards, open_shard
-from pipeline.shard_sets import DEFAULT_METHOD, choose_shard_set, shard_sets
+from pipeline.shard_sets import choose_shard_set, shard_sets
 from slurm import record, scheduler, state
 from slurm.chain import STAGES, ChainRequest, Job, as_shell_script, plan
 from slurm.record import Chain, Submitted

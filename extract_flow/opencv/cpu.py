@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.methods import FlowMethod
+from extract_flow.flow_method import FlowMethod
 from pipeline.errors import InputError
 
 Field = npt.NDArray[np.float32]

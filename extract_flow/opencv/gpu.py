@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.methods import DeviceMemoryError, FlowMethod
+from extract_flow.flow_method import DeviceMemoryError, FlowMethod
 from pipeline.errors import InputError
 
 INSTEAD = "this project's own `tvl1` and `brox` run on NVIDIA GPUs without OpenCV's help"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,24 @@ def _imported(module: str) -> Iterator[str]:
                 yield source
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value  # a plain package name, such as "train", is a word more often than an import
-            yield from (name for name in (text, f"{module}{text}") if "." in text and name in known)
+            if "." in text and text in known:
+                yield text
+        elif isinstance(node, ast.JoinedStr):
+            pattern = _pattern(node)
+            yield from (name for name in known if re.fullmatch(pattern, name))
+
+
+def _pattern(text: ast.JoinedStr) -> str:
+    """What an f-string such as f"extract_flow.{name}.cuda" may name; nothing unless it begins with a package."""
+    pieces = [
+        re.escape(piece.value) if isinstance(piece, ast.Constant) and isinstance(piece.value, str) else r"\w+"
+        for piece in text.values
+    ]
+    return (
+        "".join(pieces)
+        if pieces and pieces[0].startswith(tuple(rf"{name}\." for name in PACKAGES))
+        else "(?!)"
+    )
 
 
 def _source(module: str, node: ast.ImportFrom) -> str:

@@ -141,4 +141,4 @@ def test_a_dataset_without_the_set_lists_the_sets(tmp_path):
     (tmp_path / "some" / "shards" / "dis").mkdir(parents=True)
     (tmp_path / "some" / "shards" / "farneback").mkdir(parents=True)
     assert "there are dis, farneback" in run("--dataset", "some", "--data", tmp_path, status=1)
-    assert "'brox'" in run("--dataset", "some", "--set", "brox", "--data", tmp_path, status=1)
+    assert "'brox'" in run("--dataset", "some", "--shards", "brox", "--data", tmp_path, status=1)

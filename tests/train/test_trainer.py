@@ -21,15 +21,17 @@ from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, RunRecord
 from train.batches import TrainingReader, network_input
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distributed import Place, World
 from train.interrupt import RESUME_LATER
 from train.log import read_log
 from train.losses import Samples, head_losses, join, split
+from train.meter import Meter
 from train.models import build
 from train.options import LoopOptions
 from train.recipe import Recipe, load_recipe
-from train.trainer import train
+from train.sampler import Schedule
+from train.trainer import Trainer, train
 from train.training_data import TrainingData, gather, gather_images
 
 ALONE = World(Place(), torch.device("cpu"))
@@ -284,6 +286,24 @@ def test_another_configuration_is_refused_with_its_differences(
         run(tmp_path, material, resume="no")
 
 
+def test_shards_that_were_made_again_differently_are_refused_on_resuming(
+    material: TrainingData, tmp_path: Path
+) -> None:
+    run(tmp_path, material, stop_after=2)
+    saved = load_checkpoint(tmp_path)
+    assert saved.requests == material.requests
+    assert saved.requests["tiny"].directions == ("forward",)
+    again = dataclasses.replace(material.requests["tiny"], step=2)
+    with pytest.raises(InputError, match="shards of tiny: step: "):
+        run(tmp_path, dataclasses.replace(material, requests={"tiny": again}))
+    # Checkpoints of version 1 do not record it.
+    saved = load_checkpoint(RunPaths(tmp_path).checkpoint(2), optimiser=True)
+    saved.requests = {}
+    save_checkpoint(RunPaths(tmp_path).checkpoint(2), saved)
+    assert run(tmp_path, material) == 0
+    assert load_checkpoint(tmp_path).requests == material.requests
+
+
 def test_a_complete_run_is_left_alone(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path, material)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -301,6 +321,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(material: TrainingData, tmp_pat
     ):
         run(tmp_path, material, recipe, checkpoint_every=20)
     assert RunPaths(tmp_path).checkpoints() == []
+
+
+def test_a_loss_that_is_not_finite_is_seen_before_the_update(material: TrainingData, tmp_path: Path) -> None:
+    spec = RECIPE.volume("temporal")
+    record, options = RunRecord("tiny", "temporal", 1), LoopOptions(tensorboard=False)
+    trainer = Trainer(
+        RECIPE, spec, material, record, RunPaths(tmp_path), options, ALONE, None, None, lambda _: None
+    )
+    with torch.no_grad():
+        trainer.network.last_layer.bias[0] = float("inf")
+    before = {name: parameter.clone() for name, parameter in trainer.network.named_parameters()}
+    schedule = Schedule(trainer.indices, trainer.micro_batch, 0, 1)
+    batches = (trainer.reader.__getitems__(keys) for keys in schedule)
+    with pytest.raises(InputError, match=r"the loss is nan at iteration 1 .* stopped before the update"):
+        trainer.step(batches, schedule.micro_batches, 0.05, 0.0, Meter(["tiny"], 1, None, print))
+    for name, parameter in trainer.network.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 def test_weights_that_are_not_finite_are_not_saved(material: TrainingData, tmp_path: Path) -> None:
