@@ -114,10 +114,12 @@ def shortfall(opened: Opened, path: Path, decoded: int, last: float | None) -> t
     stream, container = opened.stream, opened.container
     if stream.frames > 0:
         allowed = max(FRAMES_SHORT, PART_SHORT * stream.frames)
+        if decoded - stream.frames > allowed:
+            return (f"its header says {stream.frames} frames, it holds {decoded}",)
         # An edit list leaves out frames that are there.
         if (
             stream.frames - decoded > allowed
-            and stream.frames - _packets(path, [stream.index]).total() > allowed
+            and stream.frames - count_packets(path, [stream.index]).total() > allowed
         ):
             return (f"its header says {stream.frames} frames, it holds {decoded}",)
         return ()
@@ -136,9 +138,8 @@ def shortfall(opened: Opened, path: Path, decoded: int, last: float | None) -> t
 def _choose(container: InputContainer, path: Path) -> tuple[VideoStream, tuple[str, ...]]:
     """The stream that is the video, and a note that names others that might have been.
 
-    As FFmpeg does, a stream that is flagged default goes first, then the one with the most pixels, then the one with the
-    most frames. Cover pictures and timed thumbnails are no candidates, and a single frame is one only if there is no
-    film.
+    As FFmpeg does, a stream that is flagged default goes first, then the one with the most pixels, then the one with
+    the most frames. Cover pictures and timed thumbnails are no candidates, and a single frame only if there is no film.
     """
     from av.stream import Disposition
 
@@ -154,7 +155,7 @@ def _choose(container: InputContainer, path: Path) -> tuple[VideoStream, tuple[s
         raise ContainerError("its video is in a format that this build of FFmpeg cannot decode")
     if len(decodable) == 1:
         return decodable[0], ()
-    counts = _packets(path, [stream.index for stream in decodable], PROBED_PACKETS)
+    counts = count_packets(path, [stream.index for stream in decodable], PROBED_PACKETS)
 
     def rank(stream: VideoStream) -> tuple[bool, bool, int, int]:
         frames = max(stream.frames, counts[stream.index])
@@ -168,7 +169,8 @@ def _choose(container: InputContainer, path: Path) -> tuple[VideoStream, tuple[s
     chosen = max(decodable, key=rank)  # the first of equals
     others = [stream for stream in decodable if stream is not chosen]
     note = (
-        f"stream {_name(chosen)} was taken; the file holds {'other videos' if len(others) > 1 else 'another video'} too: "
+        f"stream {_name(chosen)} was taken; the file holds "
+        f"{'other videos' if len(others) > 1 else 'another video'} too: "
         f"stream {' and stream '.join(_name(stream) for stream in others)}"
     )
     return chosen, (note,)
@@ -179,7 +181,7 @@ def _name(stream: VideoStream) -> str:
     return f"{stream.index} ({context.name}, {context.width}x{context.height})"
 
 
-def _packets(path: Path, indices: Sequence[int], most: float = math.inf) -> collections.Counter[int]:
+def count_packets(path: Path, indices: Sequence[int], most: float = math.inf) -> collections.Counter[int]:
     """Packets of each stream in the file, or among the first few."""
     counts: collections.Counter[int] = collections.Counter()
     with _open(path) as container:

@@ -3,7 +3,7 @@
 A decoder fills what it cannot decode from its neighbours and goes on. What gives that away differs by codec, and was
 measured on sound and damaged files of each (`benchmarks/damage.py`, docs/how-to/odd-videos.md):
 
-- H.264, MPEG-4, MPEG-1, MPEG-2 and their relatives flag the frame. Messages alone say nothing there: sound cuts have them.
+- H.264, MPEG-4, MPEG-1, MPEG-2 and their relatives flag the frame. Messages alone say nothing: sound cuts have them.
 - HEVC flags nothing, but writes a message when a slice contradicts itself.
 - Motion JPEG is counted through by `pipeline.jpeg_scan`.
 - VP9 is decoded with libvpx where PyAV has it, which checks where each tile's data ends; FFmpeg's own decoder does not.
@@ -92,7 +92,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
     """
     from av.logging import Capture
 
-    packets = container.demux(stream)
+    packets: Iterator[av.Packet] = container.demux(stream)
     if container.format.name != "mpegts":
         for packet in packets:
             yield packet, False
@@ -106,7 +106,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
         if waiting is not None:
             lost = False
             if lost_at is not None and waiting.dts is not None and waiting.dts >= lost_at:
-                # The incomplete one itself is followed by its group, or is missing and this one is not the first of one.
+                # The incomplete one is followed by its group, or it is missing and this one belongs to its group.
                 lost = goes_on if waiting.dts == lost_at else not waiting.is_keyframe
                 lost_at = None
             yield waiting, lost
@@ -174,7 +174,7 @@ class _Watch:
             yield self._held.pop(0)[1]
 
     def finish(self) -> Iterator[av.VideoFrame]:
-        """The frames that still wait when the stream has ended, none of which was flagged; raises `Damaged` likewise."""
+        """The frames that still wait when the stream has ended, none of them flagged; raises `Damaged` likewise."""
         yield from (frame for _, frame in self._held)
         if self._bad is not None:
             raise Damaged(self._reason)

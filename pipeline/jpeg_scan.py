@@ -20,7 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 EOI, SOS, DQT, DHT, DRI = 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 SEQUENTIAL = (0xC0, 0xC1)
 OTHER_FRAMES = (0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
-# The tables of T.81 annex K.3, which Motion JPEG leaves out: (number of codes of length 1..16, symbols) by class and id.
+# The tables of T.81 annex K.3, which Motion JPEG leaves out, by class and id: codes of length 1..16, then symbols.
 _DC_SYMBOLS = bytes(range(12))
 _AC_LUMA = bytes.fromhex(
     "01020300041105122131410613516107227114328191a1082342b1c11552d1f02433627282090a161718191a25262728292a34353637"
@@ -51,7 +51,7 @@ PROBLEMS = (
 
 
 class Component(NamedTuple):
-    """A colour component: its id, its blocks across and down in a unit of an interleaved scan, its quantiser's number."""
+    """A colour component: its id, blocks across and down in a unit of an interleaved scan, and number of quantiser."""
 
     name: int
     across: int

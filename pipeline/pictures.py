@@ -7,6 +7,7 @@ name counts is decided by all names together: it is the one that differs from pi
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter, defaultdict
@@ -54,6 +55,16 @@ def is_picture(name: str) -> bool:
     """Whether a file of that name may be a frame: a picture, not hidden, with a number in its name."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122 - Path is slow for millions of frames
     return suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".") and DIGIT.search(stem) is not None
+
+
+def holds_only_flow(names: Sequence[str]) -> bool:
+    """Whether all pictures of a folder, given by name, are flow that is named as such, so that none is a frame."""
+    return all(
+        (found := FLOW_NAME.match(name)) is not None
+        and found["component"] is None
+        and DIGIT.match(name, found.end()) is not None
+        for name in names
+    )
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -261,7 +272,7 @@ def number_gaps(pictures: Sequence[Path]) -> tuple[str, ...]:
     if not sequences or len(sequences) > 1:
         return ()
     numbers = [picture.number for picture in sequences[0].pictures]
-    differences = [after - before for before, after in zip(numbers, numbers[1:], strict=False)]
+    differences = [after - before for before, after in itertools.pairwise(numbers)]
     stride = sorted(differences)[len(differences) // 2]
     gaps = []
     for before, difference in zip(numbers, differences, strict=False):

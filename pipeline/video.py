@@ -346,8 +346,8 @@ class VideoReader:
 class _Clock:
     """Seconds since the first frame, never running back, whatever the stamps do.
 
-    Where a stamp steps back, or is missing, the frame follows the one before at the video's rate, and later stamps count
-    from there; where they come back to an earlier count, it is taken up again.
+    Where a stamp steps back, or is missing, the frame follows the one before at the video's rate, and later stamps
+    count from there; where they come back to an earlier count, it is taken up again.
     """
 
     def __init__(self, rate: float) -> None:
@@ -406,6 +406,12 @@ def _orientation(frame: av.VideoFrame) -> Turn:
         if data.type.name == "DISPLAYMATRIX":
             return turn_of_matrix(np.frombuffer(data, np.int32, 9))
     return Turn()
+
+
+def stem_of(name: str) -> str:
+    """A file name without its video suffix; other dots stay, so a.b.avi is a.b and the folder a.b is itself."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in VIDEO_SUFFIXES else name
 
 
 def source_bytes(path: Path) -> int:
