@@ -30,8 +30,8 @@ def main(**values: Any) -> None:
     """Frames and optical flow of videos, one shard (HDF5 file) for each.
 
     Either VIDEO_OR_FOLDER... with --output DIR: video files, folders that hold them at any depth, folders of numbered
-    pictures, each of which counts as a video, and @FILE for a list of them. Or --dataset NAME. Videos whose shards exist
-    already are skipped, so the same command resumes after an interruption.
+    pictures, each of which counts as a video, and @FILE for a list of them. Or --dataset NAME. Videos whose shards
+    exist already are skipped, so the same command resumes after an interruption.
     """
     began = time.monotonic()
     for stream in (sys.stdout, sys.stderr):  # names may hold bytes that no encoding has

@@ -101,7 +101,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
     waiting: av.Packet | None = None
     while True:
         with Capture() as messages:
-            packet = next(packets, None)
+            packet = _next(packets)
         goes_on = packet is not None and packet.size > 0 and not packet.is_keyframe
         if waiting is not None:
             lost = False
@@ -116,6 +116,12 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
             if (found := LOST.match(text)) and int(found[1]) == stream.index:
                 lost_at = int(found[2])
         waiting = packet
+
+
+def _next(packets: Iterator[av.Packet]) -> av.Packet | None:
+    for packet in packets:
+        return packet
+    return None
 
 
 def _decoder(stream: VideoStream) -> Any:
