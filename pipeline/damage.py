@@ -101,8 +101,8 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
     waiting: av.Packet | None = None
     while True:
         with Capture() as messages:
-            packet = _next(packets)
-        goes_on = packet is not None and packet.size > 0 and not packet.is_keyframe
+            following = _next(packets)
+        goes_on = following is not None and following.size > 0 and not following.is_keyframe
         if waiting is not None:
             lost = False
             if lost_at is not None and waiting.dts is not None and waiting.dts >= lost_at:
@@ -110,12 +110,12 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
                 lost = goes_on if waiting.dts == lost_at else not waiting.is_keyframe
                 lost_at = None
             yield waiting, lost
-        if packet is None:
+        if following is None:
             return
         for _, _, text in messages:
             if (found := LOST.match(text)) and int(found[1]) == stream.index:
                 lost_at = int(found[2])
-        waiting = packet
+        waiting = following
 
 
 def _next(packets: Iterator[av.Packet]) -> av.Packet | None:

@@ -72,7 +72,7 @@ class Plan(NamedTuple):
 
     units: int
     order: npt.NDArray[np.int32]
-    decoders: npt.NDArray[np.uint16]
+    codes: Bytes
     steps: npt.NDArray[np.int32]
 
 
@@ -196,18 +196,8 @@ def _plan(header: Header, body: bytes, codes: Tables, quantisers: Tables) -> Pla
     units = -(-header.width // across) * -(-header.height // down)
     used = sorted({code for row in rows for code in row[1:]})
     order = np.array([(number, used.index(dc), used.index(ac)) for number, dc, ac in rows], np.int32)
-    return Plan(units, order, np.stack([_decoder(code_of[code]) for code in used]), np.stack(steps))
-
-
-def _decoder(table: bytes) -> npt.NDArray[np.uint16]:
-    """uint16[65536]: the next 16 bits -> length of the code << 8 | symbol; 0 for no code. T.81 annex C."""
-    decoder = np.zeros(1 << 16, np.uint16)
-    code, index = 0, 16
-    for length, count in enumerate(table[:16], 1):
-        for symbol in table[index : index + count]:
-            first = code << (16 - length)
-            decoder[first : first + (1 << (16 - length))] = length << 8 | symbol
-            code += 1
-        index += count
-        code <<= 1
-    return decoder
+    tables = np.zeros((len(used), 16 + 256), np.uint8)
+    for row, code in zip(tables, used, strict=True):
+        known = np.frombuffer(code_of[code], np.uint8)[: tables.shape[1]]
+        row[: len(known)] = known
+    return Plan(units, order, tables, np.stack(steps))

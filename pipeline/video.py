@@ -139,7 +139,7 @@ class VideoReader:
         Raises:
             VideoError: missing, empty, not a video, no decodable frame, or unreasonable sizes.
         """
-        from av.video.reformatter import VideoReformatter
+        from av.video.reformatter import Interpolation, VideoReformatter
 
         self.path = Path(path)
         self.selection = selection or Selection()
@@ -151,6 +151,7 @@ class VideoReader:
         self._opened: container.Opened | None = None
         # A reformatter keeps the scaler of one conversion; two through one would rebuild it at every frame.
         self._to_gray, self._to_rgb = VideoReformatter(), VideoReformatter()
+        self._scaling = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
         self._error: VideoError | None = None
         try:
             if self.path.is_dir():
@@ -223,8 +224,6 @@ class VideoReader:
     def _convert(
         self, frame: av.VideoFrame, turn: Turn, pixels: str, reformatter: Any
     ) -> npt.NDArray[np.uint8]:
-        from av.video.reformatter import Interpolation
-
         width, height = turn.upright(
             self.width, self.height
         )  # a quarter turn swaps the sides, here back again
@@ -233,7 +232,7 @@ class VideoReader:
             width,
             height,
             pixels,
-            interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
+            interpolation=self._scaling,
             threads=1,
         )
         plane = image.planes[0]
