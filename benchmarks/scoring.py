@@ -24,8 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evaluate.score import Forward, Views, score_views
-from evaluate.views import positions
+from evaluate.inference import Compute, Forward, view_outputs
+from evaluate.views import Views, positions
 from pipeline.codec import codec
 from pipeline.request import Request
 from pipeline.shard import ShardAddress, Source, open_shard
@@ -99,7 +99,7 @@ def seconds_scoring(
     shards = [ShardAddress(path)] * (videos + 1)
     times = [
         time.perf_counter()
-        for _ in score_views(forward, spec, shards, views, device, 10 * views.frames, workers)
+        for _ in view_outputs(forward, spec, shards, views, Compute(device, 10 * views.frames, workers))
     ]
     return times[-1] - times[0]
 

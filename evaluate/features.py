@@ -87,7 +87,7 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
         videos = [str(video) for video in made.videos]
         shards = dict(zip(videos, made.shards[0], strict=True))
         rows = features_of(checkpoint, shards, options, console)
-    run = source if source.is_dir() else source.absolute().parent
+    run = source.absolute() if source.is_dir() else source.absolute().parent
     attributes = {"dataset": "", "split": 0, "part": "", "run": run.name, "shards": ""}
     return save(options.output, checkpoint, attributes, list(shards), rows, options, console)
 

@@ -95,7 +95,7 @@ def wanted_request(
     else:
         raise InputError(
             f"{checkpoint.path}: does not record how its shards of {dataset} were made (checkpoints of version 1 do "
-            "not): give one of those shards with --like SHARD, or train on to a new checkpoint"
+            "not): give one of those shards with --like SHARD"
         )
     return dataclasses.replace(
         made, source_bytes=0, directions=spec.directions, frames=spec.stream == "spatial"

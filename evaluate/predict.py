@@ -120,7 +120,7 @@ def _fused(softmax: Sequence[npt.NDArray[np.float32]], weights: Sequence[float])
 
 
 def _column(path: Path, checkpoint: Checkpoint) -> str:
-    folder = path if path.is_dir() else path.absolute().parent
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
     return f"{checkpoint.volume.stream} ({folder.name})"
 
 

@@ -1,4 +1,4 @@
-"""One video on its way into a shard: decode, flow, encode, write; in pieces, so that a long one needs no more memory.
+"""One video into a shard: decode, flow, encode, write; in pieces, so that a long video needs no more memory.
 
 The stages are separate so that a worker can run them one after the other (CPU) or overlapped (GPU, see `worker.py`);
 the bytes in the shard are the same.
@@ -72,7 +72,7 @@ class Piece(NamedTuple):
 
 
 def is_done(task: VideoTask, settings: ExtractionSettings) -> bool:
-    """Whether the task's shard is there, whole in its tables, and what was asked for; opens the shard only."""
+    """Whether the task's shard exists, has intact tables, and is what was asked for; no stream is read."""
     address = task.existing()
     try:
         return address is not None and check(address, settings.request(source_bytes(task.path))).done
@@ -90,7 +90,7 @@ class Clip:
     """
 
     def __init__(self, task: VideoTask, settings: ExtractionSettings, device: str) -> None:
-        """Begin; nothing is opened yet.
+        """Prepare; nothing is opened yet.
 
         Args:
             task: the video.
@@ -107,7 +107,8 @@ class Clip:
         self._reader: VideoReader | None = None
         self._writer: ShardWriter | None = None
         self._keep: Shard | None = None
-        self._frames = self._flows = 0
+        self._source_bytes = self._frames = self._flows = 0
+        self._missing: tuple[str, ...] = ()
         self._corrupt = ""
 
     def __enter__(self) -> Clip:
@@ -126,7 +127,7 @@ class Clip:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of the block to a stage."""
+        """Add the time that the block takes to a stage."""
         before = time.perf_counter()
         try:
             yield
@@ -142,17 +143,16 @@ class Clip:
 
         Raises:
             VideoError: no frame can be decoded.
-            InputError: the shard that is there was made with other settings.
+            InputError: the existing shard was made with other settings, or a name that cannot be stored.
         """
         for part in self.task.video.split("/"):
             if fault := fault_of_part(part):
                 raise InputError(
                     f"{str(self.task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it"
                 )
-        size = source_bytes(self.task.path)
-        self._source_bytes = size
-        request = self.settings.request(size)
-        self._missing = self._look_at_shard(request)
+        self._source_bytes = source_bytes(self.task.path)
+        request = self.settings.request(self._source_bytes)
+        self._missing = self._missing_parts(request)
         if not self._missing:
             return False
         with self.stage("decode"):
@@ -164,8 +164,12 @@ class Clip:
             self._writer.begin(part)
         return True
 
-    def _look_at_shard(self, request: Request) -> tuple[str, ...]:
-        """The parts that are missing; keeps the existing shard open if its other parts will be copied."""
+    def _missing_parts(self, request: Request) -> tuple[str, ...]:
+        """The parts to make; keeps the existing shard open if its other parts will be copied.
+
+        Raises:
+            InputError: the existing shard was made with other settings, and is not to be replaced.
+        """
         everything = ("frames",) * request.frames + request.directions
         address = self.task.existing()
         if address is None:
@@ -295,17 +299,17 @@ def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> li
     """Quantised flow of pieces of one frame size in one call: a dictionary by direction for each piece."""
     frames = pieces[0].gray if len(pieces) == 1 else np.concatenate([piece.gray for piece in pieces])
     offsets = np.cumsum([0] + [len(piece.gray) for piece in pieces[:-1]])
-    runs = [
+    parts = [
         (i, direction, pairs + offset)
         for i, (piece, offset) in enumerate(zip(pieces, offsets, strict=True))
         for direction, pairs in piece.pairs.items()
     ]
     results: list[dict[str, Quantised]] = [{} for _ in pieces]
-    if not runs:
+    if not parts:
         return results
-    everything = method.run(frames, np.concatenate([pairs for _, _, pairs in runs]), "levels", quantiser)
+    everything = method.run(frames, np.concatenate([pairs for _, _, pairs in parts]), "levels", quantiser)
     at = 0
-    for i, direction, pairs in runs:
+    for i, direction, pairs in parts:
         part = slice(at, at + len(pairs))
         results[i][direction] = Quantised(
             *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))

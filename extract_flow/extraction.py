@@ -1,4 +1,4 @@
-"""Many videos: those that are done are skipped, the rest goes to supervised workers, and each outcome is recorded."""
+"""Many videos: those that are done are skipped, the others go to supervised workers, and each outcome is recorded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
 from pipeline.shard import index_shards
-from pipeline.text import many
+from pipeline.text import many, printable
 from pipeline.video import VideoError, source_bytes
 
 MANY = 2000
@@ -77,8 +77,7 @@ def extract(
     }
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
-        with atomic.disk_errors(destination.outcomes):
-            _record_skipped(log, destination, list(outcomes.values()))
+        _record_skipped(log, destination, list(outcomes.values()))
         left = [number for number in range(len(videos)) if number not in outcomes]
         if left:
             made = _extract_in_workers(
@@ -98,7 +97,7 @@ def extract(
 
 
 def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Outcome]) -> None:
-    """Record the videos that were done already, unless they are recorded so: then no further file appears."""
+    """Record the videos that were done already, unless the records say so: a run without work adds no file."""
     known = read_outcomes(destination.outcomes, destination.shard_set) if skipped else {}
     log.append(*(o for o in skipped if o.video not in known or known[o.video].status == "failed"))
 
@@ -147,10 +146,9 @@ def _extract_in_workers(
                     continue
                 assert isinstance(event, Finished | Lost)
                 outcomes[event.task] = dataclasses.replace(outcome, shard_set=shard_set)
-                with atomic.disk_errors(log.path):
-                    log.append(outcomes[event.task])
+                log.append(outcomes[event.task])
                 if outcome.status == "failed":
-                    display.line(f"failed: {outcome.video}: {outcome.reason}")
+                    display.line(f"failed: {printable(outcome.video)}: {outcome.reason}")
                 display.finish(event.task, outcome.flows)
                 if isinstance(event, Finished) and event.result.disk_full:
                     raise InputError(

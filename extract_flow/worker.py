@@ -1,6 +1,6 @@
 """What a worker process does with the videos it is given.
 
-On a CPU it makes one video after the other, and parallelism is many workers. On a GPU one worker feeds the device:
+On a CPU it extracts one video after the other, and many workers run in parallel. On a GPU one worker feeds the device:
 threads decode several videos, the main thread computes batches that may hold pieces of several videos, and more
 threads encode and write, with bounded queues in between. FFmpeg, swscale, Pillow, OpenCV and file access release
 Python's lock.
@@ -61,7 +61,7 @@ def serve(
         settings: what to make of every video.
         device: as `methods.load` takes it; "auto" and "cuda" leave the choice of the GPU to this function.
         threads: CPU threads of the method on a CPU.
-        cores: of the CPU, for all workers; beside GPUs they are divided among the decoding threads.
+        cores: of the CPU, for all workers; with GPUs they are divided among the decoding threads.
         overlap: run the stages in threads; None does so on a GPU.
     """
     try:
@@ -95,7 +95,7 @@ def make(
     device: str,
     link: Link | None = None,
 ) -> Result:
-    """Make one video's shard, stage after stage."""
+    """Make one video's shard, one stage after the other."""
     clip = Clip(task, settings, device)
     try:
         with clip:
@@ -214,7 +214,7 @@ class _Last(NamedTuple):
 
 
 class _Computed(NamedTuple):
-    """A piece with its flow on its way to the encoder."""
+    """A piece with its flow, for the encoder."""
 
     piece: Piece
     flows: dict[str, Quantised] | Exception

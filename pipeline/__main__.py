@@ -8,7 +8,7 @@ from pipeline.options import CONTEXT, LazyCommand, LazyGroup
 
 COMMANDS: dict[str, LazyCommand] = {
     "import": LazyCommand(
-        "pipeline.importers", "command", "Check a dataset's videos against its lists and record it."
+        "pipeline.import_dataset", "command", "Check a dataset's videos against its lists and record it."
     ),
     "datasets": LazyCommand(
         "pipeline.status", "datasets_command", "List the known datasets and how complete they are."

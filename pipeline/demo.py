@@ -249,13 +249,11 @@ def render_demo(
         encode(render(seed, clip.hue, clip.motion, clip.subject, clip.take), path)
         return True
 
-    try:
+    with atomic.disk_errors(paths.videos):
         # The record comes first, so that clips which an interruption leaves behind are known to be of this demo.
         catalog.save(dataset, paths.videos, data)
         atomic.sweep(paths.videos)
         rendered = sum(Parallel(n_jobs=jobs)(delayed(make)(clip) for clip in clips(videos_per_class)))
-    except OSError as error:
-        raise InputError(f"{paths.videos}: the demo cannot be written: {error}") from error
     return dataset, rendered
 
 

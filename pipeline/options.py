@@ -93,8 +93,8 @@ def option(
         commas: one value with commas in it; the field is a tuple.
         minimum, maximum: the smallest and largest number that it takes.
         above: a number that it must exceed.
-        kind: how its text is read, where its type does not say enough.
-        shown_default: what --help says of the default, where that is None but means something.
+        kind: how its text is read, where its type is not enough.
+        shown_default: what --help shows for the default, where None stands for something.
         hidden: not in --help.
         short: another name for it, such as "--name".
         replaces: an earlier name, such as "--set": wrong usage, with a message that names this option.
@@ -140,7 +140,7 @@ def options_of(kind: type, given_only: bool = False) -> Callable[[Command], Comm
     """A decorator that gives a command an option for each field of a dataclass.
 
     Args:
-        kind: the dataclass; fields that were not made by `option` or `argument` are no options.
+        kind: the dataclass; fields that were not made by `option` or `argument` are not options.
         given_only: every option's default is None (or empty), whatever the field's: for values that go over others.
     """
 

@@ -1,8 +1,8 @@
 """What happened to each video: one record each, in JSON lines that survive a crash.
 
-Every process that runs a stage appends to a file of its own, because appending to one file from many nodes tears on
+Every process that runs a stage appends to its own file, because appending to one file from many nodes tears on
 network file systems; `read_outcomes` merges them. A record is flushed to the disk before the next video begins, and a
-line cut short by a crash is passed over when read.
+line cut short by a crash is ignored when read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Outcome:
         seconds: from opening the video to the renamed shard.
         stages: seconds per stage ("decode", "flow", "encode", "write"), added over threads.
         method: what made it, for example "tvl1 on cuda:0".
-        shard_set: the set of shards it belongs to.
+        shard_set: the shard set it belongs to.
         time: when it ended, seconds since 1970.
     """
 
@@ -93,7 +93,7 @@ class OutcomeLog:
 def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
     """The last outcome of each video, over all processes' files; empty if there are none.
 
-    "skipped" says only that an earlier run's shard was still good, so it does not replace that run's "done".
+    "skipped" only means that an earlier run's shard was still good, so it does not replace that run's "done".
 
     Args:
         folder: `DatasetPaths.outcomes(stage)`.
@@ -115,7 +115,7 @@ def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outco
 
 
 def _parse(line: bytes) -> Outcome | None:
-    """One record, or None for a line that a crash cut short or that is none."""
+    """One record, or None for a line that a crash cut short, or that is not a record."""
     try:
         values = json.loads(line)
     except ValueError:

@@ -1,6 +1,6 @@
 """How the work on a dataset splits over array tasks.
 
-Every task works its own share out from the dataset alone, so tasks need no coordinator and no plan file: the same
+Every task computes its own share from the dataset alone, so tasks need no coordinator and no plan file: the same
 dataset and number of tasks give the same shares everywhere.
 """
 
@@ -20,7 +20,7 @@ from pipeline.options import CONTEXT, REQUIRED, DatasetOptions, from_options, op
 
 
 def costs(videos: Iterable[Video]) -> dict[str, int]:
-    """Work per video id: frames times pixels; where a header says neither, the median of the others stands in."""
+    """Work per video id: frames times pixels; where a header gives neither, the median of the others is used."""
     videos = list(videos)
     frames = [video.frames for video in videos if video.frames]
     pixels = [video.width * video.height for video in videos if video.width and video.height]
@@ -100,6 +100,8 @@ def command(**values: Any) -> None:
     """Show how the work on a dataset splits over array tasks."""
     options = from_options(PlanOptions, values)
     dataset = choose_dataset(options.dataset, options.data)
+    if options.dataset is None:
+        click.echo(f"dataset: {dataset}", err=True)
     videos = load_dataset(dataset, options.data).videos.values()
     if options.task is not None:
         for video in share(videos, options.task, options.tasks):
@@ -113,4 +115,4 @@ def command(**values: Any) -> None:
         ("the size", [video.width and video.height for video in videos]),
     ):
         if unknown := sum(not value for value in known):
-            click.echo(f"note: {what} of {unknown:,} videos not known: the median of the others stands in")
+            click.echo(f"note: {what} of {unknown:,} videos not known: the median of the others is used")

@@ -92,7 +92,7 @@ class Request:
         """The request that `as_dict` gave.
 
         Raises:
-            ValueError: values that are no request; the message says which.
+            ValueError: values that do not make a request; the message names the first.
         """
         for name, kinds in _KINDS.items():
             if not isinstance(values.get(name), kinds) or isinstance(values.get(name), bool) != (
@@ -192,7 +192,7 @@ def check(address: str | Path | ShardAddress, request: Request) -> Standing:
     """Whether an existing shard opens, is whole in its tables, and is what is asked. Streams are `verify`'s work.
 
     Raises:
-        InputError: it is no valid shard.
+        InputError: it is not a valid shard.
     """
     with open_shard(address) as shard:
         made = request_of(shard)

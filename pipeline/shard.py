@@ -48,7 +48,7 @@ LARGEST_SIDE = 65535
 
 
 class ShardAddress(NamedTuple):
-    """Where a shard lies: a file, and the group in it ("/" for a file of its own)."""
+    """Where a shard lies: a file, and the group in it ("/" where it has the file to itself)."""
 
     file: Path
     group: str = "/"
@@ -112,7 +112,7 @@ def open_shard(address: str | Path | ShardAddress, group: str = "/") -> Shard:
         group: the group in the file, for a pack.
 
     Raises:
-        InputError: no such file, no valid shard of a known version, or tables that fail their check sum.
+        InputError: no such file, not a valid shard of a known version, or tables that fail their checksum.
     """
     if not isinstance(address, ShardAddress):
         address = ShardAddress(Path(address), group)
@@ -244,7 +244,21 @@ class Shard:
         return out
 
     def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
-        """The image bytes of start..stop-1 of "forward", "backward" or "frames", by one read of the file."""
+        """The image bytes of start..stop-1 of "forward", "backward" or "frames", each compared with its CRC-32.
+
+        Raises:
+            IndexError: outside 0..the number of streams.
+            InputError: the shard has no such part, or a stream is not what was written.
+        """
+        found = self.unchecked_streams(start, stop, part)
+        expected = self.part(part).crc32[start:stop].tolist()
+        for index, (stream, crc) in enumerate(zip(found, expected, strict=True), start):
+            if zlib.crc32(stream) != crc:
+                raise damaged(self.address, f"{part} {index} fails its checksum")
+        return found
+
+    def unchecked_streams(self, start: int, stop: int, part: str) -> list[memoryview]:
+        """The image bytes as they lie in the file, by one read of it; for code that reports each bad one itself."""
         streams = self.part(part)
         if not 0 <= start <= stop <= len(streams):
             raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{len(streams)} are there")
@@ -352,7 +366,7 @@ class Invalid(Exception):
 
 
 def read_contents(address: ShardAddress) -> Contents:
-    """Attributes and tables of a shard, checked; InputError says what is wrong with the file."""
+    """Attributes and tables of a shard, checked; InputError if anything is wrong with the file."""
     with _opened(address) as (file, descriptor):
         return _read_group(_open_group(file, address.group), descriptor)
 
@@ -398,7 +412,7 @@ def _child(group: Any, name: str, opened: Callable[[Any, bytes], Any]) -> Any:
     key = name.encode()
     try:
         if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
-            raise Invalid(f"{name!r} is a link to elsewhere, which is refused")
+            raise Invalid(f"{name!r} is a link to elsewhere, which is not allowed")
         return opened(group, key)
     except (KeyError, RuntimeError) as error:
         fault = (
@@ -455,7 +469,7 @@ def _read_streams(
     """Where the streams begin in the file, their number, and the tables beside them, checked."""
     values = {name: _table(group, name, dtype, descriptor) for name, dtype in tables.items()}
     if tables_crc32(values) != _attribute(group, "tables_crc32", int):
-        raise Invalid("its tables fail their check sum")
+        raise Invalid("its tables fail their checksum")
     count = len(values["crc32"])
     expected = {"start": count + 1, "table": 256, "scale": 2 * count, "offset": 2 * count, "mean": 2 * count}
     for name, table in values.items():
@@ -513,7 +527,7 @@ def _read_flow(group: Any, descriptor: int) -> Flow:
 
 
 def faults(shard: Shard) -> Iterator[str]:
-    """What is wrong inside an open shard: too few streams, or streams that fail their check sum."""
+    """What is wrong inside an open shard: too few streams, or streams that fail their checksum."""
     if shard.has_frames and len(shard.part("frames")) != shard.frame_count:
         yield f"it holds {len(shard.part('frames'))} of {shard.frame_count} frames"
     for direction in shard.directions:
@@ -521,7 +535,7 @@ def faults(shard: Shard) -> Iterator[str]:
         if not least <= flows <= shard.frame_count:
             yield f"it holds {flows} {direction} flows of {shard.frame_count} frames at step {shard.step(direction)}"
     for part, index in bad_streams(shard):
-        yield f"{part} {index} fails its check sum"
+        yield f"{part} {index} fails its checksum"
 
 
 def parts(shard: Shard) -> list[str]:
@@ -539,7 +553,7 @@ def bad_streams(shard: Shard) -> Iterator[tuple[str, int]]:
                 int(np.searchsorted(streams.start, streams.start[start] + BLOCK_BYTES, "right")) - 1,
                 start + 1,
             )
-            for index, stream in enumerate(shard.streams(start, stop, part), start):
+            for index, stream in enumerate(shard.unchecked_streams(start, stop, part), start):
                 if zlib.crc32(stream) != streams.crc32[index]:
                     yield part, index
             start = stop
@@ -582,7 +596,7 @@ def index_shards(folder: str | Path, unreadable: list[ShardAddress] | None = Non
 
 
 def index_pack(path: Path) -> dict[str, ShardAddress]:
-    """Shards of one pack by video id, which is the group's path. InputError if it is none or damaged."""
+    """Shards of one pack by video id, which is the group's path. InputError if it is not one, or damaged."""
     with _opened(ShardAddress(path)) as (file, _):
         root = h5py.h5g.open(file, b"/")
         if not h5py.h5a.exists(root, b"format") or _attribute(root, "format", str) != PACK_FORMAT:

@@ -54,7 +54,7 @@ class DiskFile(io.FileIO):
     """A file for HDF5 to write to, which keeps the first error instead of raising it.
 
     HDF5 ends the process, or crashes, when the last blocks of metadata cannot be written at closing (HDF5 2.0). So it
-    is told that all is well, and `new_file` raises what happened.
+    sees no error, and `new_file` raises the first one afterwards.
     """
 
     error: OSError | None = None
@@ -209,7 +209,7 @@ class ShardWriter:
             corrupt: the decoder's error where the frames before it were kept.
 
         Raises:
-            InputError: the disk is full, or what is on the disk is not what was written.
+            InputError: it cannot be written, or what is on the disk is not what was written.
         """
         attributes = {
             "format": FORMAT,
@@ -319,7 +319,7 @@ def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
 
 
 def verify_written(path: Path) -> None:
-    """Raise InputError unless the file is a valid shard whose streams are complete and match their check sums."""
+    """Raise InputError unless the file is a valid shard whose streams are complete and match their checksums."""
     with open_shard(path) as shard:
         for fault in faults(shard):
-            raise InputError(f"{path.parent}: the shard of {shard.video} is not good as written: {fault}")
+            raise InputError(f"{path.parent}: the shard of {shard.video} is damaged as written: {fault}")

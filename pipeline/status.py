@@ -21,7 +21,7 @@ from pipeline.options import CONTEXT, DataOptions, DatasetOptions, from_options,
 from pipeline.outcome import Outcome, read_outcomes
 from pipeline.paths import NAME, DatasetPaths, data_root
 from pipeline.shard import ShardAddress, index_shards, open_shard
-from pipeline.shard_sets import shard_sets as existing_shard_sets
+from pipeline.shard_sets import shard_sets
 from pipeline.text import size_in_bytes
 
 
@@ -62,12 +62,12 @@ class SetStatus:
         return self.timed_flows / self.seconds if self.seconds > 0 else None
 
 
-def shard_sets(paths: DatasetPaths) -> list[str]:
+def reported_shard_sets(paths: DatasetPaths) -> list[str]:
     """Names of a dataset's shard sets: those that exist, and those of which only failures are recorded."""
     tried = {
         record.shard_set for folder in folders_in(paths.outcomes_root) for record in latest(folder).values()
     }
-    return sorted({*existing_shard_sets(paths), *(name for name in tried if NAME.fullmatch(name))})
+    return sorted({*shard_sets(paths), *(name for name in tried if NAME.fullmatch(name))})
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -75,7 +75,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
-    """`read_outcomes`, with an unreadable file as something the user can put right."""
+    """`read_outcomes`, with an InputError for a file that cannot be read."""
     try:
         return read_outcomes(folder, shard_set)
     except OSError as error:
@@ -176,9 +176,11 @@ def command(**values: Any) -> None:
     """Show what is done, missing and failed, and why, for each shard set."""
     options = from_options(StatusOptions, values)
     dataset = choose_dataset(options.dataset, options.data)
+    if options.dataset is None:
+        click.echo(f"dataset: {dataset}", err=True)
     known = load_dataset(dataset, options.data)
     paths = DatasetPaths(data_root(options.data), dataset)
-    names = shard_sets(paths)
+    names = reported_shard_sets(paths)
     if options.shards is not None and options.shards not in names:
         raise InputError(
             f"dataset {dataset} has no shard set {options.shards!r} (it has: {', '.join(names) or 'none'}); "
@@ -191,8 +193,6 @@ def command(**values: Any) -> None:
             json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
         )
         return
-    if options.dataset is None:
-        click.echo(f"dataset: {dataset}")
     for status in statuses:
         click.echo("\n".join(describe(status, options.show)))
     if not statuses:
@@ -238,7 +238,7 @@ def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
         lines.append(
             f"  {len(dataset.videos) - there:,} are gone since it was imported, for example {lost.path}"
         )
-    for shard_set in existing_shard_sets(paths):
+    for shard_set in shard_sets(paths):
         done = len(index_shards(paths.shards(shard_set)).keys() & dataset.videos.keys())
         lines.append(f"  shards {shard_set}: {done:,} of {len(dataset.videos):,} videos")
     return lines

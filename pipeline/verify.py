@@ -37,7 +37,7 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
     """Check one shard.
 
     Always: it opens, its tables and parameters are whole, every stream matches its CRC-32, there are as many frames and
-    flows as it says, and it is the video that its place promises. Deep: every stream also decodes to the right
+    flows as it claims, and it is the video that its place promises. Deep: every stream also decodes to the right
     size, and the video it was made of (`source`, a file or a folder of pictures) still has the recorded SHA-256.
     """
     address = target.address
@@ -82,7 +82,7 @@ def verify(
     sources: Mapping[str, Path] | None = None,
     jobs: int | None = None,
 ) -> Iterator[Finding]:
-    """Check many shards on threads, since check sums and decoding run outside Python's lock; in order of completion."""
+    """Check many shards on threads, since checksums and decoding run outside Python's lock; in order of completion."""
     from joblib import Parallel, delayed
 
     sources = sources or {}
@@ -124,7 +124,7 @@ class VerifyOptions(ShardArguments):
 @options_of(VerifyOptions)
 @command_errors
 def command(**values: Any) -> None:
-    """Re-read shards, check their check sums and name each bad one.
+    """Re-read shards, check their checksums and name each bad one.
 
     Reads every byte of the shards at the given paths, or of a dataset's set. Exit status 1 if one is bad.
     """
@@ -152,7 +152,7 @@ def command(**values: Any) -> None:
 
 
 def summary(shards: int, bad: int, missing: int | None, repaired: bool) -> str:
-    """The last line: counts, and what to do; `missing` is None where nobody asked for completeness."""
+    """The last line: counts, and what to do; `missing` is None where completeness was not asked for."""
     if not bad:
         then = "nothing to do"
     else:

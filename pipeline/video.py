@@ -1,6 +1,6 @@
 """Decoding video: gray and RGB frames at the requested size, upright, in one pass and bounded memory.
 
-What a header says is never trusted: the frames are counted while they are decoded, sizes come from the first
+What a header claims is never trusted: the frames are counted while they are decoded, sizes come from the first
 decoded frame, and an error keeps the frames before it. Damage that the decoder conceals is an error too
 (`pipeline.damage`). Timestamps decide nothing unless a part of the video was asked for in seconds. A folder of numbered
 pictures counts as a video (`pipeline.pictures`).
@@ -75,7 +75,7 @@ class Selection:
     Attributes:
         short_side: the smaller side in pixels, the other to the nearest integer; None keeps the source's.
         size: exact (width, height) instead; overrides `short_side`.
-        every: keep each Nth frame, counted from the first one at or after `start`.
+        every: keep every Nth frame, counted from the first one at or after `start`.
         start, end: seconds from the video's first frame; frames at `start` <= time < `end` are used.
     """
 
@@ -116,7 +116,7 @@ class VideoReader:
         width, height: of the frames that `read` returns.
         source_width, source_height: of the source's first frame, upright.
         fps: frames per second of the selected frames (the source's rate divided by `every`).
-        header_frames: what the header says the source holds; None if it says nothing.
+        header_frames: frames of the source by its header; None if it does not have the number.
         decoded: source frames decoded so far, selected or not.
     """
 
@@ -186,7 +186,7 @@ class VideoReader:
         Frames before an error are returned first; the next call raises it.
 
         Raises:
-            VideoError: the video cannot be decoded further; `frames` says how far it got.
+            VideoError: the video cannot be decoded further; `frames` is how far it got.
         """
         gray = np.empty((count, self.height, self.width), np.uint8)
         rgb = np.empty((count, self.height, self.width, 3), np.uint8) if self._rgb else None
@@ -292,7 +292,7 @@ class VideoReader:
             self.close()
             raise VideoError(
                 self.path,
-                f"its header says {width}x{height} pixels, more than the {MOST_PIXELS:,} that are allowed",
+                f"its header claims {width}x{height} pixels, more than the {MOST_PIXELS:,} that are allowed",
             )
         self.header_frames = stream.frames if stream.frames > 0 else None
         self._notes.extend(opened.notes)
@@ -338,7 +338,7 @@ class VideoReader:
                 self.path, f"{path.name} cannot be read: {_plain(error)}", self.decoded
             ) from error
         if image is None:
-            raise VideoError(self.path, f"{path.name} is no picture that can be decoded", self.decoded)
+            raise VideoError(self.path, f"{path.name} is not a picture that can be decoded", self.decoded)
         return av.VideoFrame.from_ndarray(np.asarray(image, np.uint8), format="bgr24")
 
 
@@ -400,7 +400,7 @@ def turn_of_matrix(matrix: npt.NDArray[np.int32]) -> Turn:
 
 
 def _orientation(frame: av.VideoFrame) -> Turn:
-    side_data: Any = frame.side_data  # iterates over entries; its annotation says over names
+    side_data: Any = frame.side_data  # iterates over entries, though annotated as over names
     for data in side_data:
         if data.type.name == "DISPLAYMATRIX":
             return turn_of_matrix(np.frombuffer(data, np.int32, 9))

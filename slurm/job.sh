@@ -80,10 +80,10 @@ save() {
 queue_again() {
     trap '' TERM
     if ((${SLURM_RESTART_COUNT:-0} >= max_restarts)); then
-        ended="stopped by the time limit after ${SLURM_RESTART_COUNT:-0} restarts (MAX_RESTARTS); submit it again to go on"
+        ended="stopped by the time limit after ${SLURM_RESTART_COUNT:-0} restarts (MAX_RESTARTS); submit it again to resume"
     elif scontrol requeue "$(this_task)"; then
-        ended="stopped by the time limit and back in the queue, where it will go on"
+        ended="stopped by the time limit and back in the queue, from where it will resume"
     else
-        ended="stopped by the time limit and not put back into the queue; submit it again to go on"
+        ended="stopped by the time limit and not put back into the queue; submit it again to resume"
     fi
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPES = {"temporal": "temporal-stack10", "spatial": "spatial-scratch-dropout9"}
 PRETRAINED_SPATIAL = "spatial-lastlayer-dropout5"
-MOST_WORKERS = 16
 
 
 @click.command(context_settings=CONTEXT)
@@ -81,7 +79,6 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
 
     import torch
 
-    from pipeline.machine import cores_per_process
     from train.distributed import join
     from train.trainer import train
 
@@ -98,16 +95,13 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
             data = find_data(options, dataset, recipe, spec)
         if world.first:
             say(summary(dataset, stream, name, data, world, folder))
-        workers = options.loop.workers
-        if workers is None:
-            workers = min(MOST_WORKERS, cores_per_process(world.place.processes_here))
         return train(
             recipe,
             spec,
             data,
             record_of(options, dataset, stream, data),
             folder,
-            dataclasses.replace(options.loop, workers=workers),
+            options.loop,
             world,
             options.init,
             say,

@@ -368,11 +368,11 @@ class SampleReader(TorchDataset[Batch]):
 
     @property
     def whole(self) -> bool:
-        """Whether whole fields are handed over, since trajectories leave the crop."""
+        """Whether batches hold whole fields, since trajectories leave the crop."""
         return self.spec.stream == "temporal" and self.spec.stacking == "trajectory"
 
     def largest_region(self) -> tuple[int, int]:
-        """Rows and columns that hold what is handed over of any video (images as stored may be larger)."""
+        """Rows and columns that suffice for any video of a batch (images as stored may be larger)."""
         sizes = {
             (item.source.height, item.source.width) for item in self.items if isinstance(item.source, Shard)
         }

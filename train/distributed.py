@@ -87,7 +87,7 @@ def find_place(environment: Mapping[str, str]) -> Place:
         raise InputError(f"started as one of several processes, but {error.args[0]} is not set") from error
     except ValueError as error:
         raise InputError(
-            f"started as one of several processes, but a variable is no number: {error}"
+            f"started as one of several processes, but a variable holds no number: {error}"
         ) from error
     return Place()
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from torch.utils.data import DataLoader
 
 from train.batches import Batch, SampleReader, ignore_signals
+from train.sampler import Key
 
 PREFETCH = 2
 """Batches that each worker reads ahead."""
@@ -21,7 +21,7 @@ def as_it_is(batch: Batch) -> Batch:
 
 @contextlib.contextmanager
 def loading(
-    reader: SampleReader, schedule: Any, samples: int, workers: int, pin_memory: bool
+    reader: SampleReader, schedule: Iterable[list[Key]], samples: int, workers: int, pin_memory: bool
 ) -> Iterator[Iterator[Batch]]:
     """Batches in the schedule's order, read ahead by worker processes that end with the block.
 

@@ -33,7 +33,7 @@ class Meter:
         """
         self.heads, self.iterations, self.log, self.say = list(heads), iterations, log, say
         self._collected: list[tuple[int, float, Tensor]] = []
-        self._said = 0.0
+        self._reported = 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -71,8 +71,8 @@ class Meter:
                 record["heads"] = dict(zip(self.heads, losses.tolist(), strict=True))
             if self.log is not None:
                 self.log.add(record)
-        if iteration == self.iterations or time.perf_counter() - self._said > PROGRESS_SECONDS:
-            self._said = time.perf_counter()
+        if iteration == self.iterations or time.perf_counter() - self._reported > PROGRESS_SECONDS:
+            self._reported = time.perf_counter()
             self.say(self._progress(iteration, lr, seconds, waiting))
         self._collected = []
         self.restart()

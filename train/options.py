@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipeline.machine import cores_per_process
 from pipeline.options import DatasetOptions, ShardSetOptions, option
 from pipeline.runs import Stream
+
+MOST_WORKERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
     """How a run is carried out; nothing here changes what it learns, but for rounding.
 
-    None stands for a default that depends on the run: see the methods, and `Trainer` for `micro_batch`.
+    None stands for a default that depends on the run or the machine: see the methods, and `Trainer` for `micro_batch`.
     """
 
     resume: Literal["auto", "no"] = option(
@@ -42,6 +45,12 @@ class LoopOptions:
     tensorboard: bool = option(True, "Write TensorBoard events, if tensorboard is installed.")
     stop_after: int = 0
     """Stop as if signalled after this iteration; 0 never. No option: tests of resuming use it."""
+
+    def worker_count(self, processes_here: int) -> int:
+        """Loader processes of each of several training processes on this machine."""
+        if self.workers is not None:
+            return self.workers
+        return min(MOST_WORKERS, cores_per_process(processes_here))
 
     def checkpoint_interval(self, iterations: int) -> int:
         """Iterations between checkpoints of a run of so many iterations."""

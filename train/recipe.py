@@ -36,7 +36,7 @@ def _key(default: Any, help: str, choices: tuple[str, ...] = (), multiple: bool 
 class Recipe:
     """A resolved recipe; each attribute is a key of the TOML file and an option of `python -m train`.
 
-    `stream` alone is no option of its own: the command's --stream says which stream to train.
+    `stream` alone is not an option of its own: the command has --stream, the stream to train.
     """
 
     stream: str = field(
@@ -86,7 +86,7 @@ class Recipe:
         "auto", "precision of the network; auto is bf16 on a GPU and fp32 on a CPU", ("auto", "fp32", "bf16")
     )
     # What it learns from.
-    also: tuple[str, ...] = _key((), "a further dataset with a head of its own", multiple=True)
+    also: tuple[str, ...] = _key((), "a further dataset with its own head; may be repeated", multiple=True)
     add_classes: str = _key("", "dataset whose classes join the head (train/added_classes/)")
     validation: str = _key(
         "0", "fraction of the training groups held out for validation, or `test` for the test list"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.runs import RunPaths, RunRecord
-from train.batches import Batch, TrainingReader, ValidationReader, network_input, unpack
+from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input, unpack
 from train.checkpoint import (
     Checkpoint,
     link_best,
@@ -44,7 +44,7 @@ from train.models.network import Network
 from train.options import LoopOptions
 from train.recipe import Recipe, to_toml
 from train.resume import find_resumable
-from train.sampler import Schedule, share
+from train.sampler import Key, Schedule, share
 from train.training_data import TrainingData
 from train.volume_spec import VolumeSpec
 
@@ -95,7 +95,8 @@ def train(
                     f"{recipe.model}, or a checkpoint or run folder of `python -m train`)"
                 )
         resumed = load_checkpoint(path, optimiser=True) if (path := world.share(path)) else None
-        trainer = Trainer(recipe, spec, data, record, run, options, world, init, resumed, say)
+        with world.agreeing():
+            trainer = Trainer(recipe, spec, data, record, run, options, world, init, resumed, say)
         return trainer.loop(interrupt)
 
 
@@ -316,10 +317,11 @@ class Trainer:
     # --- batches and logits -----------------------------------------------------------------------------------------
 
     def loading(
-        self, reader: Any, schedule: Any, samples: int
+        self, reader: SampleReader, schedule: Iterable[list[Key]], samples: int
     ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
         """Batches in the schedule's order; see `train.loader`."""
-        return loading(reader, schedule, samples, self.options.workers or 0, self.world.device.type == "cuda")
+        workers = self.options.worker_count(self.world.place.processes_here)
+        return loading(reader, schedule, samples, workers, self.world.device.type == "cuda")
 
     def ready(self, batch: Batch) -> Samples:
         """A batch of bytes as the network's input, on the device."""

@@ -12,12 +12,13 @@ from torch.utils.data import Dataset as TorchDataset
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
+from pipeline.request import request_of
 from pipeline.shard import index_shards
 from pipeline.shard_sets import choose_shard_set
 from train.augment import Box, centre_box, lighting_noise, random_box
 from train.batches import keep_opencv_to_one_thread, read_volumes, shard_positions
 from train.sampler import generator
-from train.training_data import explain, open_shards
+from train.training_data import common_request, explain, open_shards
 from train.volume import RawFrames, cut, mirror, volume
 from train.volume_spec import VolumeSpec
 
@@ -63,7 +64,8 @@ class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
             allow_missing: leave out videos whose shards are missing or broken instead of raising.
 
         Raises:
-            InputError: unknown names, missing or broken shards (all of them in one message).
+            InputError: unknown names; missing or broken shards, all of them in one message; shards that were made in
+                different ways.
             ValueError: `part` is neither "train" nor "test".
         """
         keep_opencv_to_one_thread()
@@ -76,6 +78,9 @@ class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
         usable, broken = open_shards(index_shards(folder), ids, spec)
         if broken and not allow_missing:
             raise InputError(explain(broken, len(ids), dataset, spec))
+        if usable:
+            made = {video: request_of(shard) for video, shard in usable.items()}
+            common_request(made, spec, f"{dataset}, {folder}")
         self.spec, self.augment, self.lighting, self.seed, self.epoch = spec, augment, lighting, seed, 0
         self.classes = catalogue.classes
         self.videos = tuple(usable)

@@ -1,4 +1,4 @@
-"""OpenCV's methods behind the interface of extract_flow/methods.py."""
+"""OpenCV's methods behind the interface of extract_flow/flow_method.py."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_an_error_of_one_clip_costs_that_clip(tmp_path: Path) -> None:
     link = run(tasks, Device(refuses=64))
     assert [link.results[i].status for i in range(5)] == ["done", "failed", "failed", "failed", "done"]
     assert "a kernel failed" in link.results[1].reason
-    assert "is no video" in link.results[2].reason
+    assert "is not a video" in link.results[2].reason
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.h5", "4.h5"]
 
 

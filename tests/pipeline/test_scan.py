@@ -7,10 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+from pipeline.importers import import_dataset
 
 from extract_flow.sources import find_videos
 from pipeline.errors import InputError
-from pipeline.importers import import_dataset
 from pipeline.paths import OutputPaths
 from pipeline.pictures import frames_of, number_gaps
 from pipeline.scan import scan
@@ -151,7 +151,7 @@ def test_links_in_a_loop_are_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "a/here.avi").symlink_to("here.avi")
     for follow in (False, True):
         with pytest.raises(
-            InputError, match="'a/here.avi' .a loop: leads to itself.*'a/up' .a loop: leads back"
+            InputError, match=r"'a/here.avi' .a loop: leads to itself.*'a/up' .a loop: leads back"
         ):
             find_videos([tmp_path], OUTPUT, follow_links=follow)
         with pytest.raises(InputError, match="a loop: leads back to a folder it lies in"):

@@ -76,7 +76,7 @@ def test_flows_that_no_record_tells_are_counted_in_the_shards(paths: DatasetPath
 
 
 def test_a_set_that_only_failed_is_told_too(paths: DatasetPaths) -> None:
-    assert status.shard_sets(paths) == ["brox", "dis"]
+    assert status.reported_shard_sets(paths) == ["brox", "dis"]
     found = status.set_status(catalog.load_dataset("mine", paths.data), paths, "brox")
     assert (found.done, found.failed, found.speed) == (0, {"b/1": "no GPU"}, None)
 

@@ -51,7 +51,7 @@ def run(
     **options: Any,
 ) -> int:
     """Train quietly in this process."""
-    options = {"tensorboard": False, "log_every": 1, "checkpoint_every": 1000, **options}
+    options = {"workers": 0, "tensorboard": False, "log_every": 1, "checkpoint_every": 1000, **options}
     say = (said if said is not None else []).append
     spec = recipe.volume(stream)
     record = RunRecord(**{"dataset": "tiny", "stream": stream, "split": 1, **(about or {})})

@@ -266,7 +266,7 @@ def import_dataset(
         lists_source: folder or file of lists; only "folder" can do without.
         class_names: names of the labels of lists that number them.
         group: (class, stem) -> group; by default the rule of the kind.
-        counts: known frames by stem or id; they go before what headers say.
+        counts: known frames by stem or id; they take precedence over headers.
         allow_missing: leave out listed videos that are not there.
         follow_links: accept links that lead outside the folder.
         keep_suffix: without lists, name videos by their files' whole names, so that a.avi and a.mp4 are two.
@@ -332,7 +332,7 @@ def lists_for(
 def records_of(
     paths: Mapping[str, Path], rule: GroupRule, read: Mapping[str, Header], counts: Mapping[str, int]
 ) -> dict[str, Video]:
-    """The catalogue's record of each video; a known count goes before what its header claims."""
+    """The catalogue's record of each video; a known count takes precedence over its header."""
     records = {}
     for video_id, path in paths.items():
         label, stem = video_id.split("/")
@@ -454,7 +454,7 @@ def notes_of(
 
 
 def describe(dataset: Dataset) -> list[str]:
-    """Lines that say what a dataset holds."""
+    """Lines for a user: what a dataset holds."""
     groups = {video.group for video in dataset.videos.values()}
     frames = [video.frames for video in dataset.videos.values() if video.frames]
     lines = [
