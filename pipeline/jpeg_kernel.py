@@ -51,6 +51,61 @@ def decoding_tables(
 
 
 @njit(cache=True, nogil=True)
+def four_bytes(data: npt.NDArray[np.uint8], position: Any, bits: Any, ahead: Any) -> tuple[Any, Any, Any]:
+    """Append four bytes of compressed data, or zeros behind a marker: (position, bits, bits that are such zeros)."""
+    for _ in range(4):
+        value: Any = np.uint64(0)
+        if position >= data.size:
+            ahead += 8
+        elif data[position] != 0xFF:
+            value = np.uint64(data[position])
+            position += 1
+        elif position + 1 < data.size and data[position + 1] == 0:  # T.81 B.1.1.5: a stuffed 0xFF
+            value = np.uint64(0xFF)
+            position += 2
+        else:
+            ahead += 8
+        bits = bits << np.uint64(8) | value
+    return position, bits, ahead
+
+
+@njit(cache=True, nogil=True)
+def behind_restart(data: npt.NDArray[np.uint8], position: Any) -> tuple[Any, int]:
+    """The position behind the restart marker that must come here, and 0 or what is wrong."""
+    size, left = data.size, 0
+    while position < size and data[position] != 0xFF:
+        position += 1
+        left += 1
+    while position + 1 < size and data[position] == 0xFF and data[position + 1] == 0xFF:
+        position += 1
+    if position + 1 >= size:
+        return position, TOO_SHORT
+    if data[position + 1] < 0xD0 or data[position + 1] > 0xD7:
+        return position, LEFT_OVER if data[position + 1] == 0 else TOO_SHORT
+    return position + 2, LEFT_OVER if left > 2 else 0
+
+
+@njit(cache=True, nogil=True)
+def behind_fill(data: npt.NDArray[np.uint8], position: Any) -> tuple[Any, int]:
+    """The position of the next marker or the end, and 0 or what is wrong if more than a little fill lies before it."""
+    fill = 0
+    while position < data.size:
+        value = int(data[position])
+        if (
+            value == 0xFF
+            and position + 1 < data.size
+            and data[position + 1] != 0
+            and data[position + 1] != 0xFF
+        ):
+            break
+        fill += 1
+        if (value != 0 and value != 0xFF) or fill > FILL:
+            return position, LEFT_OVER
+        position += 1
+    return position, 0
+
+
+@njit(cache=True, nogil=True)
 def read_scan(
     data: npt.NDArray[np.uint8],
     position: int,
@@ -77,53 +132,24 @@ def read_scan(
     quick, ends, shifts = decoding_tables(codes)
     bits = np.uint64(0)  # the next bits, at the low end
     held: Any = np.int64(0)
-    short = False  # a marker or the end was reached: zeros follow
-    ahead: Any = np.int64(0)  # bits in `bits` that are such zeros
-    size = data.size
+    ahead: Any = np.int64(0)  # bits in `bits` that stand for data behind a marker or the end: zeros
     blocks = order.shape[0]
     predicted = np.zeros(steps.shape[0], np.int64)
     for unit in range(units):
         if interval and unit and unit % interval == 0:
             held = ahead = np.int64(0)
             bits = np.uint64(0)
-            short = False
             predicted[:] = 0
-            left = 0
-            while position < size and data[position] != 0xFF:
-                position += 1
-                left += 1
-            while position + 1 < size and data[position] == 0xFF and data[position + 1] == 0xFF:
-                position += 1
-            if position + 1 >= size:
-                return position, TOO_SHORT
-            if data[position + 1] < 0xD0 or data[position + 1] > 0xD7:
-                return position, LEFT_OVER if data[position + 1] == 0 else TOO_SHORT
-            if left > 2:
-                return position, LEFT_OVER
-            position += 2
+            position, problem = behind_restart(data, position)
+            if problem:
+                return position, problem
         for block in range(blocks):
             component = order[block, 0]
             table: Any = order[block, 1]
             coefficient: Any = np.int64(0)
             while coefficient < 64:
                 if held < 32:  # a code of 16 bits and an amplitude of 15
-                    for _ in range(4):
-                        value: Any = np.uint64(0)
-                        if not short and position < size:
-                            value = np.uint64(data[position])
-                            position += 1
-                            if value == 0xFF:
-                                if position < size and data[position] == 0:
-                                    position += 1
-                                else:
-                                    position -= 1
-                                    short = True
-                                    value = np.uint64(0)
-                        else:
-                            short = True
-                        if short:
-                            ahead += 8
-                        bits = bits << np.uint64(8) | value
+                    position, bits, ahead = four_bytes(data, position, bits, ahead)
                     held += 32
                 word = (bits >> np.uint64(held - 16)) & np.uint64(0xFFFF)
                 entry: Any = np.int64(quick[table, word >> np.uint64(16 - QUICK)])
@@ -169,15 +195,4 @@ def read_scan(
     while left > 0:
         first -= 2 if first >= 2 and data[first - 1] == 0 and data[first - 2] == 0xFF else 1
         left -= 1
-    fill = 0
-    while first < size:
-        last = int(data[first])
-        if last == 0xFF and first + 1 < size and data[first + 1] != 0 and data[first + 1] != 0xFF:
-            break
-        if last != 0 and last != 0xFF:
-            return first, LEFT_OVER
-        fill += 1
-        if fill > FILL:
-            return first, LEFT_OVER
-        first += 1
-    return first, 0
+    return behind_fill(data, first)

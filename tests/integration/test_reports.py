@@ -11,7 +11,7 @@ import pytest
 from extract_flow.__main__ import main as extract_flow
 from extract_flow.sources import find_videos
 from pipeline.errors import InputError
-from pipeline.importers import import_dataset, probe
+from pipeline.import_dataset import import_dataset, probe
 from pipeline.paths import OutputPaths
 from pipeline.video import Selection, VideoError, VideoReader
 

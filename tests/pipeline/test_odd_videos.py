@@ -14,7 +14,7 @@ from av.stream import Disposition
 from rendered_clips import clip, moving_texture, write_video
 
 from pipeline import jpeg_scan
-from pipeline.importers import probe
+from pipeline.import_dataset import probe
 from pipeline.video import Selection, VideoError, VideoReader
 
 SOURCE_SIZE = Selection(short_side=None)

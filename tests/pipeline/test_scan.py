@@ -7,10 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
-from pipeline.importers import import_dataset
 
 from extract_flow.sources import find_videos
 from pipeline.errors import InputError
+from pipeline.import_dataset import import_dataset
 from pipeline.paths import OutputPaths
 from pipeline.pictures import frames_of, number_gaps
 from pipeline.scan import scan
