@@ -68,15 +68,15 @@ class Header(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a scan must hold; see `pipeline.jpeg_kernel.read_scan`."""
+    """What a scan must hold; see `pipeline.jpeg_kernel.read_scan`. `codes` are numbers of tables here."""
 
     units: int
     order: npt.NDArray[np.int32]
-    codes: Bytes
+    codes: tuple[int, ...]
     steps: npt.NDArray[np.int32]
 
 
-Tables = tuple[tuple[int, bytes], ...]
+CODE_BYTES = 16 + 256
 
 
 def fault(data: bytes) -> str | None:
@@ -125,10 +125,14 @@ def _picture(data: bytes, array: Bytes, start: int) -> tuple[int, str | None]:
         elif marker in OTHER_FRAMES:
             return -1, None
         elif marker == SOS:
-            plan = header and _plan(header, body, tuple(codes.items()), tuple(quantisers.items()))
-            if not plan:
+            plan = header and _plan(header, body, tuple(quantisers.items()))
+            if not plan or any(number not in codes for number in plan.codes):
                 return -1, None
-            position, problem = read_scan(array, position, *plan, interval)
+            used = b"".join(codes[number].ljust(CODE_BYTES, b"\0")[:CODE_BYTES] for number in plan.codes)
+            tables = np.frombuffer(used, np.uint8).reshape(-1, CODE_BYTES)
+            position, problem = read_scan(
+                array, position, plan.units, plan.order, tables, plan.steps, interval
+            )
             scanned = True
             if problem:
                 return position, PROBLEMS[problem]
@@ -168,8 +172,8 @@ def _frame(body: bytes) -> Header | None:
     return Header(height, width, components)
 
 
-@functools.lru_cache(maxsize=16)  # the frames of a video have the same tables
-def _plan(header: Header, body: bytes, codes: Tables, quantisers: Tables) -> Plan | None:
+@functools.lru_cache(maxsize=16)  # the frames of a video have the same header
+def _plan(header: Header, body: bytes, quantisers: tuple[tuple[int, bytes], ...]) -> Plan | None:
     """What a scan must hold; None for one that is not understood."""
     count = body[0] if body else 0
     if not 1 <= count <= 4 or len(body) < 4 + 2 * count:
@@ -178,7 +182,7 @@ def _plan(header: Header, body: bytes, codes: Tables, quantisers: Tables) -> Pla
     chosen = [(names.get(body[1 + 2 * i]), body[2 + 2 * i]) for i in range(count)]
     widest = max(component.across for component in header.components)
     highest = max(component.down for component in header.components)
-    code_of, steps_of = dict(codes), dict(quantisers)
+    steps_of = dict(quantisers)
     rows: list[tuple[int, int, int]] = []
     steps = []
     for number, (component, ids) in enumerate(chosen):
@@ -187,8 +191,6 @@ def _plan(header: Header, body: bytes, codes: Tables, quantisers: Tables) -> Pla
         steps.append(np.frombuffer(table, np.uint8 if len(table) == 64 else ">u2").astype(np.int32))
         blocks = component.across * component.down if count > 1 else 1
         rows += [(number, ids >> 4, 0x10 | ids & 15)] * blocks
-    if any(code not in code_of for row in rows for code in row[1:]):
-        return None
     across, down = 8 * widest, 8 * highest
     if count == 1:  # T.81 A.2.2: not interleaved, so a unit is one block whatever the sampling factors
         component = names[body[1]]
@@ -196,8 +198,4 @@ def _plan(header: Header, body: bytes, codes: Tables, quantisers: Tables) -> Pla
     units = -(-header.width // across) * -(-header.height // down)
     used = sorted({code for row in rows for code in row[1:]})
     order = np.array([(number, used.index(dc), used.index(ac)) for number, dc, ac in rows], np.int32)
-    tables = np.zeros((len(used), 16 + 256), np.uint8)
-    for row, code in zip(tables, used, strict=True):
-        known = np.frombuffer(code_of[code], np.uint8)[: tables.shape[1]]
-        row[: len(known)] = known
-    return Plan(units, order, tables, np.stack(steps))
+    return Plan(units, order, tuple(used), np.stack(steps))

@@ -74,6 +74,37 @@ def test_text_that_is_not_utf8_does_not_decide_whether_frames_can_be_read(tmp_pa
     assert probe(path).frames == 6
 
 
+def test_names_of_chapters_and_attachments_that_are_not_utf8_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        container.add_attachment("FONT-HERE.ttf", "application/x-truetype-font", b"not a font")
+        container.set_chapters(
+            [
+                {
+                    "id": 1,
+                    "start": 0,
+                    "end": 100,
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": "CHAPTER-HERE"},
+                }
+            ]
+        )
+        for frame in moving_texture(6, 48, 32):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+            )
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    for word in (b"FONT-HERE", b"CHAPTER-HERE"):
+        assert word in data
+        data = data.replace(word, b"\xd3\xe9\xff" + word[3:])
+    path.write_bytes(data)
+    assert len(decoded(path)[0]) == 6
+    assert probe(path).frames == 6
+
+
 def two_videos(path: Path, *, first_default: bool, second_default: bool) -> Path:
     """A file whose first video is one frame (a preview) and whose second is a film of 12 frames."""
     with av.open(str(path), "w") as container:
