@@ -34,7 +34,8 @@ from pipeline.errors import InputError
 from pipeline.options import DatasetOptions, ShareOptions
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.runs import Fusion
-from pipeline.shard import ShardAddress, index_shards
+from pipeline.shard import ShardAddress
+from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.text import duration, many
 from train.checkpoint import Checkpoint, load_checkpoint

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from extract_flow.flow_method import FlowMethod
 from extract_flow.settings import ExtractionSettings
 from pipeline.codec import Quantised, Quantiser
-from pipeline.errors import InputError
+from pipeline.errors import Damaged, InputError
 from pipeline.outcome import Outcome
 from pipeline.paths import fault_of_part
 from pipeline.request import Request, check
@@ -176,7 +176,7 @@ class Clip:
             return everything
         try:
             standing = check(address, request)
-        except InputError as error:
+        except Damaged as error:
             self._notes.append(f"made again, because it was damaged: {error}")
             return everything
         if standing.differences:

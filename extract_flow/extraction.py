@@ -19,7 +19,7 @@ from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
-from pipeline.shard import index_shards
+from pipeline.shard_index import index_shards
 from pipeline.text import many, printable
 from pipeline.video import VideoError, source_bytes
 

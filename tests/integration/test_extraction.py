@@ -24,7 +24,8 @@ from extract_flow.methods import load
 from pipeline import atomic
 from pipeline.codec import codec
 from pipeline.outcome import read_outcomes
-from pipeline.shard import bad_streams, index_shards, open_shard
+from pipeline.shard import bad_streams, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.video import Selection, VideoReader
 
 PROJECT = Path(__file__).resolve().parent.parent.parent

@@ -21,7 +21,8 @@ from pipeline import atomic
 from pipeline.codec import PRESETS, codec
 from pipeline.errors import InputError
 from pipeline.request import check, request_of
-from pipeline.shard import ShardAddress, Source, faults, index_shards, open_shard
+from pipeline.shard import ShardAddress, Source, faults, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.shard_writer import ShardWriter
 
 PROJECT = Path(__file__).resolve().parents[2]
