@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-TELLING = {"hevc": ("",), "mjpeg": ("",)}
-"""Codecs whose decoder's error messages always mean damage."""
-CONTRADICTION = "Skipping invalid undecodable NALU"
-"""A warning of the HEVC decoder that no sound file was seen to give."""
+TELLING = {
+    "hevc": re.compile(
+        r"ref with POC|RPS|undecodable NALU|slice|CABAC|cu_qp|ref_idx|entry_point", re.IGNORECASE
+    ),
+    "mjpeg": re.compile(r"overread|error (?:y=|count|dc)|bad vlc"),
+}
+"""Messages of a codec's decoder that mean damage; others are about side information, and sound files give them too."""
 MOST_HELD = 64
 """Frames that wait until a frame under suspicion comes out; a decoder reorders at most 16."""
 LOST = re.compile(r"Packet corrupt \(stream = (\d+), dts = (-?\d+)\)")
@@ -76,7 +79,7 @@ def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.
         with Capture() as messages:
             frames = decoder.decode(packet)
         for level, name, text in messages:
-            if codec in TELLING and name == codec and (level <= ERROR or text.startswith(CONTRADICTION)):
+            if codec in TELLING and name == codec and TELLING[codec].search(text):
                 watch.damaged(number, text.strip())
             elif level <= ERROR:
                 watch.suspect(number)

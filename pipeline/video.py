@@ -158,7 +158,7 @@ class VideoReader:
                 source, rate = self._pictures(), FOLDER_RATE
             else:
                 source, rate = self._stream()
-        except (container.ContainerError, PermissionError) as error:
+        except (container.ContainerError, OSError) as error:
             raise VideoError(self.path, _plain(error)) from error
         self.fps = float(rate / self.selection.every)
         self._selected = self._select(source, float(rate))
