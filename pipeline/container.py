@@ -27,6 +27,8 @@ PICTURE_BRANDS = frozenset(("avif", "heic", "heix", "mif1"))
 """Of ISO files (ftyp) that hold a still picture."""
 STATED_DURATION = frozenset(("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf"))
 """Formats that state a duration; FFmpeg estimates that of others from the file itself."""
+TS_PACKETS = (188, 192, 204)
+"""Bytes of a packet of a transport stream: plain, with time stamps (M2TS), with error correction."""
 FRAMES_SHORT = 3
 """Frames that a header may promise too many without a note: XviD's B-frames and HMDB-51's index have one to three."""
 SECONDS_SHORT = 0.5
@@ -123,6 +125,8 @@ def shortfall(opened: Opened, path: Path, decoded: int, last: float | None) -> t
         ):
             return (f"its header says {stream.frames} frames, it holds {decoded}",)
         return ()
+    if container.format.name == "mpegts" and all(path.stat().st_size % size for size in TS_PACKETS):
+        return ("it ends inside a packet of the transport stream: its last frame may be damaged",)
     promised = container.duration / 1e6 if container.duration else 0.0
     if stream.duration and stream.time_base:
         promised = float(stream.duration * stream.time_base)

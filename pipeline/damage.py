@@ -33,6 +33,8 @@ TELLING = {
     "mjpeg": re.compile(r"overread|error (?:y=|count|dc)|bad vlc"),
 }
 """Messages of a codec's decoder that mean damage; others are about side information, and sound files give them too."""
+CONCEALING = "concealing"
+"""How the decoders that flag frames begin the message that they are doing so."""
 MOST_HELD = 64
 """Frames that wait until a frame under suspicion comes out; a decoder reorders at most 16."""
 LOST = re.compile(r"Packet corrupt \(stream = (\d+), dts = (-?\d+)\)")
@@ -44,7 +46,7 @@ class Damaged(Exception):
 
 @functools.cache
 def listen() -> None:
-    """Have FFmpeg's warnings and errors come through PyAV's log, so that `Capture` sees them.
+    """Have FFmpeg's messages come through PyAV's log, so that `Capture` sees them.
 
     What nobody captures goes to the logger `libav`, and nowhere unless the program handles that.
     """
@@ -52,7 +54,7 @@ def listen() -> None:
 
     logging.getLogger("libav").addHandler(logging.NullHandler())
     av.logging.set_skip_repeated(False)  # the same message may come from another file
-    av.logging.set_level(av.logging.WARNING)
+    av.logging.set_level(av.logging.INFO)
 
 
 def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
@@ -75,13 +77,14 @@ def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.
             watch.damaged(number, "the transport stream lost packets")
         elif codec == "mjpeg" and packet.size and (fault := jpeg_scan.fault(bytes(packet))):
             watch.damaged(number, f"the JPEG data is damaged: {fault}")
-        packet.opaque = number
+        # A new object each: PyAV finds it by its identity, and small numbers are the same object everywhere.
+        packet.opaque = (number,)
         with Capture() as messages:
             frames = decoder.decode(packet)
         for level, name, text in messages:
             if codec in TELLING and name == codec and TELLING[codec].search(text):
                 watch.damaged(number, text.strip())
-            elif level <= ERROR:
+            elif level <= ERROR or text.startswith(CONCEALING):
                 watch.suspect(number)
         for frame in frames:
             yield from watch.pass_on(frame, number)
@@ -164,9 +167,8 @@ class _Watch:
 
     def pass_on(self, frame: av.VideoFrame, number: int) -> Iterator[av.VideoFrame]:
         """The frames that are known to be sound now that this one has come out, while packet `number` was decoded."""
-        order: Any = frame.opaque
-        if order is None:
-            order = number
+        mark: Any = frame.opaque
+        order = number if mark is None else mark[0]  # libvpx passes none on, and does not reorder
         if self._bad is not None and order >= self._bad:
             raise Damaged(self._reason)
         if frame.is_corrupt:

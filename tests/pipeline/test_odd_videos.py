@@ -197,6 +197,20 @@ def test_damage_is_found_and_the_frames_before_it_are_sound(
     assert np.array_equal(kept, sound[: len(kept)])
 
 
+def test_readers_side_by_side_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", frames=30, width=160, height=96, codec="libx264", bf="3")
+    bad = spoiled(path, tmp_path / "b.mp4", packet=12)
+    alone = decoded(bad)
+    others = [VideoReader(path, SOURCE_SIZE) for _ in range(3)]
+    for reader in others:
+        reader.read(7)
+    beside = decoded(bad)
+    for reader in others:
+        reader.close()
+    assert alone[1] == beside[1] != ""
+    assert np.array_equal(alone[0], beside[0])
+
+
 def test_a_transport_stream_that_lost_packets_fails_and_a_joined_one_does_not(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     noisy = moving_texture(20, 160, 96).astype(int) + rng.integers(-12, 12, (20, 96, 160, 3))
