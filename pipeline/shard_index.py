@@ -99,10 +99,10 @@ def _groups_of_shards(group: Any, above: str, seen: set[int], faults: dict[str, 
             if leads_elsewhere(name) or name.count("/") > DEEPEST_GROUP:
                 raise Invalid("it cannot be the name of a video")
             child = hdf5.child(group, key.decode(), h5py.h5g.open)
-            if _object(child) in seen:
+            is_shard = h5py.h5a.exists(child, b"format")  # one of another name is found out when it is opened
+            if _object(child) in seen and not is_shard:
                 raise Invalid("it is a second link to a group of this pack")
             seen.add(_object(child))
-            is_shard = h5py.h5a.exists(child, b"format")
         except (Invalid, LookupError, OSError, RuntimeError, ValueError) as error:
             faults[name] = first_line(error)
             continue
