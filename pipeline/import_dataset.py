@@ -7,6 +7,7 @@ anything is printed, so that a user sees everything that is wrong at once.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,19 +21,18 @@ import numpy as np
 from pipeline import catalog
 from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups
 from pipeline.errors import InputError, command_errors
+from pipeline.groups import GroupRule, fold_splits, pattern_group, ucf_group
 from pipeline.lists import (
     SIDES,
     Builder,
-    GroupRule,
     Lists,
+    VideosFolder,
     canonical_stem,
     check_facts,
     identity,
     key_of,
-    pattern_group,
     read_lines,
     read_lists,
-    ucf_group,
 )
 from pipeline.machine import usable_cores
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
@@ -40,9 +40,10 @@ from pipeline.paths import check_name
 from pipeline.pictures import list_pictures
 from pipeline.progress import progress
 from pipeline.scan import Found, links_not_followed, scan
-from pipeline.text import many, some
+from pipeline.text import many, quoted, some
 
-FOLDS = 3
+COMPARED = 2000
+"""Names of found videos that are compared with one that is missing."""
 
 
 @dataclass(frozen=True)
@@ -127,28 +128,6 @@ def side_of_folder(name: str) -> str | None:
     return next((side for side, names in SIDES.items() if name.lower() in names), None)
 
 
-def fold_splits(ids: Iterable[str], group: GroupRule) -> dict[int, Split]:
-    """Three splits; split k tests on the groups number k, k+3, ... in the order of their names.
-
-    A class that a split would only test on is trained on there instead, as is one with a single group in all splits.
-    """
-    groups = {video_id: group(*video_id.split("/")) for video_id in sorted(ids)}
-    fold_of = {name: index % FOLDS + 1 for index, name in enumerate(sorted(set(groups.values())))}
-    folds: dict[str, set[int]] = defaultdict(set)
-    for video_id, name in groups.items():
-        folds[video_id.split("/")[0]].add(fold_of[name])
-    splits = {}
-    for number in range(1, FOLDS + 1):
-        held_out = {
-            video_id
-            for video_id, name in groups.items()
-            if fold_of[name] == number and len(folds[video_id.split("/")[0]]) > 1
-        }
-        train = tuple(video_id for video_id in groups if video_id not in held_out)
-        splits[number] = Split(number, train, tuple(sorted(held_out)))
-    return splits
-
-
 @dataclass(frozen=True)
 class Header:
     """What a video's header claims, None where it claims nothing; `fault` is why it could not be read."""
@@ -222,13 +201,15 @@ def read_counts(path: Path) -> dict[str, int]:
     lines = read_lines(path)
     header = re.split(r"[\t,]", lines[0][1].lower()) if lines else []
     if header not in (["video", "flows"], ["video", "frames"]):
-        raise InputError(f"{path}: expected a first line of `video` and `flows` or `frames`, found {header}")
+        raise InputError(
+            f"{path}: expected a first line of `video` and `flows` or `frames`, found {quoted(','.join(header))}"
+        )
     more = 1 if header[1] == "flows" else 0  # n flows lie between n + 1 frames
     counts = {}
     for number, line in lines[1:]:
         name, separator, count = line.rpartition("\t" if "\t" in line else ",")
         if not separator or not re.fullmatch("[0-9]{1,9}", count):
-            raise InputError(f"{path}:{number}: expected a video and a count, found {line!r}")
+            raise InputError(f"{path}:{number}: expected a video and a count, found {quoted(line)}")
         counts[name] = int(count) + more
     return counts
 
@@ -278,7 +259,7 @@ def import_dataset(
         InputError: everything that is wrong, one line each.
     """
     found = scan(videos, follow_links)
-    lists, loose = lists_for(kind, lists_source, class_names, found, group, keep_suffix)
+    lists, loose = lists_for(kind, videos, lists_source, class_names, found, group, keep_suffix)
     matching = Matching(lists.paths, (), loose, ()) if keep_suffix else match(lists, found)
     problems = problems_of(videos, lists, found, matching, allow_missing, limit)
     if problems:
@@ -307,6 +288,7 @@ def import_dataset(
 
 def lists_for(
     kind: str,
+    videos: Path,
     source: Path | None,
     class_names: Sequence[str] | None,
     found: Found,
@@ -323,7 +305,7 @@ def lists_for(
         if facts:
             raise InputError(f"{facts.title} needs its official lists: --lists DIR")
         return lists_of_folder(found, group or ucf_group, keep_suffix)
-    lists = read_lists(source, class_names)
+    lists = read_lists(source, class_names, VideosFolder.of(videos, found.videos))
     if facts:
         check_facts(lists, facts, source)
     return lists, ()
@@ -366,11 +348,13 @@ def problems_of(
     elif not matching.paths:
         lines.append(
             f"none of the {len(lists.paths):,} listed videos is there, but {many(len(found.videos), 'other video')}"
+            + _names_that_differ(lists, matching)
         )
     elif matching.missing and not allow_missing:
         lines.append(
             f"missing: {len(matching.missing):,} of {len(lists.paths):,} listed videos: "
             f"{some(matching.missing, limit)} (--allow-missing imports the others)"
+            + _names_that_differ(lists, matching)
         )
     if matching.duplicates:
         lines.append(
@@ -398,6 +382,15 @@ def _other_folder(videos: Path, found: Sequence[str]) -> str:
     if "/" not in found[0]:
         return f"; is it {videos.absolute().parent}?"
     return f"; is it {videos / tops.pop()}?" if len(tops) == 1 else ""
+
+
+def _names_that_differ(lists: Lists, matching: Matching) -> str:
+    """The first missing video as it is listed, and the extra one whose name is most like it."""
+    if not matching.missing or not matching.extra:
+        return ""
+    wanted = lists.paths[matching.missing[0]]
+    (found,) = difflib.get_close_matches(wanted, matching.extra[:COMPARED], 1, cutoff=0.0)
+    return f"; wanted for example {quoted(wanted)}, found {quoted(found)}"
 
 
 def notes_of(
