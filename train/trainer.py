@@ -340,7 +340,7 @@ class Trainer:
         status = exit_status(stopped_by)
         self.say(
             f"{signal.Signals(stopped_by).name}: saved after iteration {self.iteration} of {iterations}; "
-            f"the same command goes on (exit status {status})"
+            f"the same command resumes (exit status {status})"
         )
         return status
 
