@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline import atomic
+from pipeline import atomic, checked_json
 from pipeline.errors import InputError
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
 from pipeline.text import quoted, some
 
 FORMAT = "two-stream dataset"
 VERSION = 1
+KEYS = ("format", "version", "name", "origin", "short_side", "root", "classes", "videos", "splits", "missing")
 LARGEST_COUNT = 1 << 40
 SHORT_SIDE = 256
 """The paper's size of videos, smaller side in pixels."""
@@ -220,7 +221,8 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         "missing": list(dataset.missing),
     }
     with atomic.writing(paths.record) as temporary:
-        temporary.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+        text = json.dumps(checked_json.with_checksum(record), ensure_ascii=False, separators=(",", ":"))
+        temporary.write_text(text, encoding="utf-8")
     return paths.record
 
 
@@ -243,7 +245,11 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{paths.record}: the dataset's record cannot be read: {error}") from error
     try:
-        return parse_record(json.loads(text), name, paths.root)
+        record = json.loads(text)
+        dataset = parse_record(record, name, paths.root)
+        if fault := checked_json.fault(record, KEYS):
+            raise ValueError(fault)
+        return dataset
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{paths.record}: damaged record ({type(error).__name__}: {error}); import the dataset again"

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from pipeline import atomic
+from pipeline import atomic, checked_json
 from pipeline.text import duration, many, size_in_bytes, some
 
 Status = Literal["done", "skipped", "failed"]
@@ -55,6 +55,9 @@ class Outcome:
     time: float = dataclasses.field(default_factory=time.time)
 
 
+FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
+
+
 class OutcomeLog:
     """Appends outcomes to this process's own file below a folder; the file is made with the first record.
 
@@ -76,7 +79,9 @@ class OutcomeLog:
         """
         if not outcomes:
             return
-        lines = "".join(json.dumps(dataclasses.asdict(o), ensure_ascii=True) + "\n" for o in outcomes)
+        lines = "".join(
+            json.dumps(checked_json.with_checksum(dataclasses.asdict(o))) + "\n" for o in outcomes
+        )
         data = memoryview(lines.encode())
         with atomic.disk_errors(self.path):
             if self._file is None:
@@ -137,6 +142,8 @@ def _parse(line: bytes) -> Outcome | None:
     if not isinstance(values, dict) or values.get("status") not in get_args(Status):
         return None
     if not isinstance(values.get("video"), str):
+        return None
+    if checked_json.fault(values, FIELDS) is not None:
         return None
     known: dict[str, Any] = {}
     for field in dataclasses.fields(Outcome):

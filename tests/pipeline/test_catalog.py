@@ -175,3 +175,24 @@ def test_the_published_facts_add_up() -> None:
     ucf101, hmdb51 = catalog.FACTS["ucf101"], catalog.FACTS["hmdb51"]
     assert all(train + test == ucf101.videos for train, test in ucf101.splits.values())
     assert set(hmdb51.splits.values()) == {(70 * hmdb51.classes, 30 * hmdb51.classes)}
+
+
+def test_a_flipped_bit_in_a_record_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    path = catalog.save(dataset(tmp_path), tmp_path, tmp_path / "data")
+    whole, expected = path.read_bytes(), catalog.load_dataset("mine", tmp_path / "data")
+    for place in range(0, 8 * len(whole), 5):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            assert catalog.load_dataset("mine", tmp_path / "data") == expected
+        except InputError:
+            continue
+
+
+def test_a_record_without_a_checksum_is_of_an_earlier_version(tmp_path: Path) -> None:
+    path = catalog.save(dataset(tmp_path), tmp_path, tmp_path / "data")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["crc32"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert catalog.load_dataset("mine", tmp_path / "data").name == "mine"

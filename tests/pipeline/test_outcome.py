@@ -121,6 +121,16 @@ def test_no_line_stops_the_reading(tmp_path: Path, line: bytes) -> None:
     assert describe(summarise(outcomes.values()), 1.0)
 
 
+def test_a_flipped_bit_changes_no_record(tmp_path: Path) -> None:
+    path = log(tmp_path, Outcome("a", "failed", "why", time=1, flows=3), Outcome("b", "done", time=1))
+    whole, expected = path.read_bytes(), read_outcomes(tmp_path)
+    for place in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        assert read_outcomes(tmp_path).items() <= expected.items()
+
+
 def die_after_a_record(folder: str) -> None:
     OutcomeLog(Path(folder)).append(Outcome("a", "done"))
     os.kill(os.getpid(), signal.SIGKILL)
