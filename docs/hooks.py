@@ -14,6 +14,15 @@ BESIDE = ("LICENSE", "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "slurm/s
 """Files of the project that pages link to."""
 
 
+def on_config(config: Any, **_: Any) -> Any:
+    """Give pages that mkdocs.yml does not list a place at the end of the navigation, so that none is out of reach."""
+    pages = sorted(str(path.relative_to(PROJECT / "docs")) for path in (PROJECT / "docs").rglob("*.md"))
+    listed = set(re.findall(r"[\w/.-]+\.md", str(config.nav)))
+    if others := [page for page in pages if page not in listed]:
+        config.nav.append({"More": others})
+    return config
+
+
 def on_files(files: Files, config: Any, **_: Any) -> Files:
     """Add the first page, and the files that pages link to outside of docs/."""
     files.append(File.generated(config, "index.md", content=as_first_page(_read("README.md"))))
