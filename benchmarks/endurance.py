@@ -445,7 +445,7 @@ def judged(prepared: Prepared, root: Path, ended: Ended, sent: list[int]) -> lis
         faults.append((f"ended by signal {-ended.status}", ended.output))
     if "Traceback" in ended.output:
         faults.append(("traceback", ended.output))
-    if sent and 9 not in sent and (left := temporaries(root)):
+    if len(sent) == 1 and 9 not in sent and (left := temporaries(root)):
         faults.append(("left behind", ", ".join(map(str, left))))
     faults += compared(prepared, content(root), whole=ended.status == 0 and not sent)
     again = run(prepared.stage, root, again=True)

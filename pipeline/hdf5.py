@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import signal
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,11 +129,14 @@ def _opened(source: SourceFile) -> Iterator[Any]:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_fileobj_driver(h5py.h5fd.fileobj_driver, source)
-    file = h5py.h5f.open(b"source", h5py.h5f.ACC_RDONLY, fapl=access)
+    file = None
     try:
+        with _undisturbed():
+            file = h5py.h5f.open(b"source", h5py.h5f.ACC_RDONLY, fapl=access)
         yield file
     finally:
-        file.close()
+        if file is not None:
+            file.close()
 
 
 def unreadable(path: object, error: OSError) -> Unreadable:
@@ -302,15 +306,42 @@ class DiskFile(io.FileIO):
             self.error = self.error or error
             return size or 0
 
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except BaseException as error:  # noqa: BLE001
+            self.error = self.error or error
+            return offset
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file of format 1.10 to write into; OSError if the disk did not take it."""
     with DiskFile(path, "w+") as disk:
-        with h5py.File(disk, "w", libver=("v110", "v110")) as file:
+        file = None
+        try:
+            with _undisturbed():
+                file = h5py.File(disk, "w", libver=("v110", "v110"))
             yield file
+        finally:
+            with _undisturbed():
+                if file is not None:
+                    file.close()
         if disk.error is not None:
             raise disk.error
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back the signals that end a command: HDF5 (2.0) crashes at the end of a process that left a file open."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def write_arrays(

@@ -27,7 +27,7 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
     escape_output()
     interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     if interruptible:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _exit)
@@ -51,6 +51,12 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
         if interruptible:  # nothing is left to clean up
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
     sys.exit(_flushed(status))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    # A second Ctrl-C waits for no cleaning up; what it leaves has an owner that is gone, and is swept by the next run.
+    signal.signal(number, lambda number, frame: os._exit(128 + number))
+    raise KeyboardInterrupt
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:

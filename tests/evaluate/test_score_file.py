@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +304,22 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(
         with pytest.raises(InputError, match="no space left"):
             score_file.write_scores(tmp_path / "test.h5", make_scores(200))
         assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_hdf5_opens_a_file_ends_quietly(tmp_path: Path) -> None:
+    """A file that was opened and not closed would crash HDF5 at the end of the process."""
+    script = (
+        "import os, signal, sys, h5py\nfrom pathlib import Path\nfrom pipeline import hdf5\n"
+        "opened = h5py.h5f.create\n"
+        "def create(*arguments, **named):\n"
+        "    file = opened(*arguments, **named)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return file\n"
+        "h5py._hl.files.h5f.create = create\n"
+        "try:\n    with hdf5.new_file(Path(sys.argv[1])): print('not interrupted')\n"
+        "except KeyboardInterrupt: sys.exit(130)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "x.h5")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -67,6 +67,27 @@ def test_a_signal_ends_a_command_without_a_word_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_second_ctrl_c_ends_a_command_at_once_and_without_a_word(tmp_path: Path) -> None:
+    script = (
+        "import time\nimport click\nfrom pipeline import start\n\n@click.command()\ndef main():\n"
+        "    try:\n        print('ready', flush=True); time.sleep(60)\n"
+        "    finally:\n        print('cleaning', flush=True); time.sleep(60)\n\nstart.run(main, 'test')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in ("ready", "cleaning"):
+        assert process.stdout.readline() == f"{line}\n"
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+
+
 @pytest.mark.parametrize("room", ["pipeline", "extract_flow", "train", "evaluate", "slurm"])
 def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path, room: str) -> None:
     """A module of click's name that is found first stands for any import that takes its time."""
