@@ -33,6 +33,7 @@ from evaluate.new_shards import NewVideo, make_shards
 from evaluate.new_videos import Failures, untrained_checkpoint, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions
 from evaluate.progress import progress_of
+from evaluate.result_folder import claim
 from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic
@@ -49,30 +50,9 @@ class FeatureFolder:
     """A folder with one .npy per video; complete files stay when the work is interrupted."""
 
     def __init__(self, folder: Path, attributes: Mapping[str, Any]) -> None:
-        """Open a new folder, or one to be continued.
-
-        Raises:
-            InputError: it holds features of another network or other views, or something else.
-        """
+        """Open a new folder, or one to be continued; InputError as `result_folder.claim`."""
         self.folder, self.attributes = folder, dict(attributes)
-        about = folder / ABOUT
-        with atomic.disk_errors(folder):
-            if about.exists():
-                try:
-                    found = json.loads(about.read_text(encoding="utf-8"))
-                except ValueError as error:
-                    raise InputError(f"{about}: damaged: {error}; remove the folder") from error
-                if found != self.attributes:
-                    raise InputError(
-                        f"{folder}: holds features of another network, other videos or views; repeat those options to "
-                        "continue it, replace it with --overwrite, or name another with --output"
-                    )
-                return
-            if folder.exists() and any(folder.iterdir()):
-                raise InputError(f"{folder}: expected a folder of features, or none, found other files")
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic.writing(about) as temporary:
-                temporary.write_text(json.dumps(self.attributes, indent=1), encoding="utf-8")
+        claim(folder, ABOUT, self.attributes)
 
     def file(self, video: str) -> Path:
         """The file of one video."""

@@ -205,12 +205,32 @@ class PredictOptions:
     json: bool = option(False, "Print one JSON object per video instead of a table.")
     output: Path | None = option(
         None,
-        "Write a line per video as it is done, CSV or JSON by the ending (.csv, .jsonl); the same command continues "
-        "the file.",
-        metavar="FILE",
+        "Write a line per video as it is done, CSV or JSON by the ending (.csv, .jsonl); with --window, the folder of "
+        "the time lines. The same command continues either.",
+        metavar="FILE|DIR",
+    )
+    window: float | None = option(
+        None,
+        "Time line of each video: scores of windows of this length, as CSV and picture; --frames are per window.",
+        metavar="SECONDS",
+        above=0,
+    )
+    stride: float | None = option(
+        None,
+        "Seconds from the start of a window to that of the next.",
+        metavar="SECONDS",
+        above=0,
+        shown_default="half the --window",
+    )
+    overlay: Path | None = option(
+        None, "MP4 of one video with its time line, and flow, drawn into it.", metavar="FILE.mp4"
     )
 
     def __post_init__(self) -> None:
+        if self.window is None and (self.stride is not None or self.overlay is not None):
+            raise click.UsageError("--stride and --overlay go with --window SECONDS")
+        if self.window is not None and self.output is None:
+            raise click.UsageError("--window needs --output DIR, the folder of the time lines")
         if self.output is not None and self.json:
             raise click.UsageError("--json prints; with --output FILE the ending .jsonl chooses JSON")
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from evaluate import fusion
+from evaluate import fusion, timeline
 from evaluate.devices import computing
 from evaluate.inference import (
     Compute,
@@ -30,10 +30,14 @@ from evaluate.new_shards import Made, NewVideo, make_shards
 from evaluate.new_videos import Failures, wanted_request
 from evaluate.options import PredictOptions
 from evaluate.progress import progress_of
+from evaluate.result_folder import claim
 from evaluate.result_lines import Best, ResultLines
+from evaluate.timeline import TimeLine
 from evaluate.video_sources import dataset_videos, given_videos
 from evaluate.views import Views
+from extract_flow.settings import ExtractionSettings
 from pipeline.errors import InputError
+from pipeline.request import Request
 from pipeline.shard import ShardAddress
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
@@ -120,6 +124,9 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
         )
     wanted = [wanted_request(checkpoint, head, options.new, say) for checkpoint in classifier.checkpoints]
     videos = chosen_videos(options)
+    if options.window is not None:
+        time_lines(classifier, wanted, videos, options, notes)
+        return
     with contextlib.ExitStack() as stack:
         lines = None
         if options.output is not None:
@@ -147,6 +154,80 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
     failures.check(len(videos))
 
 
+def time_lines(
+    classifier: Classifier,
+    wanted: Sequence[Request],
+    videos: Sequence[NewVideo],
+    options: PredictOptions,
+    notes: Console,
+) -> None:
+    """Write the time line of each video, <identity>.csv and .png below --output, and --overlay.
+
+    Raises:
+        InputError: a folder of other results, several videos for one overlay, or videos that failed.
+        Stopped: a signal came; what was written stays, and the same command continues.
+    """
+    assert options.output is not None
+    assert options.window is not None
+    if options.overlay is not None and len(videos) != 1:
+        raise click.UsageError(f"--overlay FILE is of one video, but there are {len(videos)}")
+    stride = options.stride or options.window / 2
+    settings = classifier.settings(options.views, options.window, stride)
+    claim(options.output, "timeline.json", {"settings": settings})
+
+    def say(line: str) -> None:
+        notes.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def file(video: NewVideo, ending: str) -> Path:
+        return options.output / f"{video.identity}{ending}"  # type: ignore[operator]  # asserted above
+
+    todo = [video for video in videos if options.overlay or not file(video, ".csv").exists()]
+    failures = Failures(say)
+    made_shards = make_shards(
+        todo, wanted, options.compute.device, options.compute.workers, options.new.keep_shards
+    )
+    with contextlib.closing(made_shards), progress_of(notes, "time line", len(todo)) as advance:
+        for made in made_shards:
+            try:
+                if made.fault:
+                    raise InputError(made.fault)
+                line = time_line(classifier, made.shards, options.views, options.window, stride)
+                timeline.write_picture(file(made.video, ".png"), line, made.video.path.name)
+                if options.overlay is not None:
+                    flow = next((s for s, r in zip(made.shards, wanted, strict=True) if r.directions), None)
+                    selection = ExtractionSettings.from_request(wanted[0]).selection
+                    timeline.write_overlay(options.overlay, made.video.path, line, flow, selection)
+                timeline.write_csv(file(made.video, ".csv"), line)  # last: it marks the video as done
+                say(f"saved {file(made.video, '.csv')}")
+            except InputError as error:
+                failures.add(made.video.name, str(error))
+            advance(made.video.name)
+    failures.check(len(todo))
+
+
+def time_line(
+    classifier: Classifier, shards: Sequence[ShardAddress], views: Views, window: float, stride: float
+) -> TimeLine:
+    """Fused scores of each window of one video; one shard for each run.
+
+    Raises:
+        InputError: a damaged shard, or one without what a stream needs.
+    """
+    found = [
+        timeline.position_scores(forward, checkpoint.volume, shard, views, window, classifier.compute)
+        for forward, checkpoint, shard in zip(
+            classifier.forwards, classifier.checkpoints, shards, strict=True
+        )
+    ]
+    duration = max(seconds for _, seconds in found)
+    starts, ends = timeline.windows(duration, window, stride)
+    fused = [
+        classifier.fused([positions.mean(start, end) for positions, _ in found])
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return TimeLine(starts, ends, np.stack(fused), classifier.classes, duration)
+
+
 def chosen_videos(options: PredictOptions) -> list[NewVideo]:
     """The VIDEOs, or every video of the dataset where none is given.
 
@@ -155,7 +236,9 @@ def chosen_videos(options: PredictOptions) -> list[NewVideo]:
         click.UsageError: neither is given.
     """
     if options.videos:
-        return given_videos(options.videos, distinct=options.new.keep_shards is not None)
+        return given_videos(
+            options.videos, distinct=options.new.keep_shards is not None or options.window is not None
+        )
     if options.dataset.dataset is None:
         raise click.UsageError("say what to classify: VIDEO..., or --dataset NAME for all its videos")
     return dataset_videos(options.dataset)

@@ -32,6 +32,7 @@ from pipeline.options import from_options, given_values
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import open_shard
+from pipeline.video import Selection, VideoReader
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.models import build
 from train.recipe import Recipe, to_toml
@@ -360,7 +361,7 @@ def test_features_are_one_array_per_video_or_one_file(
     assert not file.with_name("all.h5.parts").exists()
     other = invoke("features", films, f"--run={run.folder}", "--output", folder, "--per=view")
     assert other.exit_code == 1
-    assert "holds features of another network, other videos or views" in " ".join(other.output.split())
+    assert "holds results of another network, other videos or views" in " ".join(other.output.split())
 
 
 def test_features_need_no_run(videos: DatasetPaths, films: Path, tmp_path: Path) -> None:
@@ -382,3 +383,40 @@ def test_features_need_no_run(videos: DatasetPaths, films: Path, tmp_path: Path)
         expected = network.penultimate(torch.from_numpy(colours).float().permute(2, 0, 1)[None])[0]
     np.testing.assert_allclose(np.load(output / "second.npy"), expected, atol=1e-3)
     assert invoke("features", films, f"--init={tmp_path}", "--output", output, "--run=x").exit_code == 2
+
+
+def test_one_window_over_a_whole_video_is_its_prediction(
+    videos: DatasetPaths, films: Path, tmp_path: Path
+) -> None:
+    runs = runs_of(videos, "default")
+    named = [f"--run={run.folder}" for run in runs.values()]
+    every = ["--frames=99", "--crops=5", "--device=cpu", "--workers=0"]
+    film = films / "second.mp4"
+    whole = CliRunner().invoke(main, ["predict", str(film), *named, "--json", *every])
+    expected = json.loads(whole.stdout)["fusion"]
+    line, overlay = tmp_path / "lines", tmp_path / "overlay.mp4"
+    words = ["predict", str(film), *named, "--window=2", f"--output={line}", f"--overlay={overlay}", *every]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    with (line / "second.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["end"]) == pytest.approx(VIDEOS["Bow/v_1"] / 25)
+    assert {label: float(row[label]) for label in CLASSES} == pytest.approx(expected, abs=1e-4)
+    assert (line / "second.png").is_file()
+    with VideoReader(overlay, Selection(short_side=None)) as reader:
+        assert len(reader.read(99).gray) == VIDEOS["Bow/v_1"]
+        assert (reader.width, reader.height) == (52, 40)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stride=1"], "--stride and --overlay go with --window"),
+        (["--window=1"], "--window needs --output DIR"),
+        (["--json", "--output=x.csv"], "--json prints"),
+    ],
+)
+def test_options_of_predict_that_do_not_go_together_are_refused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["predict", "film.mp4", "--run=a/run", *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
