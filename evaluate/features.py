@@ -37,7 +37,7 @@ from evaluate.result_folder import claim
 from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic
-from pipeline.errors import InputError
+from pipeline.errors import DiskFull, InputError
 from pipeline.paths import fault_of_part
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
@@ -188,6 +188,8 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
                     raise InputError(made.fault)
                 (outputs,) = view_outputs(forward, checkpoint.volume, made.shards, options.views, compute)
                 folder.add(made.video.identity, outputs.outputs)
+            except DiskFull:
+                raise
             except InputError as error:
                 failures.add(made.video.name, str(error))
             advance(made.video.name)

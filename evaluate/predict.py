@@ -36,7 +36,7 @@ from evaluate.timeline import TimeLine
 from evaluate.video_sources import dataset_videos, given_videos
 from evaluate.views import Views
 from extract_flow.settings import ExtractionSettings
-from pipeline.errors import InputError
+from pipeline.errors import DiskFull, InputError
 from pipeline.request import Request
 from pipeline.shard import ShardAddress
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
@@ -199,6 +199,8 @@ def time_lines(
                     timeline.write_overlay(options.overlay, made.video.path, line, flow, selection)
                 timeline.write_csv(file(made.video, ".csv"), line)  # last: it marks the video as done
                 say(f"saved {file(made.video, '.csv')}")
+            except DiskFull:
+                raise
             except InputError as error:
                 failures.add(made.video.name, str(error))
             advance(made.video.name)

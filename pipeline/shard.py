@@ -208,18 +208,13 @@ class Shard:
         streams = self.streams(start, stop, direction)
         out = self._output(out, (len(streams), 2, self.height, self.width), np.float32)
         scale, offset = flow.scale[start:stop], flow.offset[start:stop]
-        usual = value_table(flow.table, 1, 0) if (scale == 1).all() and (offset == 0).all() else None
+        values = value_table(flow.table)
         for i, stream in enumerate(streams):
             try:
                 components = split_components(decode_image(stream, self.height, self.width), self.height)
             except ValueError as error:
                 raise self._damaged(direction, start + i, error) from error
-            if usual is not None and components.flags.c_contiguous:
-                usual.read(components, out[i])
-                continue
-            for component in range(2):
-                values = usual or value_table(flow.table, scale[i, component], offset[i, component])
-                values.read(components[component], out[i, component])
+            values.read_field(components, scale[i], offset[i], out[i])
         return out
 
     def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
@@ -457,7 +452,7 @@ def _read_group(group: Any, source: SourceFile, own_file: bool) -> Contents:
     if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE and width * height <= MOST_PIXELS):
         raise Invalid(f"it claims a size of {width}x{height}")
     if leads_elsewhere(attributes["video"]):
-        raise Invalid(f"its video {attributes['video']!r} is not a name below a folder")
+        raise Invalid(f"its video {attributes['video']!r} would lead out of a folder")
     frames, quality = None, None
     if b"rgb" in group:
         rgb = hdf5.child(group, "rgb", h5py.h5g.open)

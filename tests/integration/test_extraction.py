@@ -277,6 +277,20 @@ def test_other_parameters_are_an_error_that_shows_both_or_made_anew(clips: Path,
     assert out.startswith("0 done, 1 skipped")
 
 
+def test_shards_of_another_codec_are_refused_with_one_line_and_kept(clips: Path, tmp_path: Path) -> None:
+    extract(clips, "--output", tmp_path, *QUICK, "--bound-fixed")
+    before = {video: content(address.file) for video, address in index_shards(tmp_path).items()}
+    out, err = extract(clips, "--output", tmp_path, *QUICK, status=1)
+    assert out.startswith("0 done, 0 skipped (already valid), 6 failed")
+    assert (out + err).count(
+        "quantiser: asked asinh s=3 bound=20 ladder, the shard has asinh s=3 bound=20;"
+    ) == 1
+    assert "process" not in err, "no worker is needed to see it"
+    assert {video: content(address.file) for video, address in index_shards(tmp_path).items()} == before
+    out, _ = extract(clips, "--output", tmp_path, *QUICK, "--bound-fixed")
+    assert out.startswith("0 done, 6 skipped")
+
+
 def test_a_damaged_shard_is_made_again(clips: Path, tmp_path: Path) -> None:
     video = clips / "class 0/video.0.avi"
     extract(video, "--output", tmp_path, *QUICK)
@@ -350,7 +364,7 @@ def test_a_name_that_cannot_be_stored_costs_that_video_only(tmp_path: Path) -> N
         (("--dataset", "../x"), "cannot be the name of a dataset", 1),
         (
             ("x.avi", "--output", "o", "--method", "dis", "--tau", "0.1"),
-            "--tau is no option of the method dis",
+            "--tau is not an option of the method dis",
             2,
         ),
         (("x.avi", "--output", "o", "--method", "dis", "--iterations", "many"), "--iterations", 2),
