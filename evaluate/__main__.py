@@ -129,12 +129,14 @@ def features_command(**values: Any) -> None:
     from evaluate import commands, features
 
     console = make_console()
-    if options.videos or options.init:
+    if options.videos or options.new.list or options.init:
         with stopped_by_signal():
             features.video_features(options, console, make_console(stderr=True))
         return
     if options.new != NewVideoOptions():
-        raise click.UsageError("--like goes with VIDEOs outside a dataset, and so does --keep-shards")
+        raise click.UsageError(
+            "--like goes with VIDEOs outside a dataset, and so do --keep-shards and --keep-suffix"
+        )
     only_one = "--output names one file" if options.output else ""
     for measurement in commands.chosen_measurements(options, console, only_one=only_one):
         features.list_features(measurement, options, console)

@@ -38,6 +38,7 @@ from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic
 from pipeline.errors import DiskFull, InputError
+from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
@@ -181,7 +182,8 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
     made_shards = make_shards(
         todo, [wanted], options.compute.device, options.compute.workers, options.new.keep_shards
     )
-    with contextlib.closing(made_shards), progress_of(notes, "features", len(todo)) as advance:
+    owned = owning_name(options.output)
+    with owned, contextlib.closing(made_shards), progress_of(notes, "features", len(todo)) as advance:
         for made in made_shards:
             try:
                 if made.fault:
@@ -210,14 +212,14 @@ def network_of(options: FeaturesOptions, say: Any) -> tuple[Checkpoint, str]:
 
 def videos_of(options: FeaturesOptions) -> list[NewVideo]:
     """The videos; their identities are the names of their .npy."""
-    if not options.videos:
+    if not (options.videos or options.new.list):
         return dataset_videos(options.dataset)
     assert options.output is not None
     if is_hdf5(options.output) and options.new.keep_shards is None:
         # Nobody sees the files, and any two videos may be in one HDF5 file.
-        videos = given_videos(options.videos, distinct=False)
+        videos = given_videos(options.videos, options.new, distinct=False)
         return [dataclasses.replace(video, identity=_digest(video.name)) for video in videos]
-    videos = given_videos(options.videos, distinct=True)
+    videos = given_videos(options.videos, options.new, distinct=True)
     for video in videos:
         if fault := next(filter(None, map(fault_of_part, video.identity.split("/"))), None):
             raise InputError(f"{video.path}: {fault}")
@@ -293,5 +295,9 @@ def check_options_of_videos(options: FeaturesOptions) -> None:
         )
     if (len(options.choose.runs) + (options.init is not None)) != 1 or options.output is None:
         raise click.UsageError("features of VIDEOs need one --run, or --init, and --output FILE")
-    if options.dataset.dataset and options.videos and (options.init or is_path(options.choose.runs[0])):
+    if (
+        options.dataset.dataset
+        and (options.videos or options.new.list)
+        and (options.init or is_path(options.choose.runs[0]))
+    ):
         raise click.UsageError("--dataset goes with a --run that is a name, but it is a path")

@@ -175,6 +175,16 @@ class NewVideoOptions:
         "Shard made as the run's shards were, for runs whose checkpoint does not record how (until version 0.1).",
         metavar="SHARD",
     )
+    list: tuple[Path, ...] = option(
+        (),
+        "File that names one video or folder a line, relative to its folder or the working folder; also @FILE.",
+        metavar="FILE",
+        multiple=True,
+    )
+    follow_links: bool = option(False, "Look into links that lead outside a given folder too.")
+    keep_suffix: bool = option(
+        False, "Keep the suffix of a video in the names of its files, so that a.avi and a.mp4 are two."
+    )
     keep_shards: Path | None = option(
         None,
         "Keep the videos' shards in this folder; those that are there are not made again.",

@@ -37,6 +37,7 @@ from evaluate.video_sources import dataset_videos, given_videos
 from evaluate.views import Views
 from extract_flow.settings import ExtractionSettings
 from pipeline.errors import DiskFull, InputError
+from pipeline.ownership import owning_name
 from pipeline.request import Request
 from pipeline.shard import ShardAddress
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
@@ -110,7 +111,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
         InputError: runs that do not fit together, or videos that failed; the others are classified first.
         Stopped: a signal came; what was written stays, and the same command continues.
     """
-    if options.dataset.dataset and options.videos and all(map(is_path, options.runs)):
+    if options.dataset.dataset and (options.videos or options.new.list) and all(map(is_path, options.runs)):
         raise click.UsageError("--dataset goes with a --run that is a name; every --run is a path")
 
     def say(line: str) -> None:
@@ -130,6 +131,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
     with contextlib.ExitStack() as stack:
         lines = None
         if options.output is not None:
+            stack.enter_context(owning_name(options.output))
             settings = classifier.settings(options.views, options.top)
             lines = stack.enter_context(ResultLines(options.output, settings))
             if done := sum(video.name in lines.done for video in videos):
@@ -186,7 +188,8 @@ def time_lines(
     made_shards = make_shards(
         todo, wanted, options.compute.device, options.compute.workers, options.new.keep_shards
     )
-    with contextlib.closing(made_shards), progress_of(notes, "time line", len(todo)) as advance:
+    owned = owning_name(options.output)
+    with owned, contextlib.closing(made_shards), progress_of(notes, "time line", len(todo)) as advance:
         for made in made_shards:
             try:
                 if made.fault:
@@ -237,9 +240,11 @@ def chosen_videos(options: PredictOptions) -> list[NewVideo]:
         InputError: no such path or dataset.
         click.UsageError: neither is given.
     """
-    if options.videos:
+    if options.videos or options.new.list:
         return given_videos(
-            options.videos, distinct=options.new.keep_shards is not None or options.window is not None
+            options.videos,
+            options.new,
+            distinct=options.new.keep_shards is not None or options.window is not None,
         )
     if options.dataset.dataset is None:
         raise click.UsageError("say what to classify: VIDEO..., or --dataset NAME for all its videos")

@@ -8,29 +8,42 @@ from pathlib import Path
 import click
 
 from evaluate.new_shards import NewVideo
-from extract_flow.extraction import find_videos
+from evaluate.options import NewVideoOptions
+from extract_flow.clip import VideoTask
+from extract_flow.sources import find_videos
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.options import DatasetOptions
 from pipeline.paths import OutputPaths
 
 
-def given_videos(paths: Sequence[Path], distinct: bool) -> list[NewVideo]:
-    """The videos that paths name; each is called by its path, its files as `extract_flow --output` calls its shard.
+def given_videos(paths: Sequence[Path], options: NewVideoOptions, distinct: bool) -> list[NewVideo]:
+    """The videos that paths and lists name; each is called by its path, its files as `extract_flow` calls its shard.
 
     Args:
-        paths: files, folders of pictures, and folders of both.
+        paths: files, folders of pictures, folders of both, and `@FILE` for a list of them.
+        options: further lists, and how folders are read.
         distinct: identities must differ; the videos are then sorted by them, else in the order given.
 
     Raises:
         InputError: no such path, a folder without videos, or identities that do not differ.
         click.UsageError: a video is named twice.
     """
-    below = OutputPaths(Path())
+
+    def found_in(some_paths: Sequence[Path], lists: Sequence[Path], keep_suffix: bool) -> list[VideoTask]:
+        return find_videos(
+            some_paths,
+            OutputPaths(Path()),
+            lists=lists,
+            follow_links=options.follow_links,
+            keep_suffix=keep_suffix,
+        )
+
     if distinct:
-        found = find_videos(paths, below)
+        found = found_in(paths, options.list, options.keep_suffix)
     else:
-        found = [task for path in paths for task in find_videos([path], below)]
+        found = [task for path in paths for task in found_in([path], [], True)]
+        found += [task for path in options.list for task in found_in([], [path], True)]
         if len({task.path for task in found}) != len(found):
             raise click.UsageError("a VIDEO is named twice")
     return [NewVideo(str(task.path), task.path, task.video) for task in found]

@@ -285,6 +285,17 @@ def invoke(*arguments: str | Path, workers: int = 0) -> Result:
     return CliRunner().invoke(main, [*map(str, arguments), *views])
 
 
+def test_a_list_names_videos_and_folders(videos: DatasetPaths, films: Path, tmp_path: Path) -> None:
+    run = runs_of(videos, "default")["temporal"]
+    listed = tmp_path / "list.txt"
+    listed.write_text("films/second.mp4\nfilms/a\n")
+    result = invoke("predict", f"@{listed}", f"--run={run.folder}", "--json")
+    assert result.exit_code == 0, result.output
+    names = {Path(json.loads(line)["video"]).name for line in result.stdout.splitlines()}
+    assert names == {"first.mp4", "second.mp4"}
+    assert invoke("predict", "--list", listed, f"--run={run.folder}", "--json").stdout == result.stdout
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_gives_a_line_per_video_and_names_what_failed(
     videos: DatasetPaths, films: Path, tmp_path: Path, workers: int
