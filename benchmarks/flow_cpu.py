@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from extract_flow import methods
-from extract_flow.tvl1 import cpu, solver
+from extract_flow.tvl1 import cpu
+from extract_flow.tvl1.parameters import PRESETS
 
 Images = npt.NDArray[np.uint8]
 WIDTH, HEIGHT = 340, 256
@@ -204,16 +205,14 @@ def threads(frames: Images) -> None:
 def growth(frames: Images) -> None:
     """Time and memory over the image's area."""
     print("## Growth with the area, one thread\n")
-    print(
-        "| size | " + " | ".join(f"{p}: ns per pixel | {p}: floats per pixel" for p in solver.PRESETS) + " |"
-    )
-    print("|---" * (2 * len(solver.PRESETS) + 1) + "|")
+    print("| size | " + " | ".join(f"{p}: ns per pixel | {p}: floats per pixel" for p in PRESETS) + " |")
+    print("|---" * (2 * len(PRESETS) + 1) + "|")
     for width, height in ((170, 128), (340, 256), (680, 512), (1280, 720), (1920, 1080)):
         scaled = np.stack(
             [cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC) for frame in frames]
         )
         cells = []
-        for preset in solver.PRESETS:
+        for preset in PRESETS:
             method = methods.load("tvl1", device="cpu", preset=preset)
             tracemalloc.start()
             method(scaled)

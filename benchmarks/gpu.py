@@ -175,8 +175,9 @@ def default_work() -> Any:
     """
     from extract_flow.cuda import model
     from extract_flow.tvl1 import cuda, solver
+    from extract_flow.tvl1.parameters import PRESETS
 
-    parameters = solver.PRESETS["default"]
+    parameters = PRESETS["default"]
     frames = moving_frames(4, HEIGHT, WIDTH)
     counting = solver.Solver(parameters, HEIGHT, WIDTH)
     flow = np.empty((2, HEIGHT, WIDTH), np.float32)
@@ -221,10 +222,10 @@ def against_model(report: Report, measured: float) -> None:
 def brox_against_model(report: Report, measured: float) -> None:
     """The measured rate over the model's for an H200."""
     from extract_flow.brox import model as brox_model
-    from extract_flow.brox import solver
+    from extract_flow.brox.parameters import PRESETS
     from extract_flow.cuda import model
 
-    kernels = brox_model.predict(model.H200, solver.PRESETS["default"], HEIGHT, WIDTH)
+    kernels = brox_model.predict(model.H200, PRESETS["default"], HEIGHT, WIDTH)
     limit = brox_model.pairs_per_second(kernels)
     report.add(
         "model", f"brox on an H200, {kernels[0].kernel} bound by {kernels[0].bound}", f"{limit:.0f} pairs/s",
@@ -234,8 +235,9 @@ def brox_against_model(report: Report, measured: float) -> None:
 
 def brox_compiled(report: Report) -> None:
     """As `compiled`, for Brox."""
-    from extract_flow.brox import cuda, solver
+    from extract_flow.brox import cuda
     from extract_flow.brox import model as brox_model
+    from extract_flow.brox.parameters import PRESETS
     from extract_flow.cuda import model, ptx
 
     for device, capability in ((model.H200, (9, 0)), (model.A100, (8, 0)), (model.A10, (8, 6))):
@@ -246,7 +248,7 @@ def brox_compiled(report: Report) -> None:
                 f"{found.registers} registers, {found.spill_stores} spilled",
             )  # fmt: skip
     for device in (model.H200, model.H100, model.A100, model.A10):
-        kernels = brox_model.predict(device, solver.PRESETS["default"], HEIGHT, WIDTH)
+        kernels = brox_model.predict(device, PRESETS["default"], HEIGHT, WIDTH)
         report.add(
             "prediction", f"brox default, {device.name}", f"{brox_model.pairs_per_second(kernels):.0f} pairs/s",
             None, f"{kernels[0].kernel} bound by {kernels[0].bound}; {sum(k.launches for k in kernels)} launches",
@@ -415,7 +417,7 @@ def training(report: Report, folder: Path) -> None:
     import torch.nn.functional as F
 
     from pipeline.shard import index_shards, open_shard
-    from train.dataset import Item, TrainingReader, network_input
+    from train.batches import Item, TrainingReader, network_input
     from train.models import build
     from train.recipe import load_recipe
 
@@ -448,8 +450,9 @@ def training(report: Report, folder: Path) -> None:
     if not addresses:
         raise LeftOut("no shards from the extraction to read: only the rates from memory were measured")
     recipe = load_recipe("temporal-stack10")
-    from evaluate.score import Views, score_views
-    from train.trainer import as_it_is
+    from evaluate.inference import Compute, view_outputs
+    from evaluate.views import Views
+    from train.loader import as_it_is
 
     spec = recipe_spec(recipe)
     items = [Item(open_shard(address), i % 101, 0, "") for i, address in enumerate(addresses)]
@@ -482,7 +485,7 @@ def training(report: Report, folder: Path) -> None:
         return outputs
 
     began = time.perf_counter()
-    done = sum(1 for _ in score_views(logits, spec, addresses, Views(), "cuda", workers=16))
+    done = sum(1 for _ in view_outputs(logits, spec, addresses, Views(), Compute("cuda", workers=16)))
     views = 250 * done / (time.perf_counter() - began)
     report.add(
         "scoring",

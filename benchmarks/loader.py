@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import command_errors
 from pipeline.shard import Shard
-from train.data import gather
-from train.dataset import TrainingReader, ignore_signals, unpack
+from train.batches import TrainingReader, ignore_signals, unpack
+from train.loader import PREFETCH, as_it_is
 from train.recipe import load_recipe
 from train.sampler import Schedule
-from train.trainer import PREFETCH, as_it_is
+from train.training_data import gather
 from train.volume import flow_indices
 
 Measured = tuple[float, float]

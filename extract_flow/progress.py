@@ -1,4 +1,4 @@
-"""Telling the user how far a run is: a bar on a terminal, plain lines now and then elsewhere."""
+"""How far an extraction is: a bar on a terminal, plain lines now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from pipeline.outcome import readable_seconds
+from pipeline.text import duration
 
 LINE_EVERY = 10.0
-"""Seconds between plain lines at first; the gap grows with the run, so that a long log stays short."""
+"""Seconds between plain lines at first; the gap grows with the time taken, so that a long log stays short."""
 LINE_GAP = 0.02
-"""The gap as part of the time that the run has taken."""
+"""The gap as a share of the time taken so far."""
 REFRESH = 0.1
+"""Seconds between updates of the bar."""
 
 
-class Meter:
-    """Progress of a run, weighed by the videos' bytes.
+class ProgressDisplay:
+    """Shows on stderr how far an extraction is, each video weighted by its bytes.
 
     Args:
-        weights: of each task.
-        plain: lines instead of a bar; None asks whether stderr is a terminal.
+        weights: of each video, by its number.
+        plain: lines instead of a bar; None: unless stderr is a terminal.
     """
 
     def __init__(self, weights: Mapping[int, int], plain: bool | None = None) -> None:
-        self._weights = {task: max(1, weight) for task, weight in weights.items()}
+        self._weights = {number: max(1, weight) for number, weight in weights.items()}
         self._total = sum(self._weights.values())
         self._parts: dict[int, float] = {}
         self._flows_of: dict[int, int] = {}
         self._finished_weight = 0
         self._finished = 0
         self._finished_flows = 0
-        self._started = self._told = time.monotonic()
+        self._started = self._shown = time.monotonic()
         self._plain = not sys.stderr.isatty() if plain is None else plain
         self._bar = None if self._plain else _bar()
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> ProgressDisplay:
         if self._bar is not None:
             self._bar.start()
             self._row = self._bar.add_task("", total=1.0, text="starting")
@@ -49,22 +50,22 @@ class Meter:
             self._bar.stop()
 
     def start(self) -> None:
-        """The work begins now: what went before, loading libraries, does not count for the speed."""
-        self._started = self._told = time.monotonic()
+        """Start the clock now: loading libraries does not count towards the speed."""
+        self._started = self._shown = time.monotonic()
 
-    def progress(self, task: int, flows: int, part: float) -> None:
-        """A task has made that many flows and is about that part (0..1) of its way."""
-        self._flows_of[task], self._parts[task] = flows, part
-        self._tell()
+    def progress(self, number: int, flows: int, part: float) -> None:
+        """A video has that many flows so far, and about that part (0..1) of it is done."""
+        self._flows_of[number], self._parts[number] = flows, part
+        self._show()
 
-    def finish(self, task: int, flows: int) -> None:
-        """A task ended, however it did, with that many flows in its shard."""
-        self._parts.pop(task, None)
+    def finish(self, number: int, flows: int) -> None:
+        """A video ended, whatever its outcome, with that many flows in its shard."""
+        self._parts.pop(number, None)
         self._finished += 1
-        self._finished_weight += self._weights[task]
-        self._flows_of.pop(task, None)
+        self._finished_weight += self._weights[number]
+        self._flows_of.pop(number, None)
         self._finished_flows += flows
-        self._tell(last=self._finished == len(self._weights))
+        self._show(last=self._finished == len(self._weights))
 
     def line(self, text: str) -> None:
         """Print a line without disturbing the bar."""
@@ -81,21 +82,21 @@ class Meter:
         text = f"{self._finished}/{len(self._weights)} videos, {flows:,} pairs, {rate:,.1f} pairs/s"
         done = self._done()
         if 0 < done < 1:
-            text += f", {readable_seconds(seconds * (1 - done) / done)} left"
+            text += f", {duration(seconds * (1 - done) / done)} left"
         return text
 
     def _done(self) -> float:
-        running = sum(self._weights[task] * part for task, part in self._parts.items())
+        running = sum(self._weights[number] * part for number, part in self._parts.items())
         return (self._finished_weight + running) / max(1, self._total)
 
-    def _tell(self, last: bool = False) -> None:
+    def _show(self, last: bool = False) -> None:
         now = time.monotonic()
         if self._bar is not None:
-            if last or now - self._told >= REFRESH:
-                self._told = now
+            if last or now - self._shown >= REFRESH:
+                self._shown = now
                 self._bar.update(self._row, completed=self._done(), text=self.describe(), refresh=True)
-        elif last or now - self._told >= max(LINE_EVERY, LINE_GAP * (now - self._started)):
-            self._told = now
+        elif last or now - self._shown >= max(LINE_EVERY, LINE_GAP * (now - self._started)):
+            self._shown = now
             self.line(self.describe())
 
 

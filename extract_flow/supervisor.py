@@ -1,8 +1,8 @@
-"""Worker processes under supervision: one that dies or hangs costs the video it was working on, and is replaced.
+"""Worker processes under supervision: one that dies or hangs costs the task it was working on, and is replaced.
 
-joblib and concurrent.futures give up the whole pool when one process is killed; here the parent speaks with each worker
-through its own pipe, knows what each has in work, and starts another in its place. Workers are spawned, not forked: no
-thread or device of the parent is copied, and the parent is theirs directly, so that they die with it.
+joblib and concurrent.futures give up the whole pool when one process is killed; here the parent talks to each worker
+through its own pipe, knows which tasks each is working on, and starts another in its place. Workers are spawned, not
+forked: no thread or device of the parent is copied, and they are direct children of the parent, so they die with it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
 
-PATIENCE_AT_END = 5.0
-"""Seconds a worker is given to clean up before it is killed."""
+SECONDS_TO_CLEAN_UP = 5.0
+"""What a worker is given after SIGTERM before it is killed."""
 MOST_FAILED_STARTS = 3
 PR_SET_PDEATHSIG = 1
 
 
+# --- what a worker sends, and what `supervise` yields ---------------------------------------------------------
+
+
 class Ready(NamedTuple):
-    """What a worker says of itself once it can work.
+    """A worker can work.
 
     Attributes:
         device: what it computes on, for the user.
         workers: how many such workers make sense, given its device; None leaves it to the caller.
-        ahead: tasks it wants in work at a time.
+        ahead: how many tasks it works on at a time.
     """
 
     device: str
@@ -43,11 +46,17 @@ class Ready(NamedTuple):
     ahead: int
 
 
-class Started(NamedTuple):
-    """The first worker is ready, and how many there will be."""
+class Refused(NamedTuple):
+    """No worker can do this work at all, and why."""
 
-    ready: Ready
-    workers: int
+    reason: str
+
+
+class Busy(NamedTuple):
+    """A task entered (or is still in) a stage that is watched for hanging, or left it."""
+
+    task: int
+    watched: bool
 
 
 class Progress(NamedTuple):
@@ -64,18 +73,26 @@ class Finished(NamedTuple):
     result: Any
 
 
+class Started(NamedTuple):
+    """The first worker is ready, and how many there will be."""
+
+    ready: Ready
+    workers: int
+
+
 class Lost(NamedTuple):
-    """A task's worker died or hung: why, in words."""
+    """A task's worker died or hung, and why."""
 
     task: int
     reason: str
 
 
+Message = Ready | Refused | Busy | Progress | Finished
 Event = Started | Progress | Finished | Lost
 
 
 class Stopped(Exception):
-    """The run was told to stop by a signal."""
+    """A signal stopped the execution."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -90,7 +107,7 @@ class Link:
         self._lock = threading.Lock()
 
     def receive(self) -> tuple[int, Any] | None:
-        """The next (number, task), or None when there is no more."""
+        """The next (number, task), or None when there are no more."""
         try:
             message: tuple[int, Any] | None = self._connection.recv()
             return message
@@ -98,37 +115,31 @@ class Link:
             return None
 
     def ready(self, ready: Ready) -> None:
-        self._send("ready", ready)
+        """Report that this worker can work."""
+        self._send(ready)
 
     def refuse(self, reason: str) -> None:
-        """Say why no worker can do this work at all."""
-        self._send("refused", reason)
+        """Report why no worker can do this work at all."""
+        self._send(Refused(reason))
 
     def busy(self, task: int, watched: bool) -> None:
-        """A task enters (or is still in) a stage whose hanging is watched, or leaves it."""
-        self._send("busy", (task, watched))
+        """Report that a task enters (or is still in) a stage that is watched for hanging, or leaves it."""
+        self._send(Busy(task, watched))
 
     def progress(self, task: int, report: Any) -> None:
-        self._send("progress", (task, report))
+        """Report how far a task is."""
+        self._send(Progress(task, report))
 
     def finish(self, task: int, result: Any) -> None:
-        self._send("finished", (task, result))
+        """Report a task's result."""
+        self._send(Finished(task, result))
 
-    def _send(self, kind: str, content: Any) -> None:
+    def _send(self, message: Message) -> None:
         with self._lock:
-            self._connection.send((kind, content))
+            self._connection.send(message)
 
 
-@dataclass
-class _Worker:
-    slot: int
-    process: Any
-    connection: Connection
-    ready: Ready | None = None
-    tasks: dict[int, None] = field(default_factory=dict)
-    busy_since: dict[int, float] = field(default_factory=dict)
-    hung: int | None = None
-    solitary: bool = False
+# --- the parent ---------------------------------------------------------------------------------------------
 
 
 def supervise(
@@ -144,157 +155,244 @@ def supervise(
     Args:
         tasks: anything that can be pickled, in order.
         serve: called in each worker as `serve(link, slot, first, *arguments)`; a function of a module. `first` is
-            what the first worker said of itself, None in that one.
+            the first worker's `Ready`, None in that worker itself.
         arguments: for every worker.
         workers: processes, unless the first one's `Ready` says how many.
-        patience: seconds after which a task in a watched stage counts as hung; None for ever.
+        patience: seconds after which a task in a watched stage counts as hung; None: never.
 
     Raises:
         InputError: a worker refused to work (with its reason), or none can be started.
-        Stopped: SIGINT, SIGTERM or SIGUSR1 came. After SIGUSR1 the tasks in work are finished first. Only where this
-            runs in the main thread.
+        Stopped: SIGINT, SIGTERM or SIGUSR1 came. After SIGUSR1 the tasks in progress are finished first. Only where
+            this runs in the main thread.
     """
-    context = multiprocessing.get_context("spawn")
-    waiting = deque(range(len(tasks)))
-    alone: deque[int] = deque()  # in work together when a worker died: tried again, one at a time
-    team: list[_Worker] = []
-    wanted = 1  # until the first worker has said what it runs on
-    failed_starts = 0
-    first: Ready | None = None
+    team = Team(tasks, serve, arguments, workers, patience)
+    with _Signals() as signals:
+        try:
+            while team.in_progress or (team.open_tasks and not signals.stopping):
+                if not signals.stopping:
+                    team.start_workers()
+                    team.hand_out()
+                woken = wait([*team.handles(), signals.descriptor], team.seconds_until_overdue())
+                signals.drain()
+                if signals.stop_now:
+                    raise Stopped(signals.number)
+                for worker in list(team.workers):
+                    yield from team.attend(worker, dead=worker.process.sentinel in woken)
+            if team.open_tasks:
+                raise Stopped(signals.number)
+        finally:
+            team.end()
 
-    def start(slot: int) -> None:
-        ours, theirs = context.Pipe()
-        process = context.Process(
+
+@dataclass
+class _Worker:
+    """A worker process as its parent sees it.
+
+    Attributes:
+        slot: its number, reused when it is replaced.
+        process, connection: the process, and the parent's end of its pipe.
+        ready: what it reported once it could work.
+        tasks: numbers of the tasks that it is working on, in the order they were handed out.
+        busy_since: when a task in a watched stage last gave a sign of life, on the monotonic clock.
+        hung: the task for which it was killed.
+        solitary: it works on a suspect, and gets no other task meanwhile.
+    """
+
+    slot: int
+    process: Any
+    connection: Connection
+    ready: Ready | None = None
+    tasks: dict[int, None] = field(default_factory=dict)
+    busy_since: dict[int, float] = field(default_factory=dict)
+    hung: int | None = None
+    solitary: bool = False
+
+
+class Team:
+    """The workers of one `supervise` and the tasks they share.
+
+    Attributes:
+        workers: those alive.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Any],
+        serve: Callable[..., None],
+        arguments: tuple[Any, ...],
+        workers: int,
+        patience: float | None,
+    ) -> None:
+        """Prepare; no process is started yet. Arguments as those of `supervise`."""
+        self.workers: list[_Worker] = []
+        self._tasks, self._serve, self._arguments = tasks, serve, arguments
+        self._usual_workers, self._patience = workers, patience
+        self._context = multiprocessing.get_context("spawn")
+        self._waiting = deque(range(len(tasks)))
+        self._suspects: deque[int] = deque()
+        """Tasks that were in progress together when their worker died: retried one at a time to find the culprit."""
+        self._wanted = 1  # until the first worker has reported what it runs on
+        self._failed_starts = 0
+        self._first: Ready | None = None
+
+    @property
+    def open_tasks(self) -> int:
+        """Tasks that no worker has."""
+        return len(self._waiting) + len(self._suspects)
+
+    @property
+    def in_progress(self) -> int:
+        """Workers that have tasks."""
+        return sum(bool(worker.tasks) for worker in self.workers)
+
+    def start_workers(self) -> None:
+        """Start as many workers as are wanted and have something to do."""
+        free_slots = sorted(set(range(self._wanted)) - {worker.slot for worker in self.workers})
+        needed = min(self._wanted, self.open_tasks + self.in_progress)
+        for slot in free_slots[: max(0, needed - len(self.workers))]:
+            self._start(slot)
+
+    def _start(self, slot: int) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
             target=_worker_main,
-            args=(os.getpid(), theirs, serve, slot, first, *arguments),
+            args=(os.getpid(), theirs, self._serve, slot, self._first, *self._arguments),
             name=f"worker {slot}",
             daemon=True,
         )
         with _blocked_signals():
             process.start()
         theirs.close()
-        team.append(_Worker(slot, process, ours))
+        self.workers.append(_Worker(slot, process, ours))
 
-    def hand_out(worker: _Worker) -> None:
-        if worker.ready is None or signals.stopping:
-            return
-        if alone:
-            if not worker.tasks:
-                worker.solitary = True
-                give(worker, alone.popleft())
-            return
-        worker.solitary = worker.solitary and bool(worker.tasks)
-        while waiting and not worker.solitary and len(worker.tasks) < worker.ready.ahead:
-            give(worker, waiting.popleft())
+    def hand_out(self) -> None:
+        """Give every ready worker the tasks it has room for; suspects come first, each alone in its worker."""
+        for worker in self.workers:
+            if worker.ready is None:
+                continue
+            if self._suspects:
+                if not worker.tasks:
+                    worker.solitary = True
+                    self._give(worker, self._suspects.popleft())
+                continue
+            worker.solitary = worker.solitary and bool(worker.tasks)
+            while self._waiting and not worker.solitary and len(worker.tasks) < worker.ready.ahead:
+                self._give(worker, self._waiting.popleft())
 
-    def give(worker: _Worker, number: int) -> None:
+    def _give(self, worker: _Worker, number: int) -> None:
         worker.tasks[number] = None
-        with contextlib.suppress(OSError):  # it has just died; its sentinel tells
-            worker.connection.send((number, tasks[number]))
+        with contextlib.suppress(OSError):  # it has just died, as its sentinel will show
+            worker.connection.send((number, self._tasks[number]))
 
-    with _Signals() as signals:
-        try:
-            while True:
-                free_slots = iter(sorted(set(range(wanted)) - {worker.slot for worker in team}))
-                open_tasks = 0 if signals.stopping else len(waiting) + len(alone)
-                needed = min(wanted, open_tasks + sum(bool(worker.tasks) for worker in team))
-                while len(team) < needed:
-                    start(next(free_slots))
-                for worker in team:
-                    hand_out(worker)
-                if not open_tasks and not any(worker.tasks for worker in team):
-                    break
-                watched = [worker.connection for worker in team] + [
-                    worker.process.sentinel for worker in team
-                ]
-                events = wait([*watched, signals.descriptor], _next_look(team, patience))
-                signals.drain()
-                if signals.stop_now:
-                    raise Stopped(signals.number)
-                for worker in list(team):
-                    dead = worker.process.sentinel in events
-                    for kind, content in _messages(worker):
-                        if kind == "ready":
-                            worker.ready = content
-                            failed_starts = 0
-                            if first is None:
-                                first = content
-                                wanted = content.workers or workers
-                                yield Started(content, min(wanted, len(tasks)))
-                        elif kind == "refused":
-                            raise InputError(content)
-                        elif kind == "busy":
-                            task, is_busy = content
-                            worker.busy_since.pop(task, None)
-                            if is_busy:
-                                worker.busy_since[task] = time.monotonic()
-                        elif kind == "progress":
-                            yield Progress(*content)
-                        elif kind == "finished":
-                            task, result = content
-                            worker.tasks.pop(task, None)
-                            worker.busy_since.pop(task, None)
-                            yield Finished(task, result)
-                    if not dead:
-                        _kill_if_hung(worker, patience)
-                        continue
-                    worker.process.join()
-                    worker.connection.close()
-                    team.remove(worker)
-                    reason = how_it_died(worker.process.exitcode)
-                    if worker.ready is None:
-                        failed_starts += 1
-                        if failed_starts >= MOST_FAILED_STARTS:
-                            raise InputError(
-                                f"no worker can be started: {failed_starts} in a row ended, the last {reason}"
-                            )
-                    if worker.hung is not None:
-                        worker.tasks.pop(worker.hung, None)
-                        waiting.extendleft(reversed(worker.tasks))
-                        yield Lost(
-                            worker.hung, f"its decoder made no progress for {patience:g} s and was stopped"
-                        )
-                    elif len(worker.tasks) == 1:
-                        yield Lost(next(iter(worker.tasks)), f"the worker {reason}")
-                    else:
-                        alone.extend(worker.tasks)
-            if waiting or alone:
-                raise Stopped(signals.number)
-        finally:
-            _end(team)
+    def handles(self) -> list[Any]:
+        """What becomes readable when a worker sends a message or dies."""
+        return [worker.connection for worker in self.workers] + [
+            worker.process.sentinel for worker in self.workers
+        ]
+
+    def seconds_until_overdue(self) -> float | None:
+        """Seconds until the first watched task counts as hung; None if no task is watched."""
+        since = [since for worker in self.workers for since in worker.busy_since.values()]
+        if self._patience is None or not since:
+            return None
+        return max(0.0, min(since) + self._patience - time.monotonic()) + 0.01
+
+    def attend(self, worker: _Worker, dead: bool) -> Iterator[Event]:
+        """Take note of a worker's messages, and of its death; kill it if a task of it hangs.
+
+        Raises:
+            InputError: it refused to work, or no worker can be started.
+        """
+        for message in _messages(worker):
+            if (event := self.on_message(worker, message)) is not None:
+                yield event
+        if not dead:
+            self._kill_if_hung(worker)
+        elif (lost := self.on_death(worker)) is not None:
+            yield lost
+
+    def on_message(self, worker: _Worker, message: Message) -> Event | None:
+        """Take note of one message; the event for the caller, if it is one. InputError if the worker refused."""
+        match message:
+            case Ready():
+                worker.ready = message
+                self._failed_starts = 0
+                if self._first is None:
+                    self._first = message
+                    self._wanted = message.workers or self._usual_workers
+                    return Started(message, min(self._wanted, len(self._tasks)))
+            case Refused(reason):
+                raise InputError(reason)
+            case Busy(task, watched):
+                worker.busy_since.pop(task, None)
+                if watched:
+                    worker.busy_since[task] = time.monotonic()
+            case Progress():
+                return message
+            case Finished(task, _):
+                worker.tasks.pop(task, None)
+                worker.busy_since.pop(task, None)
+                return message
+        return None
+
+    def on_death(self, worker: _Worker) -> Lost | None:
+        """Remove a dead worker; the task it died of, if that is known. Its other tasks will be handed out again.
+
+        Raises:
+            InputError: several workers in a row died before they were ready.
+        """
+        worker.process.join()
+        worker.connection.close()
+        self.workers.remove(worker)
+        reason = how_it_died(worker.process.exitcode)
+        if worker.ready is None:
+            self._failed_starts += 1
+            if self._failed_starts >= MOST_FAILED_STARTS:
+                raise InputError(
+                    f"no worker can be started: {self._failed_starts} in a row ended, the last {reason}"
+                )
+        if worker.hung is not None:
+            worker.tasks.pop(worker.hung, None)
+            self._waiting.extendleft(reversed(worker.tasks))
+            return Lost(worker.hung, f"its decoder made no progress for {self._patience:g} s and was stopped")
+        if len(worker.tasks) == 1:
+            return Lost(next(iter(worker.tasks)), f"the worker {reason}")
+        self._suspects.extend(worker.tasks)
+        return None
+
+    def _kill_if_hung(self, worker: _Worker) -> None:
+        if self._patience is None or worker.hung is not None:
+            return
+        for task, since in worker.busy_since.items():
+            if time.monotonic() - since > self._patience:
+                worker.hung = task
+                worker.busy_since.clear()
+                worker.process.kill()
+                return
+
+    def end(self) -> None:
+        """End the workers: idle ones by closing their pipes, busy ones by SIGTERM, and what is left by SIGKILL."""
+        for worker in self.workers:
+            if worker.tasks or worker.ready is None:
+                worker.process.terminate()
+            worker.connection.close()
+        deadline = time.monotonic() + SECONDS_TO_CLEAN_UP
+        for worker in self.workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
 
 
-def _worker_main(
-    parent: int, connection: Connection, serve: Callable[..., None], slot: int, *arguments: Any
-) -> None:
-    """What runs in a worker process."""
-    _die_with(parent)
-    # The terminal sends Ctrl-C to all; the parent decides, and ends its workers by SIGTERM, which lets them clean up.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _exit_on_signal)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
-    # Nobody is left to tell if the parent is gone.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        serve(Link(connection), slot, *arguments)
-
-
-def _exit_on_signal(number: int, _: object) -> None:
-    sys.exit(128 + number)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, however that happens."""
-    with contextlib.suppress(
-        AttributeError, OSError
-    ):  # Linux only; elsewhere the closed pipe ends the worker
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was asked
-        os._exit(1)
+def _messages(worker: _Worker) -> Iterator[Message]:
+    """What a worker has sent, also before it died."""
+    with contextlib.suppress(EOFError, OSError):
+        while worker.connection.poll():
+            yield worker.connection.recv()
 
 
 def how_it_died(exit_code: int | None) -> str:
-    """Words for the exit code of a process: "was killed by SIGKILL (out of memory?)"."""
+    """How a process ended, from its exit code: "was killed by SIGKILL (out of memory?)"."""
     if exit_code is None or exit_code >= 0:
         return f"ended with exit status {exit_code}"
     try:
@@ -308,46 +406,6 @@ def how_it_died(exit_code: int | None) -> str:
         signal.SIGABRT: " (a library gave up, perhaps on a damaged video)",
     }
     return f"was killed by {name}{hints.get(-exit_code, '')}"
-
-
-def _messages(worker: _Worker) -> Iterator[tuple[str, Any]]:
-    """What a worker has sent, also before it died."""
-    with contextlib.suppress(EOFError, OSError):
-        while worker.connection.poll():
-            yield worker.connection.recv()
-
-
-def _next_look(team: list[_Worker], patience: float | None) -> float | None:
-    """Seconds until the first watched task is overdue."""
-    since = [since for worker in team for since in worker.busy_since.values()]
-    if patience is None or not since:
-        return None
-    return max(0.0, min(since) + patience - time.monotonic()) + 0.01
-
-
-def _kill_if_hung(worker: _Worker, patience: float | None) -> None:
-    if patience is None or worker.hung is not None:
-        return
-    for task, since in worker.busy_since.items():
-        if time.monotonic() - since > patience:
-            worker.hung = task
-            worker.busy_since.clear()
-            worker.process.kill()
-            return
-
-
-def _end(team: list[_Worker]) -> None:
-    """End the workers: those at rest by closing their pipes, those at work by SIGTERM, and what is left by SIGKILL."""
-    for worker in team:
-        if worker.tasks or worker.ready is None:
-            worker.process.terminate()
-        worker.connection.close()
-    deadline = time.monotonic() + PATIENCE_AT_END
-    for worker in team:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
 
 
 @contextlib.contextmanager
@@ -367,7 +425,7 @@ class _Signals:
         descriptor: becomes readable when a signal comes.
         number: of the signal that came first, or 0.
         stopping: no further task is to be handed out.
-        stop_now: nor are those in work to be finished.
+        stop_now: tasks in progress are not to be finished either.
     """
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -404,3 +462,35 @@ class _Signals:
     def drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self.descriptor, 4096)
+
+
+# --- the child ---------------------------------------------------------------------------------------------
+
+
+def _worker_main(
+    parent: int, connection: Connection, serve: Callable[..., None], slot: int, *arguments: Any
+) -> None:
+    """What runs in a worker process."""
+    _die_with(parent)
+    # The terminal sends Ctrl-C to all; the parent decides, and ends its workers by SIGTERM, which lets them clean up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    # If the parent is gone, nobody is left to report to.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        serve(Link(connection), slot, *arguments)
+
+
+def _exit_on_signal(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that happens."""
+    with contextlib.suppress(
+        AttributeError, OSError
+    ):  # Linux only; elsewhere the closed pipe ends the worker
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)

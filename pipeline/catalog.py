@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
+from pipeline.text import some
 
 FORMAT = "two-stream dataset"
 VERSION = 1
@@ -44,7 +45,7 @@ FACTS: Mapping[str, Facts] = {
 
 @dataclass(frozen=True)
 class Video:
-    """One video: where it is, its class, and what its header says (None where not known)."""
+    """One video: where it is, its class, and what its header claims (None where not known)."""
 
     id: str
     path: Path
@@ -142,13 +143,6 @@ def shared_groups(dataset: Dataset, number: int) -> list[str]:
     return sorted(set.intersection(*sides))
 
 
-def some(names: Iterable[str], limit: int = 5, quoted: bool = True) -> str:
-    """A few of many names for a message, and how many more there are."""
-    names = list(names)
-    shown = ", ".join(repr(name) if quoted else name for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
-
-
 def known_datasets(data: str | os.PathLike[str] | None = None) -> list[str]:
     """Names of the datasets that have a record below the data root."""
     root = data_root(data)
@@ -158,6 +152,29 @@ def known_datasets(data: str | os.PathLike[str] | None = None) -> list[str]:
         folder.name
         for folder in root.iterdir()
         if NAME.fullmatch(folder.name) and DatasetPaths(root, folder.name).record.is_file()
+    )
+
+
+def choose_dataset(name: str | None, data: str | os.PathLike[str] | None = None) -> str:
+    """The dataset that a command is about: the named one; else the only known one; else the demo if it is known.
+
+    Raises:
+        InputError: none is named and none is known, or several are; the message lists them.
+    """
+    if name is not None:
+        return name
+    known = known_datasets(data)
+    if len(known) == 1:
+        return known[0]
+    if "demo" in known:
+        return "demo"
+    if not known:
+        raise InputError(
+            f"{data_root(data)}: no dataset is known there; make one known with: python -m pipeline demo, or "
+            "python -m pipeline import"
+        )
+    raise InputError(
+        f"{data_root(data)}: several datasets ({', '.join(known)}): choose one with --dataset NAME"
     )
 
 
@@ -199,13 +216,8 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         },
         "missing": list(dataset.missing),
     }
-    try:
-        with atomic.writing(paths.record) as temporary:
-            temporary.write_text(
-                json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
-            )
-    except OSError as error:
-        raise InputError(f"{paths.record}: the dataset's record cannot be written: {error}") from error
+    with atomic.writing(paths.record) as temporary:
+        temporary.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     return paths.record
 
 
@@ -213,7 +225,7 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
     """The dataset of that name.
 
     Raises:
-        InputError: it is not known (the message says which command makes it known), or its record is damaged.
+        InputError: it is not known (the message names the command that makes it known), or its record is damaged.
     """
     paths = DatasetPaths(data_root(data), name)
     try:
@@ -282,11 +294,11 @@ def check_inside(path: str, source: str) -> str:
     """A relative path from a list or record, unchanged unless it would leave the dataset's root.
 
     Raises:
-        InputError: the path is absolute, empty, or has `..` in it; `source` says where it was read.
+        InputError: the path is absolute, empty, or has `..` in it; `source` is where it was read, for the message.
     """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise InputError(f"{source}: the path {path!r} leaves the folder of the videos, which is refused")
+        raise InputError(f"{source}: the path {path!r} leaves the folder of the videos, which is not allowed")
     return path
 
 

@@ -1,9 +1,9 @@
 """Flow to levels to image bytes, and back.
 
-A level is a byte; what it means is told by a table of 256 values: value = table[level] * scale + offset, in pixels. One
+A level is a byte; a table of 256 values gives its meaning: value = table[level] * scale + offset, in pixels. One
 decoder thus serves every quantiser. The two components of a field lie one over the other in a single gray image, which
-is coded as JPEG (or PNG, where nothing may be lost). docs/explanation/codec.md tells why; the numbers are measured by
-benchmarks/codec.py.
+is coded as JPEG (or PNG, where nothing may be lost). docs/explanation/codec.md explains why; benchmarks/codec.py
+measures it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,12 +62,14 @@ class Quantiser:
     edge). Where table[0] == table[1], level 0 is never given and stands for level 1 when a JPEG returns it.
 
     Attributes:
-        name: says everything that fixes the table, for example "asinh s=3 bound=20"; shards record and compare it.
+        name: all that the table follows from, for example "asinh s=3 bound=20"; shards record and compare it.
         table: float32[256], not decreasing.
         per_field: scale and offset follow each field's range instead of being 1 and 0: with a component's smallest and
             largest value, offset = (largest + smallest) / 2 and scale = (largest - smallest) / 2, or 1 where that
             is 0. Nothing counts as clipped then.
         edges: float32[255], computed from the table; a kernel that counts them gives the same levels on any device.
+
+    Quantisers of one name and table are equal.
     """
 
     name: str
@@ -81,6 +84,16 @@ class Quantiser:
         table.flags.writeable = False
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "edges", level_edges(table))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Quantiser):
+            return NotImplemented
+        return (self.name, self.per_field) == (other.name, other.per_field) and bool(
+            (self.table == other.table).all()
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     def quantise(self, flow: Floats) -> Quantised:
         """Levels of flow float32[n,2,H,W] in pixels.
@@ -247,10 +260,16 @@ def _usual_values(table: bytes) -> ValueTable:
 # --- image coding ----------------------------------------------------------------------------------------------------
 
 
-def stack(levels: Levels, block: int = BLOCK) -> Levels:
-    """x over y as one image; x is continued to whole blocks, so that no block of the coder holds both."""
+def stack_components(levels: Levels, block: int = BLOCK) -> Levels:
+    """x over y as one image; x is padded to whole blocks, so that no block of the coder holds both."""
     rows = -levels.shape[1] % block
     return np.concatenate([levels[0], np.repeat(levels[0][-1:], rows, axis=0), levels[1]])
+
+
+def split_components(image: Levels, height: int) -> Levels:
+    """What `stack_components` put into an image, as a view uint8[2,H,W]; contiguous where nothing was added to x."""
+    rows, width = image.shape
+    return np.ndarray((2, height, width), np.uint8, image, strides=((rows - height) * width, width, 1))
 
 
 def image_size(stream: bytes | memoryview) -> tuple[int, int]:
@@ -273,7 +292,7 @@ def decode_image(stream: bytes | memoryview, height: int, width: int) -> Levels:
     """The gray image of x over y as coded: uint8[H',W], x in the first `height` rows and y in the last.
 
     Raises:
-        ValueError: the stream is no image, or not one of such a field.
+        ValueError: the stream is not an image, or not one of such a field.
     """
     import cv2
 
@@ -294,23 +313,17 @@ def decode_levels(
     """Levels uint8[2,H,W] of one stream; levels under `lowest` (JPEG may undershoot) are read as `lowest`.
 
     Raises:
-        ValueError: the stream is no image, or not one of such a field.
+        ValueError: the stream is not an image, or not one of such a field.
     """
-    image = decode_image(stream, height, width)
+    components = split_components(decode_image(stream, height, width), height)
     out = np.empty((2, height, width), np.uint8) if out is None else out
-    if len(image) == 2 * height:
-        np.maximum(image, _floor(len(image), width, lowest), out=out.reshape(image.shape))
-    else:
-        floor = _floor(height, width, lowest)
-        np.maximum(image[:height], floor, out=out[0])
-        np.maximum(image[-height:], floor, out=out[1])
-    return out
+    return np.maximum(components, _floor(height, width, lowest), out=out)
 
 
 @functools.lru_cache(maxsize=4)
 def _floor(height: int, width: int, lowest: int) -> Levels:
     """The lowest level as a whole field: NumPy's maximum is ten times slower with a scalar."""
-    return np.full((height, width), lowest, np.uint8)
+    return np.full((2, height, width), lowest, np.uint8)
 
 
 def lowest_level(table: Floats) -> int:
@@ -339,7 +352,7 @@ def flat_step(quality: int) -> int:
 
 
 def encode_png(image: Levels) -> bytes:
-    """A gray PNG; every filter and level 6, as a good bargain of time and bytes."""
+    """A gray PNG; every filter and compression level 6, a good balance of time and size."""
     import cv2
 
     done, stream = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 6])
@@ -348,18 +361,16 @@ def encode_png(image: Levels) -> bytes:
     return stream.tobytes()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Codec:
-    """A quantiser and how its levels are coded as an image.
+    """A quantiser and how its levels are coded as an image; equal ones write the same bytes.
 
     Attributes:
-        preset: the name it was built by.
         quantiser: flow <-> levels.
         image: "jpeg flat" (one step for all frequencies), "jpeg standard" (the standard table) or "png".
         quality: 1..100, or None for PNG.
     """
 
-    preset: str
     quantiser: Quantiser
     image: str
     quality: int | None
@@ -369,8 +380,8 @@ class Codec:
         if levels.dtype != np.uint8 or levels.ndim != 3 or levels.shape[0] != 2 or 0 in levels.shape:
             raise ValueError(f"levels: expected uint8[2,H,W], found {levels.dtype}{list(levels.shape)}")
         if self.quality is None:
-            return encode_png(stack(levels, block=1))
-        image = stack(levels)
+            return encode_png(stack_components(levels, block=1))
+        image = stack_components(levels)
         if max(image.shape) > JPEG_LARGEST_SIDE:
             raise ValueError(
                 f"flow of {levels.shape[2]}x{levels.shape[1]} is too large for JPEG: use the lossless preset"
@@ -389,18 +400,18 @@ def asinh_quantiser(softness: float, bound: float) -> Quantiser:
     """Zero-centred and companded: level = round(127 asinh(v/s) / asinh(bound/s)) + 128."""
     positive = softness * np.sinh(np.arange(1, 128) * (math.asinh(bound / softness) / 127))
     positive[-1] = bound
-    return Quantiser(f"asinh s={softness:g} bound={bound:g}", zero_centred(positive))
+    return Quantiser(f"asinh s={_exact(softness)} bound={_exact(bound)}", zero_centred(positive))
 
 
 def linear_quantiser(bound: float) -> Quantiser:
     """Zero-centred, 127 equal steps to either side."""
-    return Quantiser(f"linear bound={bound:g}", zero_centred(np.arange(1, 128) * (bound / 127)))
+    return Quantiser(f"linear bound={_exact(bound)}", zero_centred(np.arange(1, 128) * (bound / 127)))
 
 
 def field_quantiser(bound: float) -> Quantiser:
     """The literature's mapping, level = round(255 (v + bound) / (2 bound)): zero lies between levels 127 and 128."""
     return Quantiser(
-        f"field bound={bound:g}", (np.arange(256) * (2 * bound / 255) - bound).astype(np.float32)
+        f"field bound={_exact(bound)}", (np.arange(256) * (2 * bound / 255) - bound).astype(np.float32)
     )
 
 
@@ -409,11 +420,18 @@ def range_quantiser() -> Quantiser:
     return Quantiser("range", zero_centred(np.arange(1, 128) / 127), per_field=True)
 
 
+def _exact(number: float) -> str:
+    """The shortest decimal that reads back as the same number, without ".0" where it is whole."""
+    return repr(float(number)).removesuffix(".0")
+
+
 def zero_centred(positive: npt.NDArray[np.floating]) -> Floats:
     """The antisymmetric table with the 127 given values above level 128, zero there, and level 0 as level 1."""
     values = positive.astype(np.float32)
     return np.concatenate([-values[-1:], -values[::-1], np.zeros(1, np.float32), values])
 
+
+IMAGE_CODINGS = ("jpeg flat", "jpeg standard", "png")
 
 PRESETS = {
     "default": (lambda bound: asinh_quantiser(3, bound), "jpeg flat", 75),
@@ -434,7 +452,7 @@ def codec(preset: str = "default", bound: float | None = None, quality: int | No
         quality: 1..100; the preset's own unless given.
 
     Raises:
-        InputError: an unknown preset, a value out of range, or an option that the preset has no use for.
+        InputError: an unknown preset, a value out of range, or an option that the preset does not take.
     """
     if preset not in PRESETS:
         raise InputError(f"unknown codec preset {preset!r}: choose one of {', '.join(PRESETS)}")
@@ -447,6 +465,48 @@ def codec(preset: str = "default", bound: float | None = None, quality: int | No
         raise InputError(f"the {preset} preset has no quality: nothing is lost after quantisation")
     if quality is not None and not 1 <= quality <= 100:
         raise InputError(f"quality: expected 1 to 100, found {quality}")
-    return Codec(
-        preset, quantiser(DEFAULT_BOUND if bound is None else float(bound)), image, quality or usual_quality
-    )
+    return Codec(quantiser(DEFAULT_BOUND if bound is None else float(bound)), image, quality or usual_quality)
+
+
+def codec_from(quantiser: str, image: str, quality: int | None) -> Codec:
+    """The codec that a shard records: exactly the one that wrote its flow.
+
+    Args:
+        quantiser: `Quantiser.name`.
+        image, quality: `Codec.image` and `Codec.quality`.
+
+    Raises:
+        InputError: a name or value that no codec of this version has.
+    """
+    if image not in IMAGE_CODINGS:
+        raise InputError(
+            f"unknown image coding {image!r}: expected one of {', '.join(map(repr, IMAGE_CODINGS))}"
+        )
+    valid = quality is None if image == "png" else quality is not None and 1 <= quality <= 100
+    if not valid:
+        raise InputError(
+            f"image coding {image!r} of quality {quality}: expected 1 to 100 for JPEG, none for PNG"
+        )
+    return Codec(quantiser_named(quantiser), image, quality)
+
+
+def quantiser_named(name: str) -> Quantiser:
+    """The quantiser of that `Quantiser.name`.
+
+    Raises:
+        InputError: no quantiser of this version has that name.
+    """
+    parts = re.fullmatch(r"(asinh|linear|field|range)(?: s=(\S+))?(?: bound=(\S+))?", name)
+    try:
+        kind, softness, bound = parts.groups() if parts else ("", None, None)
+        found = {
+            "asinh": lambda: asinh_quantiser(float(softness or "nan"), float(bound or "nan")),
+            "linear": lambda: linear_quantiser(float(bound or "nan")),
+            "field": lambda: field_quantiser(float(bound or "nan")),
+            "range": range_quantiser,
+        }[kind]()
+    except (KeyError, ValueError, ArithmeticError) as error:
+        raise InputError(f"unknown quantiser {name!r}: it was not made by this version") from error
+    if found.name != name:
+        raise InputError(f"unknown quantiser {name!r}: expected {found.name!r}")
+    return found

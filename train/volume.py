@@ -1,16 +1,13 @@
 """The ConvNet's input volumes (Simonyan & Zisserman 2014, section 3.1), built on the batch, on its device.
 
-What a volume holds is said once, by `VolumeSpec`, which recipes make and checkpoints keep. Bytes come from
-`train.dataset` as uint8; here they become floats: dequantised, followed along trajectories, freed of their mean
-vector, cut, resized and mirrored. Positions, flow and channels are counted from 0; channel 2k is x and 2k + 1 is y
-of the k-th field.
+`VolumeSpec` says what a volume holds. Bytes come from `train.batches` as uint8; here they become floats: dequantised,
+followed along trajectories, their mean vector subtracted, cropped, resized and flipped. Positions, flow and channels
+are counted from 0; channel 2k is x and 2k + 1 is y of the k-th field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,100 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import InputError
-
-Stream = Literal["spatial", "temporal"]
-
-STREAMS = ("spatial", "temporal")
-STACKINGS = ("stack", "trajectory")
-DIRECTIONS = ("forward", "backward", "both")
-
-# ImageNet's mean colour and spread in 0..255, what torchvision's weights were trained with.
-COLOUR_MEAN = (123.675, 116.28, 103.53)
-COLOUR_STD = (58.395, 57.12, 57.375)
-
-
-@dataclass(frozen=True)
-class VolumeSpec:
-    """What one network input is made of; part of the recipe and of every checkpoint.
-
-    Attributes:
-        stream: "spatial" (one RGB frame) or "temporal" (a stack of flow fields).
-        crop: side of the square network input in pixels.
-        short_side: size at which the network sees the video: its smaller side in pixels. Shards stored at another size
-            are resized on the fly, and their flow vectors with them; 0 takes every shard as it is stored.
-        length: L, the number of flow fields.
-        stacking: "stack" samples every field at the same point, "trajectory" follows the flow.
-        direction: "forward"; "backward" (L flows going back from the frame); "both" (bi-directional: L/2 forward, then
-            L/2 going back).
-        mean_subtraction: subtract from every field its own mean vector, as stored in the shard.
-        flow_scale: network input per pixel of flow.
-        colour_mean, colour_std: network input is (colour - mean) / std, with colour in 0..255.
-    """
-
-    stream: Stream = "temporal"
-    crop: int = 224
-    short_side: int = 256
-    length: int = 10
-    stacking: Literal["stack", "trajectory"] = "stack"
-    direction: Literal["forward", "backward", "both"] = "forward"
-    mean_subtraction: bool = True
-    flow_scale: float = 1.0
-    colour_mean: tuple[float, float, float] = COLOUR_MEAN
-    colour_std: tuple[float, float, float] = COLOUR_STD
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("stream", self.stream, STREAMS),
-            ("stacking", self.stacking, STACKINGS),
-            ("direction", self.direction, DIRECTIONS),
-        ):
-            if value not in choices:
-                raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
-        if self.crop < 1:
-            raise InputError(f"crop: expected at least 1 pixel, found {self.crop}")
-        if self.short_side and self.short_side < self.crop:
-            raise InputError(
-                f"short_side {self.short_side} is smaller than crop {self.crop}: no crop fits in the frame"
-            )
-        if self.length < 1:
-            raise InputError(f"length: expected at least 1 flow field, found {self.length}")
-        if self.direction == "both" and self.length % 2:
-            raise InputError(
-                f"length {self.length} is odd: a bi-directional volume is L/2 forward and L/2 backward flows"
-            )
-        if not self.flow_scale > 0 or min(self.colour_std) <= 0:
-            raise InputError("flow_scale and colour_std must be positive")
-
-    @property
-    def channels(self) -> int:
-        """Channels of the network's input: 3, or 2L."""
-        return 3 if self.stream == "spatial" else 2 * self.length
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        """The directions of flow that a shard must hold; empty for the spatial stream."""
-        if self.stream == "spatial":
-            return ()
-        return ("forward", "backward") if self.direction == "both" else (self.direction,)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values (lists for tuples), for checkpoints and JSON; `from_dict` reads them back."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> VolumeSpec:
-        """The spec that `as_dict` described; InputError for keys that this version does not know."""
-        unknown = values.keys() - {field.name for field in fields(cls)}
-        if unknown:
-            raise InputError(
-                f"volume: unknown {', '.join(sorted(unknown))}; was it saved by a newer version?"
-            )
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**plain)
+from train.volume_spec import VolumeSpec
 
 
 class RawFlow(NamedTuple):
@@ -122,7 +26,7 @@ class RawFlow(NamedTuple):
         levels: uint8[...,L,2,H,W]; smaller fields are padded at the bottom and right.
         table: float32[...,L,256], the flow of each level; [...,1,256] if all fields share one.
         scale, offset, mean: float32[...,L,2]; flow = table[level] * scale + offset, of which mean is the mean vector.
-        size: int64[...,2], rows and columns that are really there.
+        size: int64[...,2], rows and columns without the padding.
         zoom: float32[...], pixels of the network's frame per stored pixel.
     """
 
@@ -156,9 +60,9 @@ def position_count(spec: VolumeSpec, frames: int, flows: int, step: int = 1) -> 
     A video too short for a full volume has one position, whose volume repeats the last flow; one without flow has none.
 
     Args:
-        spec: what a volume is.
-        frames, flows: how many the shard holds.
-        step: frames between the two of a pair, as the shard says.
+        spec: what a volume holds.
+        frames, flows: their number in the shard.
+        step: frames between the two of a pair, as the shard records it.
     """
     if spec.stream == "spatial":
         return max(frames, 0)
@@ -243,7 +147,7 @@ def follow(flow: Tensor, size: Tensor) -> Tensor:
 
     Args:
         flow: float32[N,L,2,H,W] in stored pixels, means not subtracted.
-        size: int64[N,2], rows and columns of each field that are really there.
+        size: int64[N,2], rows and columns of each field without its padding.
 
     Returns:
         float32[N,L,2,H,W].
@@ -312,12 +216,12 @@ def frame_volume(raw: RawFrames, spec: VolumeSpec, noise: Tensor | None = None) 
 
 
 def volume(raw: RawFlow | RawFrames, spec: VolumeSpec, noise: Tensor | None = None) -> Tensor:
-    """`flow_volume` or `frame_volume`, as the bytes ask for: float32[...,C,H,W]."""
+    """`flow_volume` or `frame_volume`, by the kind of bytes: float32[...,C,H,W]."""
     return flow_volume(raw, spec) if isinstance(raw, RawFlow) else frame_volume(raw, spec, noise)
 
 
 def mirror(inputs: Tensor, spec: VolumeSpec) -> Tensor:
-    """Mirrored volumes [...,C,H,W]: columns reversed, and x components of flow change sign."""
+    """Horizontally flipped volumes [...,C,H,W]: columns reversed, and x components of flow negated."""
     mirrored = inputs.flip(-1)
     if spec.stream == "temporal":
         mirrored[..., 0::2, :, :].neg_()
@@ -325,9 +229,9 @@ def mirror(inputs: Tensor, spec: VolumeSpec) -> Tensor:
 
 
 def cut(volumes: Tensor, boxes: npt.NDArray[np.int64] | Tensor, crop: int) -> Tensor:
-    """Square network inputs cut from volumes; regions of another size are resized (bilinear, antialiased).
+    """Square crops of volumes; regions of another size are resized (bilinear, antialiased).
 
-    Values are left as they are, so flow vectors do not grow or shrink with a jittered region (as in TSN).
+    Values are not scaled: flow vectors do not grow or shrink with a jittered region (as in TSN).
 
     Args:
         volumes: float32[N,C,H,W].
@@ -374,18 +278,5 @@ def resize(volumes: Tensor, side: int) -> Tensor:
 
 
 def mirror_where(inputs: Tensor, flip: Tensor, spec: VolumeSpec) -> Tensor:
-    """Volumes [N,C,H,W], of which those with flip[N] set are mirrored."""
+    """Volumes [N,C,H,W], of which those with flip[N] set are flipped horizontally."""
     return torch.where(flip.to(inputs.device)[:, None, None, None], mirror(inputs, spec), inputs)
-
-
-def fit(volumes: Tensor, spec: VolumeSpec) -> Tensor:
-    """Whole volumes [N,C,H,W] at the size the network sees videos at: the smaller side becomes `short_side`.
-
-    Flow vectors were scaled with it by `flow_volume` already. With short_side = 0 the volumes come back as they are.
-    """
-    height, width = volumes.shape[-2:]
-    ratio = zoom(spec, height, width)
-    if ratio == 1:
-        return volumes
-    side = max(round(height * ratio), spec.short_side), max(round(width * ratio), spec.short_side)
-    return F.interpolate(volumes, size=side, mode="bilinear", antialias=True, align_corners=False)

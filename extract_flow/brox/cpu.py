@@ -23,13 +23,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba import types
 from numba.extending import intrinsic
 
 from extract_flow.brox import rules, solver
-from extract_flow.brox.solver import Parameters
-from extract_flow.methods import FlowMethod
+from extract_flow.brox.parameters import Parameters
+from extract_flow.flow_method import FlowMethod
+from pipeline.compiled import NoAlias, njit
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,17 +47,9 @@ BLOCK = 192
 """Elements of a plane that one loop of the wavefront covers at least."""
 
 
-class _NoAlias(CompilerBase):
-    """Compile a function whose array arguments never overlap, so that its loops need no overlap checks."""
-
-    def define_pipelines(self):  # type: ignore[no-untyped-def]
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
-
-
 _kernel = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 _loop = njit(
-    nogil=True, fastmath=True, error_model="numpy", cache=True, forceinline=True, pipeline_class=_NoAlias
+    nogil=True, fastmath=True, error_model="numpy", cache=True, forceinline=True, pipeline_class=NoAlias
 )
 
 
@@ -453,7 +445,7 @@ def _inner_iteration(  # type: ignore[no-untyped-def]
 # ---- frames and pairs ----
 
 
-class Level(NamedTuple):
+class PyramidLevel(NamedTuple):
     """One pyramid level's size and the layout of its parity planes (module docstring)."""
 
     width: int
@@ -468,26 +460,26 @@ PreparedFrame = list[Floats]
 """A frame's levels from the full size down, each float32[H, W, 8] of I (0..1), Ix, Iy, Ixx, Ixy, Iyy, 0, 0."""
 
 
-def make_levels(width: int, height: int, parameters: Parameters) -> list[Level]:
+def make_levels(width: int, height: int, parameters: Parameters) -> list[PyramidLevel]:
     """Every level from the full size down."""
     sizes = solver.level_sizes(width, height, parameters.scale, parameters.outer_iterations)
     return [_layout(*size) for size in sizes]
 
 
-def _layout(width: int, height: int) -> Level:
+def _layout(width: int, height: int) -> PyramidLevel:
     pitch = (width + 1) // 2 + 1
     pairs = (height + 1) // 2
     origin = -(-(pitch + 1) // 16) * 16
     length = origin + (pairs + 1) * pitch + 1
     # Planes that start at the same offset modulo the page size would collide in the cache: 80 floats further each.
     length += (80 - length) % 1024
-    return Level(width, height, pitch, origin, length, max(1, BLOCK // pitch))
+    return PyramidLevel(width, height, pitch, origin, length, max(1, BLOCK // pitch))
 
 
 class Workspace:
     """One thread's buffers for frames of one size; nothing is allocated while a frame or a pair is worked on."""
 
-    def __init__(self, full: Level) -> None:
+    def __init__(self, full: PyramidLevel) -> None:
         self.planes = np.zeros(PLANES * 4 * full.length, np.float32)
         self.fields = np.zeros((4, full.height * full.width), np.float32)
         self.lines = np.zeros((6, full.width + 4), np.float32)
@@ -496,14 +488,14 @@ class Workspace:
         self.weights = np.zeros((5, half), np.float32)
         self.warped = np.zeros(half * CHANNELS, np.float32)
 
-    def field(self, index: int, level: Level) -> Floats:
+    def field(self, index: int, level: PyramidLevel) -> Floats:
         """Scratch field float32[H, W] of a level's size."""
         return self.fields[index, : level.height * level.width].reshape(level.height, level.width)
 
 
 def prepare_frame(
     frame: npt.NDArray[np.uint8],
-    levels: list[Level],
+    levels: list[PyramidLevel],
     parameters: Parameters,
     workspace: Workspace,
     prepared: PreparedFrame,
@@ -532,7 +524,7 @@ def prepare_frame(
 def solve_pair(
     first: PreparedFrame,
     second: PreparedFrame,
-    levels: list[Level],
+    levels: list[PyramidLevel],
     parameters: Parameters,
     workspace: Workspace,
     flow: Floats,
@@ -541,7 +533,7 @@ def solve_pair(
     gamma, relaxation = np.float32(parameters.gamma), np.float32(parameters.relaxation)
     half_inverse_alpha = np.float32(0.5 / parameters.alpha)
     mirror = parameters.border == "mirror"
-    coarse: Level | None = None
+    coarse: PyramidLevel | None = None
     for level, frame_0, frame_1 in zip(levels[::-1], first[::-1], second[::-1], strict=True):
         origin, pitch = level.origin, level.pitch
         planes = workspace.planes[: PLANES * 4 * level.length].reshape(PLANES, 4, level.length)
@@ -627,7 +619,7 @@ class BroxOnCpu(FlowMethod):
         self._unused.extend(prepared.values())
         return flows
 
-    def _group(self, levels: list[Level]) -> int:
+    def _group(self, levels: list[PyramidLevel]) -> int:
         """Pairs between two rounds of preparing frames."""
         frame = 4 * CHANNELS * sum(level.width * level.height for level in levels)
         return max(self.threads, min(GROUP * self.threads, PREPARED_BYTES // frame))
@@ -640,7 +632,7 @@ class BroxOnCpu(FlowMethod):
         finally:
             self._workspaces.put(workspace)
 
-    def _fit(self, levels: list[Level]) -> None:
+    def _fit(self, levels: list[PyramidLevel]) -> None:
         """Make the buffers anew where the frames' size differs from the last call's."""
         size = (levels[0].width, levels[0].height)
         if size != self._size:
@@ -651,5 +643,5 @@ class BroxOnCpu(FlowMethod):
             self._size = size
 
 
-def _empty_frame(levels: list[Level]) -> PreparedFrame:
+def _empty_frame(levels: list[PyramidLevel]) -> PreparedFrame:
     return [np.zeros((level.height, level.width, CHANNELS), np.float32) for level in levels]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import njit
 
 EPSILON2 = np.float32(1e-6)
 """eps^2 of the robust functions, for intensities in 0..1 (the paper's and OpenCV's value)."""

@@ -1,103 +1,15 @@
-"""The method without its sweeps: parameters, level sizes, and the tap tables of every resampling.
-
-Resampling (pyramid, prolongation, blur) is separable and linear, so each is two tables of taps; the sweeps in
-`cpu.py` and `cuda.py` only apply them.
-"""
+"""Level sizes and the tap tables of every resampling: pyramid, prolongation and blur are separable and linear."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.methods import option
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Options of the method; the first six carry OpenCV's names (cv::cuda::BroxOpticalFlow).
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    alpha: float = option(0.197, "weight of the smoothness")
-    gamma: float = option(50.0, "weight of gradient constancy against brightness constancy")
-    scale: float = option(0.8, "size of a pyramid level relative to the next finer one")
-    inner_iterations: int = option(3, "updates of the robust weights for each warp")
-    outer_iterations: int = option(
-        77, "most pyramid levels; fewer where a level's smaller side reaches 15 pixels"
-    )
-    solver_iterations: int = option(
-        7, "sweeps of the linear solver (red-black SOR) for each update of the weights"
-    )
-    relaxation: float = option(1.95, "over-relaxation of the linear solver")
-    warps: int = option(3, "warps of the second frame on each level")
-    blur: float = option(0.6, "standard deviation in pixels of the blur before the pyramid; 0 for none")
-    pyramid: str = option(
-        "centred",
-        "'centred': levels share their centre, area means down, linear up; 'opencv': OpenCV's resampling",
-        ("centred", "opencv"),
-    )
-    border: str = option(
-        "mask",
-        "where the flow leads out of the frame: 'mask' drops the data term, 'mirror' reflects the frame (OpenCV)",
-        ("mask", "mirror"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse values for which the method is not defined."""
-        for name in ("alpha", "gamma", "scale", "relaxation", "blur"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be a finite number, found {getattr(self, name)}")
-        if self.alpha <= 0:
-            raise ValueError(f"alpha must be above 0, found {self.alpha}")
-        if self.gamma < 0:
-            raise ValueError(f"gamma must be 0 or more, found {self.gamma}")
-        if not 0.1 <= self.scale <= 0.95:
-            raise ValueError(f"scale must be between 0.1 and 0.95, found {self.scale}")
-        if not 0 < self.relaxation < 2:
-            raise ValueError(f"relaxation must be between 0 and 2 (exclusive), found {self.relaxation}")
-        if not 0 <= self.blur <= 10:
-            raise ValueError(f"blur must be between 0 and 10 pixels, found {self.blur}")
-        for name in ("inner_iterations", "outer_iterations", "solver_iterations", "warps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name, choices in (("pyramid", ("centred", "opencv")), ("border", ("mask", "mirror"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-
-
-PRESETS = {
-    "default": Parameters(),
-    "accurate": Parameters(warps=6),
-    "opencv": Parameters(
-        inner_iterations=10,
-        solver_iterations=10,
-        relaxation=1.99,
-        warps=1,
-        blur=0.0,
-        pyramid="opencv",
-        border="mirror",
-    ),
-}
-"""`opencv` reproduces cv::cuda::BroxOpticalFlow(0.197, 50, 0.8, 10, 77, 10); `accurate` takes about twice the time."""
-
-
-class Taps(NamedTuple):
-    """One dimension of a linear resampling: output i is the sum over k of weights[i, k] * input[first[i] + k].
-
-    Attributes:
-        first: int32[outputs]; first[i] + k stays inside the input for every k.
-        weights: float32[outputs, taps], rows summing to 1.
-    """
-
-    first: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
+from extract_flow.brox.parameters import Parameters
+from extract_flow.resampling import Taps, taps_of
 
 
 def level_sizes(width: int, height: int, scale: float, most: int) -> list[tuple[int, int]]:
@@ -140,7 +52,7 @@ def blur(size: int, sigma: float) -> Taps:
     matrix = np.zeros((size, size))
     for offset, weight in zip(offsets, weights / weights.sum(), strict=True):
         np.add.at(matrix, (np.arange(size), _mirror(np.arange(size) + offset, size)), weight)
-    return _taps(matrix)
+    return taps_of(matrix, normalise=True)
 
 
 def _mirror(index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
@@ -166,7 +78,7 @@ def _supersample(source: int, target: int, scale: float) -> Taps:
         matrix[row, first + 1 : last] = 1
         if last > first:
             matrix[row, last] = last - high
-    return _taps(matrix)
+    return taps_of(matrix, normalise=True)
 
 
 def _area(source: int, target: int) -> Taps:
@@ -174,13 +86,13 @@ def _area(source: int, target: int) -> Taps:
     edges = np.arange(target + 1) * (source / target)
     pixels = np.arange(source)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return _taps(np.maximum(covered, 0))
+    return taps_of(np.maximum(covered, 0), normalise=True)
 
 
 def _linear(source: int, target: int) -> Taps:
     """Linear interpolation with shared centres; clamped at the border."""
     position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
-    return _taps(np.maximum(1 - np.abs(position[:, None] - np.arange(source)), 0))
+    return taps_of(np.maximum(1 - np.abs(position[:, None] - np.arange(source)), 0), normalise=True)
 
 
 def _catmull_rom(source: int, target: int, step: float) -> Taps:
@@ -189,13 +101,4 @@ def _catmull_rom(source: int, target: int, step: float) -> Taps:
     distance = np.abs(position[:, None] - np.arange(source))
     near = distance**2 * (1.5 * distance - 2.5) + 1
     far = distance * (distance * (2.5 - 0.5 * distance) - 4) + 2
-    return _taps(np.where(distance <= 1, near, np.where(distance < 2, far, 0)))
-
-
-def _taps(matrix: npt.NDArray[np.float64]) -> Taps:
-    """The non-zero window of every row of a resampling matrix, normalised to sum 1."""
-    used = matrix != 0
-    width = int((matrix.shape[1] - used[:, ::-1].argmax(1) - used.argmax(1)).max())
-    first = np.minimum(used.argmax(1), matrix.shape[1] - width)
-    weights = np.take_along_axis(matrix, first[:, None] + np.arange(width), axis=1)
-    return Taps(first.astype(np.int32), (weights / weights.sum(1, keepdims=True)).astype(np.float32))
+    return taps_of(np.where(distance <= 1, near, np.where(distance < 2, far, 0)), normalise=True)

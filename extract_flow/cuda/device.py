@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver
 
-from extract_flow.methods import DeviceMemoryError
+from extract_flow.flow_method import DeviceMemoryError
 from pipeline.errors import InputError
 
 ALIGNMENT = 256

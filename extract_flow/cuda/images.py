@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from extract_flow.cuda.device import Buffer, Memory, Stream, upload
 from extract_flow.cuda.kernels import Kernels, pixel_launch
+from extract_flow.resampling import Taps
 
 ROW = 8
 """A pitch is a multiple of this many pixels: the 32 bytes that a GPU reads at least."""
@@ -43,22 +41,9 @@ class DeviceTaps(NamedTuple):
     taps: int
 
 
-def upload_taps(first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> DeviceTaps:
-    """Copy a table first int32[outputs], weights float32[outputs, taps] to the device."""
-    return DeviceTaps(
-        upload(np.asarray(first, np.int32)), upload(np.asarray(weights, np.float32)), weights.shape[1]
-    )
-
-
-def dense_taps(matrix: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The table of a resampling matrix [outputs, inputs]: the window of each row that holds its non-zero values."""
-    used = matrix != 0
-    inputs = matrix.shape[1]
-    start, end = used.argmax(1), inputs - used[:, ::-1].argmax(1)
-    taps = int((end - start).max())
-    first = np.minimum(start, inputs - taps)
-    weights = np.take_along_axis(matrix, first[:, None] + np.arange(taps), axis=1)
-    return first.astype(np.int32), weights.astype(np.float32)
+def upload_taps(taps: Taps) -> DeviceTaps:
+    """Copy a table to the device."""
+    return DeviceTaps(upload(taps.first), upload(taps.weights), taps.weights.shape[1])
 
 
 def load_frames(

@@ -20,7 +20,7 @@ from extract_flow.cuda import quantise
 from extract_flow.cuda.device import Buffer, Device, Graph, Memory, Part, Pinned, Stream
 from extract_flow.cuda.images import Size
 from extract_flow.cuda.kernels import Kernels, Program
-from extract_flow.methods import DeviceMemoryError, FlowMethod
+from extract_flow.flow_method import DeviceMemoryError, FlowMethod
 from pipeline.codec import Quantised, Quantiser
 
 LANES = 2

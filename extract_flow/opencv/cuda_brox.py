@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
+from extract_flow.parameters import check_positive
+from pipeline.options import option
 
-from extract_flow.methods import FlowMethod, option, positive
-from extract_flow.opencv.gpu import OpenCvCudaMethod
+if TYPE_CHECKING:
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Parameters:
     solver_iterations: int = option(10, "linear solver iterations of each inner one")
 
     def __post_init__(self) -> None:
-        positive(self, "alpha", "inner_iterations", "outer_iterations", "solver_iterations")
-        positive(self, "gamma", zero=True)
+        check_positive(self, "alpha", "inner_iterations", "outer_iterations", "solver_iterations")
+        check_positive(self, "gamma", zero=True)
         if not 0 < self.scale_step < 1:
             raise ValueError(f"scale_step: expected between 0 and 1, found {self.scale_step}")
 
@@ -33,6 +34,11 @@ PRESETS = {"default": Parameters()}
 
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
+    """The method on a GPU; see `OpenCvCudaMethod` for its errors."""
+    import cv2
+
+    from extract_flow.opencv.gpu import OpenCvCudaMethod
+
     def make() -> Any:
         cuda: Any = cv2.cuda
         return cuda.BroxOpticalFlow.create(

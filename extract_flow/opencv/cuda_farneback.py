@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-
-from extract_flow.methods import FlowMethod
 from extract_flow.opencv.farneback import PRESETS, Parameters, arguments
-from extract_flow.opencv.gpu import OpenCvCudaMethod
+
+if TYPE_CHECKING:
+    from extract_flow.flow_method import FlowMethod
 
 __all__ = ["PRESETS", "Parameters", "create"]
 
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
+    """The method on a GPU; see `OpenCvCudaMethod` for its errors."""
+    import cv2
+
+    from extract_flow.opencv.gpu import OpenCvCudaMethod
+
     def make() -> Any:
         cuda: Any = cv2.cuda
         return cuda.FarnebackOpticalFlow.create(*arguments(parameters).values())

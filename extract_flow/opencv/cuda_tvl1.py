@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
+from extract_flow.parameters import check_positive
+from pipeline.options import option
 
-from extract_flow.methods import FlowMethod, option, positive
-from extract_flow.opencv.gpu import OpenCvCudaMethod
+if TYPE_CHECKING:
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Parameters:
     gamma: float = option(0.0, "weight of the illumination term")
 
     def __post_init__(self) -> None:
-        positive(self, "tau", "lambda_", "theta", "scales", "warps", "epsilon", "iterations")
+        check_positive(self, "tau", "lambda_", "theta", "scales", "warps", "epsilon", "iterations")
         if not 0 < self.scale_step < 1:
             raise ValueError(f"scale_step: expected between 0 and 1, found {self.scale_step}")
 
@@ -35,6 +36,11 @@ PRESETS = {"default": Parameters()}
 
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
+    """The method on a GPU; see `OpenCvCudaMethod` for its errors."""
+    import cv2
+
+    from extract_flow.opencv.gpu import OpenCvCudaMethod
+
     def make() -> Any:
         cuda: Any = cv2.cuda
         return cuda.OpticalFlowDual_TVL1.create(

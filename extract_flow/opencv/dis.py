@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-
-from extract_flow.methods import FlowMethod, option, positive
-from extract_flow.opencv.cpu import OpenCvMethod
+from extract_flow.parameters import check_positive
+from pipeline.options import option
 
 LEAST_SIDE = 16
 """OpenCV refuses frames whose sides are both below 12 pixels."""
+
+if TYPE_CHECKING:
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Parameters:
     epsilon: float = option(0.01, "regularisation of the refinement's penalties")
 
     def __post_init__(self) -> None:
-        positive(self, "iterations", "patch_size", "patch_stride", "epsilon")
-        positive(self, "finest_scale", "refinement", "alpha", "delta", "gamma", zero=True)
+        check_positive(self, "iterations", "patch_size", "patch_stride", "epsilon")
+        check_positive(self, "finest_scale", "refinement", "alpha", "delta", "gamma", zero=True)
         if self.patch_size < 4 or self.patch_stride > self.patch_size:
             raise ValueError(
                 f"patch_size: expected 4 or more and no less than the patch_stride of {self.patch_stride}, "
@@ -48,6 +49,11 @@ PRESETS = {
 
 
 def create(parameters: Parameters, device: str, threads: int) -> FlowMethod:
+    """The method on the CPU; see `OpenCvMethod` for its errors."""
+    import cv2
+
+    from extract_flow.opencv.cpu import OpenCvMethod
+
     def make() -> Any:
         opencv: Any = cv2  # its stubs leave this out
         solver = opencv.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

@@ -2,7 +2,7 @@
 
 Every image is a *plane*: a flat float32 array whose rows lie `pitch` apart. Rows are padded to whole blocks of `LANES`
 pixels, so that loops need no scalar remainder, and between two rows and around the image lie guards of at least `RING`
-pixels, so that neighbours need no branches (`Level` has the layout).
+pixels, so that neighbours need no branches (`PyramidLevel` has the layout).
 
 What keeps the loops fast, each measured:
 
@@ -20,16 +20,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba import types
 from numba.extending import intrinsic
 
+from extract_flow.tvl1.interpolation import TAPS
 from extract_flow.tvl1.rules import HALF, ONE, ZERO, data_step, dual_length, dual_step, inverse_gradient
+from pipeline.compiled import NoAlias, njit
 
 LANES = 16
 RING = 5
-TAPS = 8
-"""Lanes of an interpolation kernel; lane k weighs the pixel at floor(position) - 2 + k."""
 SCRATCH_ROWS = 14
 """Rows of scratch: fractions 2, weights and slopes 6 each."""
 U1, U2, P11, P12, P21, P22, NX, NY, RESIDUAL, LIMIT, BEFORE1, BEFORE2, STEPS = range(13)
@@ -40,7 +39,7 @@ LARGE = 160_000
 """Pixels from which a level no longer fits the caches and is swept in blocks of `BLOCKED` iterations."""
 BLOCKED = 5
 TARGET, WARPED_IMAGE, BLENDED = range(3)
-"""Where the gradient comes from: see `gradient` in `solver.Parameters`."""
+"""Where the gradient comes from, in the order of `parameters.GRADIENTS`."""
 BLEND = np.float32(0.4)
 """Weight of the first frame's gradient in a blended one (Wedel et al. 2009, "An improved algorithm for TV-L1")."""
 EDGE_LIMIT = np.float32(2.5)
@@ -52,7 +51,7 @@ NEAR, FAR = np.float32(8 / 12), np.float32(1 / 12)
 Plane = npt.NDArray[np.float32]
 
 
-class Level(NamedTuple):
+class PyramidLevel(NamedTuple):
     """Size of a pyramid level and the layout of its planes: pixel (y, x) is element origin + y * pitch + x."""
 
     height: int
@@ -63,7 +62,7 @@ class Level(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What `refine_level` needs of `solver.Parameters`."""
+    """What `refine_level` needs of `parameters.Parameters`."""
 
     tau: np.float32
     step: np.float32  # tau / theta
@@ -78,16 +77,16 @@ class Settings(NamedTuple):
     median: int
 
 
-def layout(height: int, width: int) -> Level:
+def layout(height: int, width: int) -> PyramidLevel:
     """Rows in whole vectors, guards all around, and a size that staggers consecutive planes."""
     pitch = padded_width(width) + LANES
     if min(pitch % 1024, -pitch % 1024) < 64:  # two rows one page apart would collide
         pitch += 64
     size = (height + 2 * RING) * pitch + 2 * LANES
-    return Level(height, width, pitch, RING * pitch + LANES, -(-size // 1024) * 1024 + 112)
+    return PyramidLevel(height, width, pitch, RING * pitch + LANES, -(-size // 1024) * 1024 + 112)
 
 
-def pixels(plane: Plane, level: Level) -> Plane:
+def pixels(plane: Plane, level: PyramidLevel) -> Plane:
     """The image in a plane, as a view [height, width]."""
     rows = plane[level.origin : level.origin + level.height * level.pitch]
     return rows.reshape(level.height, level.pitch)[:, : level.width]
@@ -98,15 +97,6 @@ def aligned(count: int) -> Plane:
     memory = np.zeros(count + LANES, np.float32)
     start = (-memory.ctypes.data // memory.itemsize) % LANES
     return memory[start : start + count]
-
-
-class NoAlias(CompilerBase):
-    """Numba's compiler with its `noalias` flag set: a pointer argument that is written overlaps no other."""
-
-    def define_pipelines(self) -> list[Any]:
-        """Numba's own passes, unchanged."""
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
 compiled: Any = partial(njit, fastmath=True, error_model="numpy", nogil=True, cache=True)

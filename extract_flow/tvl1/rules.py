@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import njit
 
 ZERO = np.float32(0)
 HALF = np.float32(0.5)

@@ -15,7 +15,16 @@ from made_shards import smooth_flow
 from PIL import Image
 
 from pipeline import codec as module
-from pipeline.codec import PRESETS, Quantiser, codec, decode_levels, dequantise, image_size, linear_quantiser
+from pipeline.codec import (
+    PRESETS,
+    Quantiser,
+    codec,
+    codec_from,
+    decode_levels,
+    dequantise,
+    image_size,
+    linear_quantiser,
+)
 from pipeline.errors import InputError
 
 ZERO_CENTRED = ["default", "high-fidelity", "linear", "lossless"]
@@ -294,6 +303,43 @@ def test_names_tell_quantisers_apart():
         len(names | {codec("paper").quantiser.name}) == 2 * 4 + 1
     )  # lossless shares the default's quantiser
     assert linear_quantiser(20).name == "linear bound=20"
+
+
+@given(st.sampled_from(sorted(PRESETS)), st.none() | st.floats(0.01, 10000), st.none() | st.integers(1, 100))
+def test_what_a_shard_records_gives_its_codec_again(preset, bound, quality):
+    try:
+        made = codec(preset, bound, quality)
+    except InputError:  # an option that the preset has no use for
+        return
+    again = codec_from(made.quantiser.name, made.image, made.quality)
+    assert again == made
+    assert np.array_equal(again.quantiser.table, made.quantiser.table)
+    assert again.quantiser.per_field == made.quantiser.per_field
+
+
+def test_codecs_of_other_values_are_unequal():
+    assert codec() == codec("default", 20.0, 75)
+    assert len({codec(), codec(bound=30), codec(quality=76), codec("lossless"), codec("field")}) == 5
+    assert codec(bound=20.000001).quantiser.name != codec(bound=20.000002).quantiser.name
+
+
+@pytest.mark.parametrize(
+    ("quantiser", "image", "quality"),
+    [
+        ("", "png", None),
+        ("asinh bound=20", "png", None),
+        ("asinh s=0 bound=20", "png", None),
+        ("linear bound=nan", "png", None),
+        ("linear bound=20.0", "png", None),
+        ("range", "webp", 75),
+        ("range", "png", 75),
+        ("range", "jpeg flat", None),
+        ("range", "jpeg flat", 0),
+    ],
+)
+def test_a_codec_that_no_version_made_is_refused(quantiser, image, quality):
+    with pytest.raises(InputError, match=r"quantiser|image coding"):
+        codec_from(quantiser, image, quality)
 
 
 def test_too_large_for_jpeg_says_so():

@@ -14,10 +14,9 @@ from pipeline.outcome import (
     OutcomeLog,
     describe,
     read_outcomes,
-    readable_bytes,
-    readable_seconds,
     summarise,
 )
+from pipeline.text import duration, size_in_bytes
 
 
 def log(folder: Path, *outcomes: Outcome, task: int = 0) -> Path:
@@ -134,9 +133,9 @@ def test_the_summary_counts_and_names_every_failure() -> None:
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (2130, "2.1 kB"), (3.2e15, "3200.0 TB")]
 )
 def test_bytes_for_people(count: float, text: str) -> None:
-    assert readable_bytes(count) == text
+    assert size_in_bytes(count) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2 s"), (75.2, "1 min 15 s"), (7384, "2 h 3 min")])
 def test_seconds_for_people(seconds: float, text: str) -> None:
-    assert readable_seconds(seconds) == text
+    assert duration(seconds) == text

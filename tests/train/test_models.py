@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from train.models import MODELS, Network, build
+from train.models import MODELS, build
 from train.models.cnn_m import feature_side
+from train.models.network import Network
 
 
 def parameters(name: str, channels: int, classes: int) -> int:

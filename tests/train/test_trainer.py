@@ -13,20 +13,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_data import write_image
+from test_batches import write_image
 from tiny_dataset import RECIPE
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
-from train.checkpoint import checkpoints, load_checkpoint
-from train.data import Material, gather, gather_images
-from train.dataset import TrainingReader, network_input
+from pipeline.runs import RunPaths, RunRecord
+from train.batches import TrainingReader, network_input
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distributed import Place, World
+from train.interrupt import RESUME_LATER
 from train.log import read_log
+from train.losses import Samples, head_losses, join, split
+from train.meter import Meter
 from train.models import build
+from train.options import LoopOptions
 from train.recipe import Recipe, load_recipe
-from train.trainer import RESUME_LATER, Options, Samples, head_losses, join, split, train
+from train.sampler import Schedule
+from train.trainer import Trainer, train
+from train.training_data import TrainingData, gather, gather_images
 
 ALONE = World(Place(), torch.device("cpu"))
 NO_NORM = dataclasses.replace(
@@ -36,7 +42,7 @@ NO_NORM = dataclasses.replace(
 
 def run(
     folder: Path,
-    material: Material,
+    material: TrainingData,
     recipe: Recipe = RECIPE,
     stream: str = "temporal",
     about: Mapping[str, Any] | None = None,
@@ -45,14 +51,15 @@ def run(
     **options: Any,
 ) -> int:
     """Train quietly in this process."""
-    options = {"tensorboard": False, "log_every": 1, "checkpoint_every": 1000, **options}
+    options = {"workers": 0, "tensorboard": False, "log_every": 1, "checkpoint_every": 1000, **options}
     say = (said if said is not None else []).append
     spec = recipe.volume(stream)
-    return train(recipe, spec, material, about or {"split": 1}, Options(folder, **options), ALONE, init, say)
+    record = RunRecord(**{"dataset": "tiny", "stream": stream, "split": 1, **(about or {})})
+    return train(recipe, spec, material, record, folder, LoopOptions(**options), ALONE, init, say)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(checkpoints(folder)[0]).weights
+    return load_checkpoint(RunPaths(folder).checkpoints()[0]).weights
 
 
 def losses(folder: Path) -> list[float]:
@@ -60,14 +67,14 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def material(tiny: DatasetPaths) -> Material:
+def material(tiny: DatasetPaths) -> TrainingData:
     return gather("tiny", 1, RECIPE.volume("temporal"), RECIPE, tiny.data)
 
 
 # --- learning ---
 
 
-def test_eight_clips_are_learnt_by_heart(material: Material, tmp_path: Path) -> None:
+def test_eight_clips_are_learnt_by_heart(material: TrainingData, tmp_path: Path) -> None:
     """Eight clips with labels that nothing in them explains: only a network that learns can tell them."""
     clips = [item._replace(label=i % 3) for i, item in enumerate(material.train[:8])]
     quick = {"iterations": 160, "batch": 16, "width": 0.25, "learning_rate": 0.02, "warmup": 10, "clip": 5.0}
@@ -104,7 +111,7 @@ def test_each_stream_learns_the_classes_of_people_it_has_not_seen(
 # --- exactness ---
 
 
-def test_the_loss_is_the_mean_over_the_batch(material: Material, tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_the_batch(material: TrainingData, tmp_path: Path) -> None:
     recipe = dataclasses.replace(NO_NORM, iterations=1, dropout=0.0, batch=6)
     run(tmp_path, material, recipe)
     spec = recipe.volume("temporal")
@@ -116,7 +123,7 @@ def test_the_loss_is_the_mean_over_the_batch(material: Material, tmp_path: Path)
 
 
 @pytest.mark.parametrize("segments", [1, 2])
-def test_micro_batches_change_nothing(material: Material, tmp_path: Path, segments: int) -> None:
+def test_micro_batches_change_nothing(material: TrainingData, tmp_path: Path, segments: int) -> None:
     """Dropout masks follow from the sample, gradients add up: also at dropout 0.5."""
     recipe = dataclasses.replace(NO_NORM, iterations=2, segments=segments)
     run(tmp_path / "whole", material, recipe, micro_batch=8)
@@ -127,7 +134,7 @@ def test_micro_batches_change_nothing(material: Material, tmp_path: Path, segmen
         torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=1e-4)
 
 
-def test_snippets_are_averaged_as_logits(material: Material, tmp_path: Path) -> None:
+def test_snippets_are_averaged_as_logits(material: TrainingData, tmp_path: Path) -> None:
     recipe = dataclasses.replace(NO_NORM, iterations=1, dropout=0.0, segments=3, batch=4)
     run(tmp_path, material, recipe)
     spec = recipe.volume("temporal")
@@ -190,7 +197,7 @@ def test_several_datasets_train_one_network(tiny: DatasetPaths, tmp_path: Path) 
 # --- scenarios ---
 
 
-def test_last_layer_training_changes_the_last_layer_only(material: Material, tmp_path: Path) -> None:
+def test_last_layer_training_changes_the_last_layer_only(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path / "first", material)
     recipe = dataclasses.replace(RECIPE, trained="last", pretrained=True, iterations=2)
     with pytest.raises(InputError, match="starts from pre-trained weights: give --init FILE"):
@@ -200,7 +207,7 @@ def test_last_layer_training_changes_the_last_layer_only(material: Material, tmp
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"fc.weight", "fc.bias"}
 
 
-def test_partial_bn_keeps_the_statistics_of_all_but_the_first(material: Material, tmp_path: Path) -> None:
+def test_partial_bn_keeps_the_statistics_of_all_but_the_first(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path, material, dataclasses.replace(RECIPE, partial_bn=True, iterations=1))
     changed = {name for name, tensor in weights(tmp_path).items() if "running_mean" in name and tensor.any()}
     assert changed == {"bn1.running_mean"}
@@ -222,7 +229,7 @@ def test_images_train_the_spatial_stream(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
-    material: Material, tmp_path: Path, stop: int
+    material: TrainingData, tmp_path: Path, stop: int
 ) -> None:
     recipe = dataclasses.replace(RECIPE, segments=2)
     assert run(tmp_path / "straight", material, recipe) == 0
@@ -235,12 +242,12 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
-    material: Material, tmp_path: Path
+    material: TrainingData, tmp_path: Path
 ) -> None:
     run(tmp_path / "straight", material)
     folder = tmp_path / "run"
     run(folder, material, checkpoint_every=2, stop_after=5)
-    newest = checkpoints(folder)[0]
+    newest = RunPaths(folder).checkpoints()[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     said: list[str] = []
     assert run(folder, material, said=said) == 0
@@ -253,15 +260,17 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
     assert [record["iteration"] for record in read_log(folder)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_without_a_valid_checkpoint_nothing_is_overwritten(material: Material, tmp_path: Path) -> None:
+def test_without_a_valid_checkpoint_nothing_is_overwritten(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path, material, stop_after=2)
-    for path in checkpoints(tmp_path):
+    for path in RunPaths(tmp_path).checkpoints():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="none of its 1 checkpoints can be read"):
         run(tmp_path, material)
 
 
-def test_another_configuration_is_refused_with_its_differences(material: Material, tmp_path: Path) -> None:
+def test_another_configuration_is_refused_with_its_differences(
+    material: TrainingData, tmp_path: Path
+) -> None:
     run(tmp_path, material, stop_after=2)
     with pytest.raises(InputError) as caught:
         run(tmp_path, material, dataclasses.replace(RECIPE, batch=4, dropout=0.1), about={"split": 2})
@@ -277,7 +286,25 @@ def test_another_configuration_is_refused_with_its_differences(material: Materia
         run(tmp_path, material, resume="no")
 
 
-def test_a_complete_run_is_left_alone(material: Material, tmp_path: Path) -> None:
+def test_shards_that_were_made_again_differently_are_refused_on_resuming(
+    material: TrainingData, tmp_path: Path
+) -> None:
+    run(tmp_path, material, stop_after=2)
+    saved = load_checkpoint(tmp_path)
+    assert saved.requests == material.requests
+    assert saved.requests["tiny"].directions == ("forward",)
+    again = dataclasses.replace(material.requests["tiny"], step=2)
+    with pytest.raises(InputError, match="shards of tiny: step: "):
+        run(tmp_path, dataclasses.replace(material, requests={"tiny": again}))
+    # Checkpoints of version 1 do not record it.
+    saved = load_checkpoint(RunPaths(tmp_path).checkpoint(2), optimiser=True)
+    saved.requests = {}
+    save_checkpoint(RunPaths(tmp_path).checkpoint(2), saved)
+    assert run(tmp_path, material) == 0
+    assert load_checkpoint(tmp_path).requests == material.requests
+
+
+def test_a_complete_run_is_left_alone(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path, material)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     said: list[str] = []
@@ -287,16 +314,33 @@ def test_a_complete_run_is_left_alone(material: Material, tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_a_loss_that_is_not_finite_stops_the_run(material: Material, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(material: TrainingData, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, schedule="constant", iterations=20)
     with pytest.raises(
         InputError, match=r"(the loss is (nan|inf) at iteration \d+ \(learning rate 1e\+30\))"
     ):
         run(tmp_path, material, recipe, checkpoint_every=20)
-    assert checkpoints(tmp_path) == []
+    assert RunPaths(tmp_path).checkpoints() == []
 
 
-def test_weights_that_are_not_finite_are_not_saved(material: Material, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_seen_before_the_update(material: TrainingData, tmp_path: Path) -> None:
+    spec = RECIPE.volume("temporal")
+    record, options = RunRecord("tiny", "temporal", 1), LoopOptions(tensorboard=False)
+    trainer = Trainer(
+        RECIPE, spec, material, record, RunPaths(tmp_path), options, ALONE, None, None, lambda _: None
+    )
+    with torch.no_grad():
+        trainer.network.last_layer.bias[0] = float("inf")
+    before = {name: parameter.clone() for name, parameter in trainer.network.named_parameters()}
+    schedule = Schedule(trainer.indices, trainer.micro_batch, 0, 1)
+    batches = (trainer.reader.__getitems__(keys) for keys in schedule)
+    with pytest.raises(InputError, match=r"the loss is nan at iteration 1 .* stopped before the update"):
+        trainer.step(batches, schedule.micro_batches, 0.05, 0.0, Meter(["tiny"], 1, None, print))
+    for name, parameter in trainer.network.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_weights_that_are_not_finite_are_not_saved(material: TrainingData, tmp_path: Path) -> None:
     """The loss of the last iteration is finite, what its update made is not."""
     recipe = dataclasses.replace(RECIPE, learning_rate=3e38, schedule="constant", iterations=1, momentum=0.0)
     recipe = dataclasses.replace(recipe, weight_decay=10.0)
@@ -304,14 +348,14 @@ def test_weights_that_are_not_finite_are_not_saved(material: Material, tmp_path:
         InputError, match=r"weights are not finite after iteration 1 \(learning rate 3e\+38\)"
     ):
         run(tmp_path, material, recipe)
-    assert checkpoints(tmp_path) == []
+    assert RunPaths(tmp_path).checkpoints() == []
 
 
 def test_the_newest_and_the_best_are_kept(tiny: DatasetPaths, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, validation="0.3", iterations=8)
     material = gather("tiny", 1, RECIPE.volume("temporal"), recipe, tiny.data)
     run(tmp_path, material, recipe, checkpoint_every=1, validate_every=2, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == [
+    assert [path.name for path in RunPaths(tmp_path).checkpoints()] == [
         "checkpoint-00000008.pt",
         "checkpoint-00000007.pt",
     ]
@@ -322,7 +366,7 @@ def test_the_newest_and_the_best_are_kept(tiny: DatasetPaths, tmp_path: Path) ->
     assert best.iteration == checks[accuracies.index(max(accuracies))]["iteration"]
 
 
-def test_a_run_folder_says_what_was_done(material: Material, tmp_path: Path) -> None:
+def test_a_run_folder_says_what_was_done(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path, material, about={"dataset": "tiny", "split": 1})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-00000006.pt",
@@ -338,7 +382,7 @@ def test_a_run_folder_says_what_was_done(material: Material, tmp_path: Path) -> 
     assert [record["learning_rate"] for record in records] == [RECIPE.learning_rate_at(t) for t in range(6)]
 
 
-def test_tensorboard_events_are_written_where_it_is_installed(material: Material, tmp_path: Path) -> None:
+def test_tensorboard_events_are_written_where_it_is_installed(material: TrainingData, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     run(tmp_path, material, dataclasses.replace(RECIPE, iterations=1), tensorboard=True)
     assert list((tmp_path / "tensorboard").glob("events.*"))

@@ -19,7 +19,6 @@ from train.volume import (
     cut,
     cut_side,
     dequantise,
-    fit,
     flow_indices,
     flow_volume,
     frame_volume,
@@ -285,14 +284,6 @@ def test_the_cut_region_shows_the_same_part_of_a_frame_at_any_stored_size(
 def test_a_crop_larger_than_the_frame_is_refused() -> None:
     with pytest.raises(InputError, match="does not fit in a stored frame of 64x64"):
         cut_side(VolumeSpec(crop=224, short_side=0), 64, 64)
-
-
-def test_fit_brings_the_smaller_side_to_the_network_s_size() -> None:
-    spec = VolumeSpec(crop=16, short_side=20)
-    assert fit(torch.zeros(2, 4, 40, 53), spec).shape == (2, 4, 20, 26)
-    assert fit(torch.zeros(2, 4, 30, 10), spec).shape == (2, 4, 60, 20)
-    assert fit(torch.zeros(2, 4, 20, 31), spec).shape == (2, 4, 20, 31)
-    assert fit(torch.zeros(2, 4, 30, 10), VolumeSpec(crop=8, short_side=0)).shape == (2, 4, 30, 10)
 
 
 def test_flow_grows_with_the_frame() -> None:

@@ -1,18 +1,19 @@
 """Networks by name. All take inputs [N,channels,H,W] and dropout keys, and return logits [N,classes].
 
 Parameter names and shapes are torchvision's, so that its state dicts load as they are. Several heads (multi-task
-training) are ranges of one last layer: `train.checkpoint.Checkpoint.columns` says which.
+training) are ranges of one last layer, see `train.checkpoint.Checkpoint.columns`.
 """
 
 from __future__ import annotations
 
-from pipeline.errors import InputError
-from train.models.cnn_m import CnnM2048
-from train.models.network import Network
-from train.models.resnet import ResNet
-from train.models.vgg import Vgg16
+from typing import TYPE_CHECKING
 
-__all__ = ["MODELS", "Network", "build"]
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from train.models.network import Network
+
+__all__ = ["MODELS", "build"]
 
 MODELS = ("cnn_m_2048", "vgg16", "resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -33,6 +34,11 @@ def build(
     Raises:
         InputError: unknown name, or values that the network cannot have.
     """
+    # Imported here, so that a command that needs only the names does not load torch.
+    from train.models.cnn_m import CnnM2048
+    from train.models.resnet import ResNet
+    from train.models.vgg import Vgg16
+
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     if not 0 <= dropout < 1:

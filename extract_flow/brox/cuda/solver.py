@@ -7,11 +7,12 @@ import itertools
 from pathlib import Path
 
 from extract_flow.brox import rules, solver
-from extract_flow.brox.solver import Parameters, Taps
+from extract_flow.brox.parameters import Parameters
 from extract_flow.cuda.device import Memory, Part, Stream, floats
-from extract_flow.cuda.images import DeviceTaps, Resampling, Size, load_frames, resample, upload_taps
+from extract_flow.cuda.images import Resampling, Size, load_frames, resample, upload_taps
 from extract_flow.cuda.kernels import SHARED, Kernels, Program, pixel_launch
 from extract_flow.cuda.method import CudaMethod
+from extract_flow.resampling import Taps
 
 HERE = Path(__file__).parent
 FILES = (
@@ -173,11 +174,7 @@ def level_sizes(parameters: Parameters, size: Size) -> list[Size]:
 
 
 def _resampling(source: Size, target: Size, down: Taps, across: Taps) -> Resampling:
-    return Resampling(source, target, _upload(down), _upload(across))
-
-
-def _upload(taps: Taps) -> DeviceTaps:
-    return upload_taps(taps.first, taps.weights)
+    return Resampling(source, target, upload_taps(down), upload_taps(across))
 
 
 def bytes_per_pair(parameters: Parameters, size: Size) -> int:

@@ -1,6 +1,6 @@
 // The flow of every pair out of its state, median-filtered over MEDIAN x MEDIAN pixels (1: as it is), the border
 // repeated. MEDIAN_NETWORK lists the compare-exchanges after which the middle value is the median
-// (extract_flow.tvl1.cpu.median_network).
+// (median.py).
 #define FILTER_WIDTH 64
 #define FILTER_HEIGHT 16
 #define FILTER_THREADS 256

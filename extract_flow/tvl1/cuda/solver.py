@@ -17,15 +17,17 @@ from extract_flow.cuda.images import (
     DeviceTaps,
     Resampling,
     Size,
-    dense_taps,
     load_frames,
     resample,
     upload_taps,
 )
 from extract_flow.cuda.kernels import SHARED, Kernels, Program, pixel_launch
 from extract_flow.cuda.method import CudaMethod
-from extract_flow.tvl1 import cpu, rules, solver
-from extract_flow.tvl1.solver import GRADIENTS, SPLINE_PREFILTER, Parameters, gaussian
+from extract_flow.resampling import Taps, taps_of
+from extract_flow.tvl1 import cpu, interpolation, rules, solver
+from extract_flow.tvl1.cuda.median import median_network
+from extract_flow.tvl1.interpolation import SPLINE_PREFILTER, gaussian
+from extract_flow.tvl1.parameters import GRADIENTS, Parameters
 
 HERE = Path(__file__).parent
 FILES = (
@@ -58,7 +60,7 @@ class Pairs(ctypes.Structure):
 
 def program(parameters: Parameters) -> Program:
     """The kernels for these parameters; what chooses code instead of values is compiled in."""
-    exchanges = cpu.median_network(parameters.median**2) if parameters.median > 1 else []
+    exchanges = median_network(parameters.median**2) if parameters.median > 1 else []
     definitions = {
         "HALO": str(HALO),
         "EDGES": str(int(parameters.edges > 0)),
@@ -67,7 +69,7 @@ def program(parameters: Parameters) -> Program:
         "MASKED": str(int(parameters.mask)),
         "MEDIAN": str(parameters.median),
         "MEDIAN_NETWORK": " ".join(f"EXCHANGE({low}, {high})" for low, high in exchanges),
-        "KEYS": f"({solver.A}f)",
+        "KEYS": f"({interpolation.A}f)",
         "BLEND": f"{float(cpu.BLEND)!r}f",
         "NEAR": f"{float(cpu.NEAR)!r}f",
         "FAR": f"{float(cpu.FAR)!r}f",
@@ -98,28 +100,24 @@ def tiles(size: Size) -> tuple[int, int]:
     return -(-size.width // inner), -(-size.height // inner)
 
 
-def bilinear_taps(
-    source: int, target: int, ratio: float
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def bilinear_taps(source: int, target: int, ratio: float) -> Taps:
     """Taps of `cpu.resize_plane` along one dimension: centres aligned, the border repeated."""
     position = np.clip((np.arange(target) + 0.5) * ratio - 0.5, 0, source - 1)
     if source == 1:
-        return np.zeros(target, np.int32), np.ones((target, 1), np.float32)
+        return Taps(np.zeros(target, np.int32), np.ones((target, 1), np.float32))
     first = np.minimum(position.astype(np.int32), source - 2)
     fraction = (position - first).astype(np.float32)
-    return first, np.stack([1 - fraction, fraction], axis=1)
+    return Taps(first, np.stack([1 - fraction, fraction], axis=1))
 
 
-def filter_taps(
-    size: int, taps: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def filter_taps(size: int, taps: npt.NDArray[np.float32]) -> Taps:
     """Taps of `cpu.filter_plane` along one dimension: symmetric, the border mirrored."""
     matrix = np.zeros((size, size))
     place = np.arange(size)
     for k in range(1 - len(taps), len(taps)):
         mirror = [cpu.reflect(int(index), size) for index in place + k]
         np.add.at(matrix, (place, mirror), float(taps[abs(k)]))
-    return dense_taps(matrix)
+    return taps_of(matrix)
 
 
 class Tables(NamedTuple):
@@ -138,11 +136,11 @@ def make_tables(parameters: Parameters, sizes: list[Size]) -> Tables:
     @functools.cache
     def table(kind: str, source: int, target: int) -> DeviceTaps:
         if kind == "shrink":
-            return upload_taps(*bilinear_taps(source, target, 1 / step))
+            return upload_taps(bilinear_taps(source, target, 1 / step))
         if kind == "enlarge":
-            return upload_taps(*bilinear_taps(source, target, source / target))
+            return upload_taps(bilinear_taps(source, target, source / target))
         taps = SPLINE_PREFILTER if kind == "spline" or parameters.blur == 0 else gaussian(parameters.blur)
-        return upload_taps(*filter_taps(source, taps))
+        return upload_taps(filter_taps(source, taps))
 
     def resampling(kind: str, source: Size, target: Size) -> Resampling:
         return Resampling(

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract_flow import methods
-from extract_flow.brox import cpu, solver
+from extract_flow.brox import cpu
+from extract_flow.brox.parameters import PRESETS, Parameters
 from pipeline.errors import InputError
 
 
@@ -30,7 +31,7 @@ def test_flow_equals_the_literal_reference(preset, height, width):
     frame_0 = brox_reference.textured(height, width, seed=1)
     frame_1 = brox_reference.moved(frame_0, 1.3, -0.8)
     method = methods.load("brox", device="cpu", preset=preset, **options)
-    expected = brox_reference.flow(frame_0, frame_1, dataclasses.replace(solver.PRESETS[preset], **options))
+    expected = brox_reference.flow(frame_0, frame_1, dataclasses.replace(PRESETS[preset], **options))
     assert np.abs(method(np.stack([frame_0, frame_1]))[0] - expected).max() < 1e-3
 
 
@@ -50,7 +51,7 @@ def test_flow_equals_the_reference_at_every_size_and_option(
     }  # fmt: skip
     method = methods.load("brox", device="cpu", **options)
     # A pixel whose target lies on the frame's edge may fall on either side of it: compare where no such pixel is near.
-    expected = brox_reference.flow(*frames, dataclasses.replace(solver.Parameters(), **options))
+    expected = brox_reference.flow(*frames, dataclasses.replace(Parameters(), **options))
     assert np.median(np.abs(method(frames)[0] - expected)) < 1e-3
     assert np.isfinite(method(frames)).all()
 
@@ -170,8 +171,8 @@ def test_each_frame_is_prepared_once_for_forward_and_backward_flow(monkeypatch, 
 
 
 def test_parameters_are_recorded_and_survive_pickling(default):
-    assert default.parameters == dataclasses.asdict(solver.PRESETS["default"])
-    assert pickle.loads(pickle.dumps(solver.PRESETS["opencv"])) == solver.PRESETS["opencv"]
+    assert default.parameters == dataclasses.asdict(PRESETS["default"])
+    assert pickle.loads(pickle.dumps(PRESETS["opencv"])) == PRESETS["opencv"]
 
 
 @pytest.mark.parametrize(

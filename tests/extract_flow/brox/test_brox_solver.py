@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract_flow.brox import solver
-from extract_flow.brox.solver import PRESETS
+from extract_flow.brox.parameters import PRESETS
 
 sizes = st.integers(1, 200)
 

@@ -19,14 +19,16 @@ from brox_reference import moved as moved_frame
 from brox_reference import textured
 
 from extract_flow.brox import cuda as brox_cuda
-from extract_flow.brox import solver as brox_solver
 from extract_flow.brox.cpu import BroxOnCpu
+from extract_flow.brox.parameters import PRESETS as BROX_PRESETS
 from extract_flow.cuda import images, kernels, quantise
 from extract_flow.cuda.device import Device, Stream, floats, upload
 from extract_flow.cuda.images import Size
-from extract_flow.methods import DeviceMemoryError
+from extract_flow.flow_method import DeviceMemoryError
+from extract_flow.resampling import taps_of
 from extract_flow.tvl1 import cuda, solver
 from extract_flow.tvl1.cuda.solver import HALO, fits, level_sizes
+from extract_flow.tvl1.parameters import PRESETS, Parameters
 from pipeline.codec import Quantised, codec
 
 PAIRS = np.array([[0, 1], [2, 0], [0, 0]])
@@ -54,7 +56,7 @@ def tvl1(preset: str) -> dict[str, Any]:
     """A preset on every size, shortened where the frame is large."""
     results = {}
     for height, width in SIZES:
-        options = solver.PRESETS[preset]
+        options = PRESETS[preset]
         if height * width > 50_000:
             options = dataclasses.replace(options, warps=2, iterations=6)
         elif options.iterations > 30:
@@ -73,7 +75,7 @@ def stops() -> list[dict[str, Any]]:
     """Two pairs with the epsilon at which one of them stops after each count of iterations, in blocks and in tiles."""
     found = []
     for height, width, most in ((40, 50, 10), (50, 70, 10)):
-        usual = solver.Parameters(scales=1, warps=1, epsilon=0.0, median=1, interpolation="bspline")
+        usual = Parameters(scales=1, warps=1, epsilon=0.0, median=1, interpolation="bspline")
         frames = moving(height, width)
         pairs = PAIRS[:2]
         after = [np.zeros((2, 2, height, width), np.float32)]
@@ -125,7 +127,7 @@ BROX = {
 def brox(name: str) -> dict[str, float]:
     """A case against the CPU solver."""
     preset, more, (height, width) = BROX[name]
-    options = dataclasses.replace(brox_solver.PRESETS[preset], **more)
+    options = dataclasses.replace(BROX_PRESETS[preset], **more)
     frame = textured(height, width, seed=1)
     frames = np.stack([frame, moved_frame(frame, 1.1, -0.6)])
     pairs = np.array([[0, 1], [1, 0], [1, 1]])
@@ -144,7 +146,7 @@ def same(found: Quantised, expected: Quantised) -> bool:
 
 def levels() -> dict[str, bool]:
     """Quantised flow against `Quantiser.quantise` of the flow, for every codec, in chunks that use both lanes."""
-    options = solver.Parameters(scales=2, warps=1, iterations=3)
+    options = Parameters(scales=2, warps=1, iterations=3)
     frames = moving(70, 83)
     equal = {}
     for name in ("default", "field", "paper"):
@@ -194,7 +196,7 @@ def resampling() -> dict[str, float]:
     padded = np.full((4, source.height, source.pitch), np.nan, np.float32)
     padded[..., : source.width] = values
     down, across = generator.random((5, 9)), generator.random((17, 11))
-    tables = [images.upload_taps(*images.dense_taps(matrix)) for matrix in (down, across)]
+    tables = [images.upload_taps(taps_of(matrix)) for matrix in (down, across)]
     how = images.Resampling(source, target, *tables)
     device, stream = Device(0), Stream()
     program = kernels.Program("images", (kernels.SHARED / "common.cuh", kernels.SHARED / "images.cu"), {})
@@ -225,7 +227,7 @@ def download(stream: Stream, buffer: Any, shape: tuple[int, ...]) -> npt.NDArray
 
 def repeatable() -> dict[str, bool]:
     """The same bits whether pairs come one by one, in chunks, all at once or again."""
-    options = solver.Parameters(scales=2, warps=2, iterations=9)
+    options = Parameters(scales=2, warps=2, iterations=9)
     frames = moving(70, 90)
     method = cuda.create(options, "cuda")
     whole = method.run(frames, PAIRS)
@@ -240,7 +242,7 @@ def repeatable() -> dict[str, bool]:
 
 def overlapping() -> dict[str, Any]:
     """Batches handed over before the results of earlier ones are fetched, whose frames change at once."""
-    options = solver.Parameters(scales=1, warps=1, iterations=5)
+    options = Parameters(scales=1, warps=1, iterations=5)
     frames, quantiser = moving(66, 70), codec("default").quantiser
     method = cuda.create(options, "cuda")
     method._most[Size(66, 70)] = 1
@@ -259,7 +261,7 @@ def overlapping() -> dict[str, Any]:
 
 def not_finite() -> dict[str, Any]:
     """An error of one batch is not another's."""
-    options = solver.Parameters(scales=1, warps=1, iterations=2)
+    options = Parameters(scales=1, warps=1, iterations=2)
     method, quantiser = cuda.create(options, "cuda"), codec("default").quantiser
     frames = moving(66, 70)
     good = method.submit(frames, PAIRS[:1], quantiser)
@@ -277,7 +279,7 @@ def not_finite() -> dict[str, Any]:
 
 def out_of_memory() -> dict[str, Any]:
     """With memory for few pairs: found out by halving, remembered, and an error where not even one fits."""
-    options = solver.Parameters(scales=1, warps=1, iterations=1)
+    options = Parameters(scales=1, warps=1, iterations=1)
     frames = np.tile(moving(128, 128), (3, 1, 1))
     pairs = np.stack([np.arange(8), np.arange(1, 9)], axis=1)
     method = cuda.create(options, "cuda")
@@ -318,7 +320,7 @@ def emulated() -> dict[str, int]:
 def leaks() -> dict[str, int]:
     """What is left on the device when a method is gone, after two sizes, both outputs and many counts of pairs."""
     quantiser = codec("default").quantiser
-    options = solver.Parameters(scales=1, warps=1, iterations=1)
+    options = Parameters(scales=1, warps=1, iterations=1)
     method = cuda.create(options, "cuda")
     frames = np.tile(moving(20, 24), (8, 1, 1))
     for count in range(1, 20):
@@ -332,7 +334,7 @@ def leaks() -> dict[str, int]:
 
 def graphs() -> dict[str, int]:
     """How many calls chunks of one size take once they have been recorded."""
-    options = solver.Parameters(scales=1, warps=2, iterations=9)
+    options = Parameters(scales=1, warps=2, iterations=9)
     method, frames, quantiser = cuda.create(options, "cuda"), moving(66, 70), codec("default").quantiser
     for _ in range(2):
         method.run(frames, PAIRS, "levels", quantiser)
@@ -345,7 +347,7 @@ def graphs() -> dict[str, int]:
 
 def attributes() -> dict[str, Any]:
     """What a worker reads off the method."""
-    method = cuda.create(solver.Parameters(), "cuda:0")
+    method = cuda.create(Parameters(), "cuda:0")
     return {"device": method.device, "count": method.device_count, "pairs": method.batch_pairs}
 
 

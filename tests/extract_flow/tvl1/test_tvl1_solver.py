@@ -20,9 +20,10 @@ from scipy import ndimage
 
 from extract_flow import methods
 from extract_flow.tvl1 import cpu, solver
+from extract_flow.tvl1.interpolation import SPLINE_PREFILTER
+from extract_flow.tvl1.parameters import PRESETS, Parameters
 from pipeline.errors import InputError
 
-PRESETS = tuple(solver.PRESETS)
 ROOT = Path(__file__).parents[3]
 
 
@@ -52,7 +53,7 @@ def test_the_flow_is_that_of_the_method_written_down_literally(variant):
     frames = np.stack([reference.textured(45, 53, seed=5, smooth=2)] * 2)
     frames[1] = reference.moved(frames[0], 1.6, -0.9)
     method = load(**variant)
-    expected = reference.flow(*frames, solver.Parameters(**method.parameters))
+    expected = reference.flow(*frames, Parameters(**method.parameters))
     difference = np.hypot(*(method(frames)[0] - expected))
     # float32 may stop an iteration earlier or later than float64
     assert difference.mean() < (0.002 if variant.get("epsilon") == 0.0 else 0.01)
@@ -100,7 +101,7 @@ def test_tiny_frames_have_finite_flow(preset, shape):
     height=st.integers(1, 40),
     width=st.integers(1, 70),
     seed=st.integers(0, 1000),
-    preset=st.sampled_from(PRESETS),
+    preset=st.sampled_from(tuple(PRESETS)),
     saturated=st.booleans(),
 )
 def test_noise_of_any_size_and_contrast_has_finite_flow(height, width, seed, preset, saturated):
@@ -180,7 +181,7 @@ def test_spline_coefficients_are_scipys():
     source, plane = np.zeros((2, level.size), np.float32)
     image = reference.textured(29, 41, seed=6, smooth=1).astype(np.float32)
     cpu.pixels(source, level)[:] = image
-    cpu.filter_plane(source, plane, level, solver.SPLINE_PREFILTER, np.zeros(2000, np.float32))
+    cpu.filter_plane(source, plane, level, SPLINE_PREFILTER, np.zeros(2000, np.float32))
     expected = ndimage.spline_filter(image.astype(float), order=3, mode="mirror")
     np.testing.assert_allclose(cpu.pixels(plane, level), expected, atol=0.05)
 
@@ -206,7 +207,7 @@ def test_consecutive_pairs_share_a_frame_wherever_they_can():
 def test_memory_stays_under_40_floats_per_pixel():
     for preset in PRESETS:
         tracemalloc.start()
-        solver.Solver(solver.PRESETS[preset], 256, 340)
+        solver.Solver(PRESETS[preset], 256, 340)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak / 4 / (256 * 340) < 40
@@ -231,11 +232,11 @@ def test_devices_that_cannot_be_used_say_so():
 
 def test_parameters_are_what_a_shard_records():
     method = load("accurate", warps=4)
-    assert method.parameters == dataclasses.asdict(dataclasses.replace(solver.PRESETS["accurate"], warps=4))
+    assert method.parameters == dataclasses.asdict(dataclasses.replace(PRESETS["accurate"], warps=4))
 
 
 def test_compiled_code_is_kept_outside_the_installation_unless_told_otherwise(tmp_path):
-    show = "import extract_flow, os; print(os.environ['NUMBA_CACHE_DIR'])"
+    show = "import pipeline.compiled, os; print(os.environ['NUMBA_CACHE_DIR'])"
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
     chosen = [
         subprocess.run([sys.executable, "-c", show], cwd=ROOT, env=environment | extra, capture_output=True, text=True,

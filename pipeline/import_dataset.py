@@ -1,0 +1,595 @@
+"""Importing a dataset: its folder is checked against its lists, every difference is reported, and it is recorded.
+
+`pipeline.lists` reads the lists, `scan` the folder, and `match` compares the two. All problems are gathered before
+anything is printed, so that a user sees everything that is wrong at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import catalog
+from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups
+from pipeline.errors import InputError, command_errors
+from pipeline.lists import (
+    SIDES,
+    Builder,
+    GroupRule,
+    Lists,
+    canonical_stem,
+    check_facts,
+    key_of,
+    pattern_group,
+    read_lines,
+    read_lists,
+    stem_of,
+    ucf_group,
+)
+from pipeline.machine import usable_cores
+from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
+from pipeline.paths import check_name, fault_of_part
+from pipeline.progress import progress
+from pipeline.text import many, some
+from pipeline.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, list_pictures
+
+DEPTH = 4
+"""Folders below the videos' folder that are looked into: side, class, video, and one to spare."""
+FOLDS = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder of videos holds, as paths relative to it.
+
+    Attributes:
+        videos: video files, and folders of numbered pictures.
+        outside: links that lead outside the folder, or nowhere.
+        unusable: names that cannot be an identity, with the reason.
+        empty: videos of zero bytes.
+    """
+
+    videos: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    empty: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Lists against a folder: id -> path for each listed video that is there, and where the two differ."""
+
+    paths: Mapping[str, str]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    duplicates: tuple[str, ...]
+
+
+def scan(root: Path, follow_links: bool = False) -> Found:
+    """Every video below a folder: files with a video suffix, and folders of nothing but numbered pictures.
+
+    Hidden files and folders are ignored. Links that lead outside are listed separately unless `follow_links`.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder of videos")
+    scanning = _Scan(root.resolve(), follow_links)
+    try:
+        scanning.visit(os.fspath(root), "", 0)
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
+    return Found(tuple(scanning.videos), tuple(scanning.outside), scanning.unusable, tuple(scanning.empty))
+
+
+@dataclass
+class _Scan:
+    """A walk through a folder of videos, and what it has found so far."""
+
+    root: Path
+    follow_links: bool
+    videos: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    unusable: dict[str, str] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+
+    def visit(self, folder: str, relative: str, depth: int) -> bool:
+        """Look into a folder; True if it is itself a video: numbered pictures and nothing else to look into."""
+        pictures = others = 0
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - Path is slow for millions of frames
+            if entry.name.startswith("."):
+                continue
+            if suffix in PICTURE_SUFFIXES:
+                pictures += any(character.isdigit() for character in entry.name)
+                continue
+            # DirEntry.is_dir raises for a link that leads to itself.
+            is_folder = Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
+            if is_folder or suffix in VIDEO_SUFFIXES:
+                others += 1
+                self.take(entry, f"{relative}{entry.name}", is_folder, depth)
+        return pictures > 0 and others == 0
+
+    def take(self, entry: os.DirEntry[str], relative: str, is_folder: bool, depth: int) -> None:
+        """Sort one entry: a video, a folder to look into, a link that leads outside, or an unusable name."""
+        if fault := fault_of_part(stem_of(entry.name)):
+            self.unusable[relative] = fault
+        elif self.leads_outside(entry):
+            self.outside.append(relative)
+        elif not is_folder:
+            self.videos.append(relative)
+            if entry.stat().st_size == 0:
+                self.empty.append(relative)
+        elif depth < DEPTH and self.visit(entry.path, f"{relative}/", depth + 1):
+            self.videos.append(relative)
+
+    def leads_outside(self, entry: os.DirEntry[str]) -> bool:
+        if not entry.is_symlink():
+            return False
+        target = Path(os.path.realpath(entry.path))  # Path.resolve raises for a link that leads to itself
+        return not target.exists() or (not self.follow_links and not target.is_relative_to(self.root))
+
+
+def match(lists: Lists, found: Found) -> Matching:
+    """Which found path is which listed video.
+
+    A listed path fits a found one if both have the same class folder and stem, whatever lies above and whatever the
+    suffix; if the found one lies directly in the videos' folder; or, for lists that name no folder, by its stem.
+    """
+    by_key: dict[tuple[str, str], list[str]] = defaultdict(list)
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for path in found.videos:
+        key = key_of(path)
+        by_key[key].append(path)
+        by_stem[key[1]].append(path)
+    paths: dict[str, str] = {}
+    missing: list[str] = []
+    duplicates: list[str] = []
+    used: set[str] = set()
+    for video_id, listed in lists.paths.items():
+        folder, stem = key_of(listed)
+        label = video_id.split("/")[0]
+        fitting = (
+            by_key.get((folder, stem))
+            or by_key.get(("", stem))
+            or by_key.get((label, stem))
+            or by_key.get((label.replace(" ", "_"), stem))
+            or ([] if folder else by_stem.get(stem, []))
+        )
+        if not fitting:
+            missing.append(video_id)
+            continue
+        used.update(fitting)
+        if len(fitting) > 1:
+            duplicates.append(f"{video_id}: {' and '.join(fitting)}")
+        else:
+            paths[video_id] = fitting[0]
+    extra = tuple(path for path in found.videos if path not in used)
+    return Matching(paths, tuple(missing), extra, tuple(duplicates))
+
+
+def lists_of_folder(found: Found, group: GroupRule) -> tuple[Lists, tuple[str, ...]]:
+    """Lists for a folder without any, and the paths that are in no class folder.
+
+    `train/class/name` with `val/` or `test/` beside it is one split. Of `class/name` three splits are made, each of
+    which holds out every third group of each class.
+    """
+    tops = {path.split("/")[0]: side_of_folder(path.split("/")[0]) for path in found.videos if "/" in path}
+    by_side = "train" in tops.values() and None not in tops.values()
+    builder = Builder()
+    loose = []
+    for path in found.videos:
+        parts = path.split("/")
+        if len(parts) != (3 if by_side else 2):
+            loose.append(path)
+            continue
+        side = tops[parts[0]] if by_side else None
+        if side == "validation":
+            side = None if "test" in tops.values() else "test"
+        # A second file of the same identity is left to `match` to report.
+        if f"{parts[-2]}/{key_of(path)[1]}" not in builder.paths:
+            builder.add(parts[-2], path, path, 1, side)
+    lists = builder.lists(sorted({video_id.split("/")[0] for video_id in builder.paths}))
+    if not by_side:
+        lists = dataclasses.replace(lists, splits=fold_splits(lists.paths, group))
+    return lists, tuple(loose)
+
+
+def side_of_folder(name: str) -> str | None:
+    """The side whose word is a folder's whole name: `test` holds a side, `test tube` is a class."""
+    return next((side for side, names in SIDES.items() if name.lower() in names), None)
+
+
+def fold_splits(ids: Iterable[str], group: GroupRule) -> dict[int, Split]:
+    """Three splits; split k tests on the groups number k, k+3, ... in the order of their names.
+
+    A class that a split would only test on is trained on there instead, as is one with a single group in all splits.
+    """
+    groups = {video_id: group(*video_id.split("/")) for video_id in sorted(ids)}
+    fold_of = {name: index % FOLDS + 1 for index, name in enumerate(sorted(set(groups.values())))}
+    folds: dict[str, set[int]] = defaultdict(set)
+    for video_id, name in groups.items():
+        folds[video_id.split("/")[0]].add(fold_of[name])
+    splits = {}
+    for number in range(1, FOLDS + 1):
+        held_out = {
+            video_id
+            for video_id, name in groups.items()
+            if fold_of[name] == number and len(folds[video_id.split("/")[0]]) > 1
+        }
+        train = tuple(video_id for video_id in groups if video_id not in held_out)
+        splits[number] = Split(number, train, tuple(sorted(held_out)))
+    return splits
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a video's header claims, None where it claims nothing; `fault` is why it could not be read."""
+
+    frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fault: str = ""
+
+
+def probe(path: Path) -> Header:
+    """Frames and size from the header, without decoding; good enough to balance work, not to rely on."""
+    import av
+    from av.error import FFmpegError
+
+    try:
+        pictures = list_pictures(path) if path.is_dir() else []
+        source = pictures[0] if pictures else path
+        if source.stat().st_size == 0:
+            return Header(fault="the file is empty")
+        with av.open(f"file:{source.absolute()}", options={"protocol_whitelist": "file"}) as container:
+            if not container.streams.video:
+                return Header(fault="holds no video stream")
+            stream = container.streams.video[0]
+            frames = len(pictures) or max(stream.frames, 0)
+            if not frames and stream.duration and stream.time_base and stream.average_rate:
+                frames = max(round(stream.duration * stream.time_base * stream.average_rate), 0)
+            if not frames:
+                frames = sum(packet.size > 0 for packet in container.demux(stream))
+            return Header(frames or None, stream.width or None, stream.height or None)
+    except (FFmpegError, OSError, ValueError) as error:
+        return Header(fault=getattr(error, "strerror", None) or str(error))
+
+
+def probe_all(paths: Sequence[Path], jobs: int = -1) -> list[Header]:
+    """`probe` of each path, over processes if there are many, with a progress bar on a terminal."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    from joblib import Parallel, delayed
+
+    jobs = jobs if len(paths) > 100 else 1  # starting processes takes longer than a hundred headers
+    headers: Iterable[Header] = Parallel(n_jobs=jobs, return_as="generator")(
+        delayed(probe)(path) for path in paths
+    )
+    try:
+        return list(progress(headers, "reading headers", len(paths)))
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that read headers died, because of a damaged video or because it ran out of memory: import "
+            "with --no-probe, and the extraction will name the video"
+        ) from error
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """Known frames per video from a table of tab- or comma-separated `video` and `flows` or `frames`; by stem or id."""
+    lines = read_lines(path)
+    header = re.split(r"[\t,]", lines[0][1].lower()) if lines else []
+    if header not in (["video", "flows"], ["video", "frames"]):
+        raise InputError(f"{path}: expected a first line of `video` and `flows` or `frames`, found {header}")
+    more = 1 if header[1] == "flows" else 0  # n flows lie between n + 1 frames
+    counts = {}
+    for number, line in lines[1:]:
+        name, separator, count = line.rpartition("\t" if "\t" in line else ",")
+        if not separator or not re.fullmatch("[0-9]{1,9}", count):
+            raise InputError(f"{path}:{number}: expected a video and a count, found {line!r}")
+        counts[name] = int(count) + more
+    return counts
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A dataset that may be recorded, and what its user should know about it."""
+
+    dataset: Dataset
+    notes: tuple[str, ...]
+
+
+def import_dataset(
+    kind: str,
+    name: str,
+    videos: Path,
+    lists_source: Path | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    group: GroupRule | None = None,
+    counts: Mapping[str, int] | None = None,
+    allow_missing: bool = False,
+    follow_links: bool = False,
+    headers: bool = True,
+    jobs: int = -1,
+    limit: int = 5,
+) -> Imported:
+    """Check a folder of videos against lists and make it a dataset; nothing is written.
+
+    Args:
+        kind: "ucf101" or "hmdb51", whose lists must be the official ones, or "folder".
+        name: what the dataset will be called.
+        videos: the folder of the videos.
+        lists_source: folder or file of lists; only "folder" can do without.
+        class_names: names of the labels of lists that number them.
+        group: (class, stem) -> group; by default the rule of the kind.
+        counts: known frames by stem or id; they take precedence over headers.
+        allow_missing: leave out listed videos that are not there.
+        follow_links: accept links that lead outside the folder.
+        headers: read frames and sizes from the videos' headers.
+        jobs: processes for that.
+        limit: names shown per problem.
+
+    Raises:
+        InputError: everything that is wrong, one line each.
+    """
+    found = scan(videos, follow_links)
+    lists, loose = lists_for(kind, lists_source, class_names, found, group)
+    matching = match(lists, found)
+    problems = problems_of(videos, lists, found, matching, allow_missing, limit)
+    if problems:
+        raise InputError(
+            f"{name} cannot be imported from {videos}\n" + "\n".join(f"  {line}" for line in problems)
+        )
+    ids = sorted(matching.paths)
+    paths = {video_id: videos.absolute() / matching.paths[video_id] for video_id in ids}
+    read = dict(zip(ids, probe_all(list(paths.values()), jobs), strict=True)) if headers else {}
+    counts = {canonical_stem(key): count for key, count in (counts or {}).items()}
+    read_from = {} if lists_source is None else {"lists": str(lists_source.absolute())}
+    dataset = Dataset(
+        name=name,
+        classes=lists.classes,
+        videos=records_of(paths, group or lists.group, read, counts),
+        splits={
+            number: Split(number, *(tuple(i for i in ids if i in paths) for ids in (split.train, split.test)))
+            for number, split in lists.splits.items()
+        },
+        missing=matching.missing,
+        origin={"kind": kind, "listed": len(lists.paths), **read_from},
+    )
+    faults = {video_id: header.fault for video_id, header in read.items() if header.fault}
+    return Imported(dataset, notes_of(dataset, lists, found, matching, loose, faults, counts, limit))
+
+
+def lists_for(
+    kind: str,
+    source: Path | None,
+    class_names: Sequence[str] | None,
+    found: Found,
+    group: GroupRule | None,
+) -> tuple[Lists, tuple[str, ...]]:
+    """The lists of a kind of dataset, and the paths that are in no class folder where there are no lists.
+
+    Raises:
+        InputError: official lists that are missing, or are not the official ones.
+    """
+    facts = FACTS.get(kind)
+    if source is None:
+        if facts:
+            raise InputError(f"{facts.title} needs its official lists: --lists DIR")
+        return lists_of_folder(found, group or ucf_group)
+    lists = read_lists(source, class_names)
+    if facts:
+        check_facts(lists, facts, source)
+    return lists, ()
+
+
+def records_of(
+    paths: Mapping[str, Path], rule: GroupRule, read: Mapping[str, Header], counts: Mapping[str, int]
+) -> dict[str, Video]:
+    """The catalogue's record of each video; a known count takes precedence over its header."""
+    records = {}
+    for video_id, path in paths.items():
+        label, stem = video_id.split("/")
+        header = read.get(video_id, Header())
+        frames = counts.get(video_id, counts.get(stem, header.frames))
+        records[video_id] = Video(
+            video_id, path, label, rule(label, stem), frames, header.width, header.height
+        )
+    return records
+
+
+def problems_of(
+    videos: Path, lists: Lists, found: Found, matching: Matching, allow_missing: bool, limit: int
+) -> list[str]:
+    """A line for each thing that keeps the dataset from being imported."""
+    lines = []
+    if not found.videos and not found.outside:
+        inner = [
+            path.name for path in sorted(videos.iterdir()) if path.is_dir() and not path.name.startswith(".")
+        ]
+        hint = f"; is it {videos / inner[0]}?" if len(inner) == 1 else ""
+        lines.append(
+            f"no videos found: expected folders of classes with video files or folders of frames in them{hint}"
+        )
+    elif not lists.paths:
+        lines.append(
+            f"no video lies in a folder of a class, but {many(len(found.videos), 'video')} elsewhere: "
+            f"{some(found.videos, limit)}; expected CLASS/VIDEO in {videos}"
+            + (f"; is it {videos.absolute().parent}?" if "/" not in found.videos[0] else "")
+        )
+    elif not matching.paths:
+        lines.append(
+            f"none of the {len(lists.paths):,} listed videos is there, but {many(len(found.videos), 'other video')}"
+        )
+    elif matching.missing and not allow_missing:
+        lines.append(
+            f"missing: {len(matching.missing):,} of {len(lists.paths):,} listed videos: "
+            f"{some(matching.missing, limit)} (--allow-missing imports the others)"
+        )
+    if matching.duplicates:
+        lines.append(
+            f"duplicates: {many(len(matching.duplicates), 'video')} in more than one file: "
+            f"{some(matching.duplicates, limit, quoted=False)}; keep one of each"
+        )
+    if found.outside:
+        lines.append(
+            f"links: {many(len(found.outside), 'link')} that lead outside {videos} or nowhere: "
+            f"{some(found.outside, limit)} (--follow-links accepts those that lead outside)"
+        )
+    if lines and matching.paths and matching.extra:
+        lines.append(
+            f"extra: {many(len(matching.extra), 'video')} not in the lists: {some(matching.extra, limit)}"
+        )
+    if found.unusable:
+        shown = [f"{path!a} ({fault})" for path, fault in found.unusable.items()]
+        lines.append(
+            f"names: {many(len(shown), 'name')} that cannot be used: {some(shown, limit, quoted=False)}"
+        )
+    return lines
+
+
+def notes_of(
+    dataset: Dataset,
+    lists: Lists,
+    found: Found,
+    matching: Matching,
+    loose: Sequence[str],
+    faults: Mapping[str, str],
+    counts: Mapping[str, int],
+    limit: int,
+) -> tuple[str, ...]:
+    """A line for each thing that a user should know although the dataset can be imported."""
+    notes = list(lists.notes)
+    if matching.missing:
+        notes.append(
+            f"missing: {len(matching.missing):,} of {len(lists.paths):,} listed videos are left out of the dataset "
+            f"and its splits: {some(matching.missing, limit)}"
+        )
+    if extra := [path for path in matching.extra if path not in set(loose)]:
+        notes.append(f"extra: {many(len(extra), 'video')} not in the lists, left out: {some(extra, limit)}")
+    if loose:
+        notes.append(
+            f"extra: {many(len(loose), 'video')} in no folder of a class, left out: {some(loose, limit)}"
+        )
+    if found.empty:
+        notes.append(f"empty: {many(len(found.empty), 'file')} of zero bytes: {some(found.empty, limit)}")
+    if bad := {video_id: fault for video_id, fault in faults.items() if fault != "the file is empty"}:
+        shown = [f"{video_id}: {fault}" for video_id, fault in bad.items()]
+        notes.append(
+            f"headers: {many(len(shown), 'video')} whose header cannot be read: {some(shown, limit, quoted=False)}"
+        )
+    if counts and (
+        unknown := [i for i, video in dataset.videos.items() if not {i, i.split("/")[1]} & counts.keys()]
+    ):
+        notes.append(f"counts: {many(len(unknown), 'video')} without a known count: {some(unknown, limit)}")
+    if empty := [
+        label for label in dataset.classes if label not in {video.label for video in dataset.videos.values()}
+    ]:
+        notes.append(f"classes: {many(len(empty), 'class')} without any video: {some(empty, limit)}")
+    for number, split in dataset.splits.items():
+        if shared := shared_groups(dataset, number):
+            notes.append(f"split {number}: {many(len(shared), 'group')} on both sides: {some(shared, limit)}")
+        if not split.train or not split.test:
+            notes.append(
+                f"split {number}: {len(split.train):,} videos to train and {len(split.test):,} to test on"
+            )
+    return tuple(notes)
+
+
+def describe(dataset: Dataset) -> list[str]:
+    """Lines for a user: what a dataset holds."""
+    groups = {video.group for video in dataset.videos.values()}
+    frames = [video.frames for video in dataset.videos.values() if video.frames]
+    lines = [
+        f"{dataset.name}: {many(len(dataset.videos), 'video')} of {many(len(dataset.classes), 'class')} in "
+        f"{many(len(groups), 'group')}"
+        + (f", {sum(frames):,} frames" if len(frames) == len(dataset.videos) else "")
+    ]
+    lines += [
+        f"  split {number}: {len(split.train):,} to train on, {len(split.test):,} to test on"
+        for number, split in dataset.splits.items()
+    ]
+    return lines
+
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(DataOptions):
+    """What to import, and how strictly."""
+
+    kind: str = argument(REQUIRED, metavar="KIND", choices=(*FACTS, "folder"))
+    videos: Path = option(REQUIRED, "Folder of the videos, in folders of their classes.", kind=FOLDER)
+    lists: Path | None = option(None, "Folder (or one file) of lists.", kind=FILE_OR_FOLDER)
+    name: str | None = option(
+        None, "What to call the dataset.", metavar="NAME", shown_default="KIND; needed for a folder"
+    )
+    classes: Path | None = option(
+        None, "Class names, one a line, for lists that number them from 0.", kind=FILE
+    )
+    group_pattern: str | None = option(
+        None, "Regular expression that finds the group (person, source) in a video's stem."
+    )
+    counts: Path | None = option(
+        None, "Known counts: a table with `video` and `flows` or `frames`.", kind=FILE
+    )
+    allow_missing: bool = option(False, "Import although listed videos are missing; they are left out.")
+    follow_links: bool = option(False, "Accept links that lead outside the folder of the videos.")
+    probe: bool = option(True, "Read frame counts and sizes from the videos' headers.")
+    jobs: int | None = option(
+        None, "Processes that read headers.", minimum=1, shown_default="one per usable core"
+    )
+    show: int = option(5, "Names shown per problem.", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.name is None and self.kind == "folder":
+            raise click.UsageError("a folder needs a name: --name NAME")
+        if self.kind in FACTS and self.lists is None:
+            raise click.UsageError(f"{self.kind} needs its official lists: --lists DIR")
+
+
+@click.command(context_settings=CONTEXT)
+@options_of(ImportOptions)
+@command_errors
+def command(**values: Any) -> None:
+    """Check a dataset's videos against its lists and record it, so that other commands know it.
+
+    KIND is ucf101 or hmdb51 with their official lists, or folder for one's own videos: with lists as UCF-101, HMDB-51,
+    mmaction2 or Kinetics have them, or without any.
+    """
+    options = from_options(ImportOptions, values)
+    imported = import_dataset(
+        options.kind,
+        check_name(options.name or options.kind, "dataset"),
+        options.videos,
+        options.lists,
+        class_names=[line for _, line in read_lines(options.classes)] if options.classes else None,
+        group=pattern_group(options.group_pattern) if options.group_pattern else None,
+        counts=read_counts(options.counts) if options.counts else None,
+        allow_missing=options.allow_missing,
+        follow_links=options.follow_links,
+        headers=options.probe,
+        jobs=options.jobs or usable_cores(),
+        limit=options.show,
+    )
+    record = catalog.save(imported.dataset, options.videos.absolute(), options.data)
+    for line in describe(imported.dataset):
+        click.echo(line)
+    for note in imported.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"recorded in {record}")

@@ -1,0 +1,53 @@
+"""Words for people: what messages and tables of every command share."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where there is none."""
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return message.splitlines()[0] if message else type(error).__name__
+
+
+def some(names: Iterable[str], most: int = 5, quoted: bool = True) -> str:
+    """A few of many names for a message, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(name) if quoted else name for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def many(count: int, noun: str, plural: str | None = None) -> str:
+    """A count with its noun: `many(1, "class")` is "1 class", `many(2, "class")` "2 classes"."""
+    plural = plural or noun + ("es" if noun.endswith("s") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def duration(seconds: float) -> str:
+    """For example 75.2 -> "1 min 15 s", 7384 -> "2 h 3 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def size_in_bytes(count: float) -> str:
+    """For example 2130 -> "2.1 kB" (powers of 1000)."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def printable(text: str) -> str:
+    """The text with control characters and lone surrogates escaped, so that a name cannot move a terminal's cursor."""
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else character
+        for character in text
+    )

@@ -1,0 +1,359 @@
+"""What a run learns from: datasets, splits, heads, the shards that exist, and groups that are held out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.catalog import Dataset, load_dataset
+from pipeline.errors import InputError
+from pipeline.machine import usable_cores
+from pipeline.paths import DatasetPaths, data_root
+from pipeline.request import Request, request_of
+from pipeline.shard import Shard, ShardAddress, index_shards, open_shard
+from pipeline.shard_sets import choose_shard_set
+from pipeline.text import many
+from train.batches import Item, shard_positions
+from train.recipe import Recipe
+from train.volume_spec import VolumeSpec
+
+ADDED = Path(__file__).parent / "added_classes"
+IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
+MOST_LISTED = 40
+PARALLEL_FROM = 512
+"""Number of shards from which they are opened in several processes."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from.
+
+    Attributes:
+        heads: head name -> class names; heads are ranges of the last layer, in this order.
+        train, validation: labelled videos or images; validation is empty unless the recipe asks for it.
+        left_out: number of videos of the lists that could not be used (only with --allow-missing).
+        shard_sets: dataset -> the shard set that is read.
+        requests: dataset -> how its shards were made (`common_request`).
+    """
+
+    heads: dict[str, tuple[str, ...]]
+    train: list[Item]
+    validation: list[Item]
+    left_out: int = 0
+    shard_sets: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)
+
+
+def open_shards(
+    addresses: Mapping[str, ShardAddress], ids: Sequence[str], spec: VolumeSpec
+) -> tuple[dict[str, Shard], dict[str, str]]:
+    """Open the shards of a list of videos.
+
+    Returns:
+        Shards that offer at least one volume, by video id; and what is wrong with each of the others.
+    """
+    if len(ids) >= PARALLEL_FROM:
+        from joblib import Parallel, delayed
+
+        jobs = min(8, usable_cores())
+        checked = Parallel(n_jobs=jobs)(delayed(check_shard)(addresses.get(video), spec) for video in ids)
+    else:
+        checked = [check_shard(addresses.get(video), spec) for video in ids]
+    pairs = list(zip(ids, checked, strict=True))
+    return (
+        {video: found for video, found in pairs if isinstance(found, Shard)},
+        {video: found for video, found in pairs if isinstance(found, str)},
+    )
+
+
+def check_shard(address: ShardAddress | None, spec: VolumeSpec) -> Shard | str:
+    """The open shard, or what is wrong with it."""
+    if address is None:
+        return "no shard"
+    try:
+        shard = open_shard(address)
+    except InputError as error:
+        return str(error)
+    if shard_positions(shard, spec):
+        return shard
+    if spec.stream == "spatial":
+        return f"{address}: no RGB frames" if shard.frame_count else f"{address}: no frames at all"
+    if lacking := [direction for direction in spec.directions if direction not in shard.directions]:
+        return f"{address}: no {' and '.join(lacking)} flow"
+    return f"{address}: no flow, the video has {shard.frame_count} frame(s)"
+
+
+def explain(problems: Mapping[str, str], total: int, dataset: str, spec: VolumeSpec) -> str:
+    """One message for all videos of a list that cannot be used."""
+    lines = [f"{len(problems)} of {total} videos of {dataset} cannot be used:"]
+    lines += [f"  {video}: {what}" for video, what in list(problems.items())[:MOST_LISTED]]
+    if len(problems) > MOST_LISTED:
+        lines.append(f"  and {len(problems) - MOST_LISTED} more")
+    wanted = "--rgb" if spec.stream == "spatial" else f"--direction {spec.direction}"
+    lines.append(
+        f"make them with: python -m extract_flow --dataset {dataset} {wanted}\n"
+        "or train on the rest with --allow-missing"
+    )
+    return "\n".join(lines)
+
+
+def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Hold out whole groups until about `share` of every class's videos are held out.
+
+    A group is never split, and no class loses its last training group. The choice depends on the seed alone.
+
+    Returns:
+        Training items and validation items, each in the order given.
+    """
+    if not share:
+        return list(items), []
+    random = np.random.Generator(np.random.Philox(key=seed))
+    groups: dict[str, dict[int, int]] = {}
+    total: dict[int, int] = {}
+    for item in items:
+        counts = groups.setdefault(item.group, {})
+        counts[item.label] = counts.get(item.label, 0) + 1
+        total[item.label] = total.get(item.label, 0) + 1
+    order = sorted(groups)
+    order = [order[i] for i in random.permutation(len(order))]
+    held: set[str] = set()
+    out: dict[int, int] = dict.fromkeys(total, 0)
+    for label in sorted(total):
+        for group in order:
+            # The next group is held out if that comes nearer to the share than stopping here.
+            if out[label] and out[label] >= share * total[label] - 0.5 * groups[group].get(label, 0):
+                break
+            if group in held or label not in groups[group]:
+                continue
+            if all(out[other] + count < total[other] for other, count in groups[group].items()):
+                held.add(group)
+                for other, count in groups[group].items():
+                    out[other] += count
+    if not held:
+        raise InputError(
+            "validation: every class has a single group, so none can be held out; use --validation test or 0"
+        )
+    return [item for item in items if item.group not in held], [item for item in items if item.group in held]
+
+
+def added_classes(dataset: str, other: str) -> list[str]:
+    """Classes of `other` that join the head of `dataset`: the shipped list train/added_classes/DATASET+OTHER.txt.
+
+    Raises:
+        InputError: there is no such list.
+    """
+    path = ADDED / f"{dataset}+{other}.txt"
+    if not path.is_file():
+        there = ", ".join(sorted(entry.stem for entry in ADDED.glob("*.txt"))) or "none"
+        raise InputError(
+            f"{path}: no list of the classes of {other} that join those of {dataset} (there: {there})"
+        )
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def common_request(made: Mapping[str, Request], spec: VolumeSpec, where: str) -> Request:
+    """How the shards of a set were made, as far as the network's input depends on it.
+
+    Args:
+        made: video id -> how its shard was made; not empty.
+        spec: the network's input, which decides what has to agree: flow for the temporal stream, frames for the
+            spatial one, and for both the size and the part of the video.
+        where: what messages call the set.
+
+    Returns:
+        The request with the directions and frames that the input is made of, and source_bytes 0. What the input does
+        not depend on is as in most of the shards.
+
+    Raises:
+        InputError: shards that were made in different ways; the message groups them by what differs.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for video, request in made.items():
+        groups[json.dumps(relevant_facts(request, spec), sort_keys=True)].append(video)
+    usual, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
+    if others:
+        facts, lines = json.loads(usual[0]), []
+        for text, videos in others:
+            found = json.loads(text)
+            differing = ", ".join(
+                f"{name} {found.get(name)} instead of {facts.get(name)}"
+                for name in sorted({**facts, **found})
+                if facts.get(name) != found.get(name)
+            )
+            lines.append(f"  {many(len(videos), 'video')} (for example {videos[0]}): {differing}\n")
+        raise InputError(
+            f"{where}: expected shards that were all made in the same way, found {many(len(usual[1]), 'video')} made "
+            f"in one way and\n{''.join(lines)}make those again with the options of the others: python -m extract_flow "
+            "--overwrite, or choose another set with --shards"
+        )
+    return dataclasses.replace(
+        made[usual[1][0]], source_bytes=0, directions=spec.directions, frames=spec.stream == "spatial"
+    )
+
+
+def relevant_facts(request: Request, spec: VolumeSpec) -> dict[str, Any]:
+    """What of a request the network's input depends on, as plain values; parameters of the method by their names."""
+    facts = request.as_dict()
+    parameters = facts.pop("parameters")
+    for name in ("source_bytes", "directions", "frames"):
+        del facts[name]
+    if spec.stream == "temporal":
+        del facts["frames_quality"]
+        return {**facts, **parameters}
+    for name in ("method", "step", "quantiser", "image", "quality"):
+        del facts[name]
+    return facts
+
+
+class ShardFinder:
+    """Opens the shards of several datasets for one network, and collects what is wrong with them.
+
+    Attributes:
+        shard_sets: dataset -> the shard set that is read.
+        problems: a message for each list of videos of which some cannot be used.
+        left_out: number of videos that cannot be used.
+    """
+
+    def __init__(self, root: Path, spec: VolumeSpec, shard_set: str | None) -> None:
+        self._root, self._spec, self._wanted = root, spec, shard_set
+        self.shard_sets: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.left_out = 0
+        self._made: dict[str, dict[str, Request]] = defaultdict(dict)
+
+    def items(self, dataset: Dataset, ids: Sequence[str], labels: Mapping[str, int], head: int) -> list[Item]:
+        """The usable videos of a list, each with its column of the last layer (`labels`, by class) and its head."""
+        name = dataset.name
+        paths = DatasetPaths(self._root, name)
+        if name not in self.shard_sets:
+            self.shard_sets[name] = choose_shard_set(paths, self._wanted)
+        folder = paths.shards(self.shard_sets[name])
+        usable, broken = open_shards(index_shards(folder), ids, self._spec)
+        if broken:
+            self.left_out += len(broken)
+            self.problems.append(explain(broken, len(ids), name, self._spec))
+        self._made[name] |= {video: request_of(shard) for video, shard in usable.items()}
+        return [
+            Item(shard, labels[dataset.videos[video].label], head, f"{name}:{dataset.videos[video].group}")
+            for video, shard in usable.items()
+        ]
+
+    def requests(self) -> dict[str, Request]:
+        """Dataset -> how its shards were made; InputError if they were made in different ways."""
+        return {
+            name: common_request(made, self._spec, f"{name}, shard set {self.shard_sets[name]}")
+            for name, made in self._made.items()
+            if made
+        }
+
+
+def gather(
+    name: str,
+    split: int,
+    spec: VolumeSpec,
+    recipe: Recipe,
+    data: str | os.PathLike[str] | None = None,
+    shard_set: str | None = None,
+    allow_missing: bool = False,
+) -> TrainingData:
+    """Everything a run on shards learns from, found and checked before the first iteration.
+
+    Raises:
+        InputError: unknown datasets or splits; missing or broken shards, all of them in one message; shards of a set
+            that were made in different ways.
+    """
+    found = ShardFinder(data_root(data), spec, shard_set)
+    heads: dict[str, tuple[str, ...]] = {}
+    train: list[Item] = []
+    validation: list[Item] = []
+    for head, dataset_name in enumerate((name, *recipe.also)):
+        if dataset_name in heads:
+            raise InputError(f"dataset {dataset_name} is named twice")
+        dataset = load_dataset(dataset_name, data)
+        chosen = dataset.split(split)
+        start = sum(map(len, heads.values()))
+        labels = {label: start + i for i, label in enumerate(dataset.classes)}
+        here = found.items(dataset, chosen.train, labels, head)
+        heads[dataset_name] = dataset.classes
+        if head == 0 and recipe.add_classes:
+            other = load_dataset(recipe.add_classes, data)
+            joining = joining_classes(name, other)
+            # None of its videos is in this dataset, so all of the other's training list may be learnt from.
+            extra = [video for video in other.split(split).train if other.videos[video].label in joining]
+            columns = {label: len(dataset.classes) + i for i, label in enumerate(joining)}
+            here += found.items(other, extra, columns, head)
+            heads[dataset_name] += tuple(f"{other.name}/{label}" for label in joining)
+        if recipe.held_out == "test":
+            validation += found.items(dataset, chosen.test, labels, head)
+        elif here:
+            here, held = hold_out(here, recipe.held_out, recipe.seed)
+            validation += held
+        train += here
+    if found.problems and not allow_missing:
+        raise InputError("\n".join(found.problems))
+    if not train:
+        raise InputError(
+            f"dataset {name}, split {split}: no video left to train on"
+            + "".join(f"\n{problem}" for problem in found.problems)
+        )
+    return TrainingData(heads, train, validation, found.left_out, found.shard_sets, found.requests())
+
+
+def joining_classes(name: str, other: Dataset) -> list[str]:
+    """`added_classes`, all of which the other dataset has.
+
+    Raises:
+        InputError: no such list, or a class that the other dataset lacks.
+    """
+    joining = added_classes(name, other.name)
+    if unknown := [label for label in joining if label not in other.classes]:
+        raise InputError(f"dataset {other.name} has no class {', '.join(unknown)}")
+    return joining
+
+
+def gather_images(folder: Path, name: str) -> TrainingData:
+    """A folder of images per class: FOLDER/train/<class>/* to train on, FOLDER/val/<class>/* to validate on.
+
+    Raises:
+        InputError: another layout, or classes of val that train lacks.
+    """
+    train_folder = folder / "train"
+    classes = (
+        sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir())
+        if train_folder.is_dir()
+        else []
+    )
+    if not classes:
+        raise InputError(
+            f"{folder}: expected train/<class>/*.JPEG (the ILSVRC-2012 layout), found no class folder"
+        )
+    parts: dict[str, list[Item]] = {"train": [], "val": []}
+    for part, found in parts.items():
+        if not (folder / part).is_dir():
+            continue
+        entries = sorted(os.scandir(folder / part), key=lambda entry: entry.name)
+        if unknown := [entry.name for entry in entries if entry.name not in classes]:
+            raise InputError(
+                f"{folder / part}: expected a folder per class of train, found {', '.join(unknown[:5])}"
+                f"{' and more' if len(unknown) > 5 else ''}; sort its images into class folders first"
+            )
+        for entry in entries:
+            label = classes.index(entry.name)
+            files = sorted(
+                file.name
+                for file in os.scandir(entry.path)
+                if Path(file.name).suffix.lower() in IMAGE_SUFFIXES
+            )
+            found += [Item(Path(entry.path, file), label, 0, file) for file in files]
+    if not parts["train"]:
+        raise InputError(f"{train_folder}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return TrainingData({name: tuple(classes)}, parts["train"], parts["val"])
