@@ -303,6 +303,13 @@ class Clip:
 
 def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> list[dict[str, Quantised]]:
     """Quantised flow of pieces of one frame size in one call: a dictionary by direction for each piece."""
+    return begin(pieces, method, quantiser)()
+
+
+def begin(
+    pieces: list[Piece], method: FlowMethod, quantiser: Quantiser
+) -> Callable[[], list[dict[str, Quantised]]]:
+    """Start `compute`, on a device that works by itself; what is returned waits for the result."""
     frames = pieces[0].gray if len(pieces) == 1 else np.concatenate([piece.gray for piece in pieces])
     offsets = np.cumsum([0] + [len(piece.gray) for piece in pieces[:-1]])
     parts = [
@@ -310,15 +317,20 @@ def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> li
         for i, (piece, offset) in enumerate(zip(pieces, offsets, strict=True))
         for direction, pairs in piece.pairs.items()
     ]
-    results: list[dict[str, Quantised]] = [{} for _ in pieces]
     if not parts:
-        return results
-    everything = method.run(frames, np.concatenate([pairs for _, _, pairs in parts]), "levels", quantiser)
-    at = 0
-    for i, direction, pairs in parts:
-        part = slice(at, at + len(pairs))
-        results[i][direction] = Quantised(
-            *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))
-        )
-        at += len(pairs)
+        return lambda: [{} for _ in pieces]
+    collect = method.begin(frames, np.concatenate([pairs for _, _, pairs in parts]), quantiser)
+
+    def results() -> list[dict[str, Quantised]]:
+        everything = collect()
+        by_piece: list[dict[str, Quantised]] = [{} for _ in pieces]
+        at = 0
+        for i, direction, pairs in parts:
+            part = slice(at, at + len(pairs))
+            by_piece[i][direction] = Quantised(
+                *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))
+            )
+            at += len(pairs)
+        return by_piece
+
     return results

@@ -186,7 +186,7 @@ def _extract_in_workers(
     events = supervise(
         videos,
         serve,
-        (settings, execution.device, execution.threads, cores, execution.overlap),
+        (settings, execution.device, execution.threads, cores, execution.processes, execution.overlap),
         workers=cores,
         patience=execution.patience or None,
     )

@@ -20,7 +20,7 @@ from extract_flow.cuda import quantise
 from extract_flow.cuda.device import Buffer, Device, Graph, Memory, Part, Pinned, Stream
 from extract_flow.cuda.images import Size
 from extract_flow.cuda.kernels import Kernels, Program
-from extract_flow.flow_method import DeviceMemoryError, FlowMethod
+from extract_flow.flow_method import DeviceMemoryError, FlowMethod, check_frames, check_pairs
 from pipeline.codec import Quantised, Quantiser
 
 LANES = 2
@@ -221,6 +221,18 @@ class CudaMethod(FlowMethod):
         """
         levels: Quantised = self.submit(frames, pairs, quantiser).collect()
         return levels
+
+    def begin(
+        self, frames: npt.NDArray[np.uint8], pairs: Indices, quantiser: Quantiser
+    ) -> Callable[[], Quantised]:
+        """See `FlowMethod.begin`; what is raised later is a ValueError for a field that is not finite."""
+        frames, pairs = check_frames(frames), check_pairs(pairs, len(frames))
+        return self.submit(frames, pairs, quantiser).collect
+
+    def share_device(self, processes: int) -> None:
+        """Use this part of the memory that was free, as so many processes use the device."""
+        self._memory //= max(1, processes)
+        self.batch_pairs = self.chunk_pairs(Size(*USUAL_SIZE))
 
     def submit(self, frames: npt.NDArray[np.uint8], pairs: Indices, quantiser: Quantiser | None) -> Pending:
         """Hand pairs over and return while the device works; `Pending.collect` has the results.
