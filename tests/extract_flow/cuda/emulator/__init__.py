@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+import pipeline.compiled  # noqa: F401  sets NUMBA_CACHE_DIR, which would follow XDG_CACHE_HOME
+
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[3]
 
@@ -60,7 +62,7 @@ def environment(nvrtc: bool = True, **more: str) -> dict[str, str]:
         "LD_PRELOAD": ":".join(str(folder / name) for name in names),
         "EMULATOR": str(HERE),
         "XDG_CACHE_HOME": str(folder / "cache"),
-        "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", str(folder / "numba")),
+        "NUMBA_CACHE_DIR": os.environ["NUMBA_CACHE_DIR"],
         "PYTHONPATH": os.pathsep.join([str(PROJECT), str(HERE.parent), str(HERE.parents[1] / "tvl1"),
                                        str(HERE.parents[1] / "brox")]),
     } | more  # fmt: skip
