@@ -1,7 +1,8 @@
 // What the kernels of every method share.
 //
-// A plane is float32[height][pitch]; pixels x >= width of a row are padding, which may hold anything. Indices are 32-bit
-// within an image; only the step from image to image is 64-bit.
+// A plane is float32[height][pitch]; pixels x >= width of a row are padding. What writes a plane that a tile kernel reads
+// puts a zero beside an odd width (see `padded`); other padding may hold anything. Indices are 32-bit within an image;
+// only the step from image to image is 64-bit.
 
 #define ALL_LANES 0xffffffffu
 
@@ -12,6 +13,9 @@
 typedef long long Sum;
 
 __device__ __forceinline__ int clamped(int index, int count) { return min(max(index, 0), count - 1); }
+
+// A width with the pixel beside it that makes it even.
+__device__ __forceinline__ int padded(int width) { return (width + 1) & ~1; }
 
 // Start of an image within a buffer of many.
 __device__ __forceinline__ size_t image_at(int number, int area) { return (size_t)number * area; }

@@ -38,10 +38,12 @@ extern "C" __global__ void resample_across(
     int planes, int group_planes)
 {
     IMAGE_PIXEL
-    if (x >= width || y >= height) return;
-    const float* row = source + image_at(blockIdx.z, height * source_pitch) + y * source_pitch + first[x];
+    if (x >= padded(width) || y >= height) return;
     float total = 0.f;
-    for (int k = 0; k < taps; k++) total += weights[x * taps + k] * row[k];
+    if (x < width) {
+        const float* row = source + image_at(blockIdx.z, height * source_pitch) + y * source_pitch + first[x];
+        for (int k = 0; k < taps; k++) total += weights[x * taps + k] * row[k];
+    }
     const int plane = blockIdx.z / planes * group_planes + blockIdx.z % planes;
     target[image_at(plane, height * pitch) + y * pitch + x] = (blockIdx.z & 1 ? odd_factor : factor) * total;
 }

@@ -39,7 +39,7 @@ __device__ __forceinline__ Place place_of(int left, int top, int halo, int heigh
 }
 
 // One plane's pixels of a lane, zero where they lie outside the frame; `at` points to the lane's first pixel, inside or
-// not. The pitch is even and so is x.
+// not. The pitch is even and so is x; where the width is odd, the padding beside it holds zeros.
 __device__ __forceinline__ void load_rows(float2 (&values)[ROWS], const float* at, int pitch, const Place& place)
 {
     #pragma unroll
@@ -48,10 +48,16 @@ __device__ __forceinline__ void load_rows(float2 (&values)[ROWS], const float* a
         if (place.in_width && place.y + r >= 0 && place.y + r < place.height)
             values[r] = *(const float2*)(at + r * pitch);
     }
-    if (place.width & 1) {
-        const bool padding = place.x + 1 >= place.width;
-        #pragma unroll
-        for (int r = 0; r < ROWS; r++) values[r].y = padding ? 0.f : values[r].y;
+}
+
+// The same from memory that nobody writes while the kernel runs.
+__device__ __forceinline__ void load_fixed_rows(float2 (&values)[ROWS], const float* at, int pitch, const Place& place)
+{
+    #pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        values[r] = make_float2(0.f, 0.f);
+        if (place.in_width && place.y + r >= 0 && place.y + r < place.height)
+            values[r] = __ldg((const float2*)(at + r * pitch));
     }
 }
 
@@ -70,12 +76,13 @@ __device__ __forceinline__ void clear_rows(float2 (&values)[ROWS])
 }
 
 // Step from plane to plane with one addition: left alone, the compiler computes every address from the start.
-template <class T> __device__ __forceinline__ T* next_plane(T* at, int area)
+template <class T> __device__ __forceinline__ T* from_here(T* at)
 {
-    at += area;
 #ifdef __CUDACC__
     asm volatile("" : "+l"(at));
 #endif
     return at;
 }
+
+template <class T> __device__ __forceinline__ T* next_plane(T* at, int area) { return from_here(at + area); }
 

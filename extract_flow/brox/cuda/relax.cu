@@ -131,20 +131,20 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) relax(
     const int lane_at = place.y * pitch + place.x;
     Unknowns flow;
     System system;
-    const float* in = equations + image_at(pair * EQUATIONS, area) + lane_at;
-    load_rows(system.left, in, pitch, place);
-    load_rows(system.above, in = next_plane(in, area), pitch, place);
-    load_rows(system.step_u, in = next_plane(in, area), pitch, place);
-    load_rows(system.step_v, in = next_plane(in, area), pitch, place);
-    load_rows(system.coupling, in = next_plane(in, area), pitch, place);
-    load_rows(system.right_u, in = next_plane(in, area), pitch, place);
-    load_rows(system.right_v, in = next_plane(in, area), pitch, place);
-    in = from + image_at(2 * pair, area) + lane_at;
-    load_rows(flow.u, in, pitch, place);
-    load_rows(flow.v, in = next_plane(in, area), pitch, place);
+    const float* in = from_here(equations + image_at(pair * EQUATIONS, area) + lane_at);
+    load_fixed_rows(system.left, in, pitch, place);
+    load_fixed_rows(system.above, in = next_plane(in, area), pitch, place);
+    load_fixed_rows(system.step_u, in = next_plane(in, area), pitch, place);
+    load_fixed_rows(system.step_v, in = next_plane(in, area), pitch, place);
+    load_fixed_rows(system.coupling, in = next_plane(in, area), pitch, place);
+    load_fixed_rows(system.right_u, in = next_plane(in, area), pitch, place);
+    load_fixed_rows(system.right_v, in = next_plane(in, area), pitch, place);
+    in = from_here(from + image_at(2 * pair, area) + lane_at);
+    load_fixed_rows(flow.u, in, pitch, place);
+    load_fixed_rows(flow.v, in = next_plane(in, area), pitch, place);
     complete_diffusivities(system, above, place);
     sweep_tile(flow, system, rows, place, sweeps, relaxation);
-    float* out = to + image_at(2 * pair, area) + lane_at;
+    float* out = from_here(to + image_at(2 * pair, area) + lane_at);
     store_rows(flow.u, out, pitch, place);
     store_rows(flow.v, next_plane(out, area), pitch, place);
 }
@@ -188,13 +188,18 @@ extern "C" __global__ void __launch_bounds__(SYSTEM_THREADS) make_equations(
     for (int k = 0; k < HEIGHT * WIDTH / SYSTEM_THREADS; k++) {
         const int column = t & (WIDTH - 1), row = t / WIDTH + k * (SYSTEM_THREADS / WIDTH);
         const int x = left + column, y = top + row, at = y * pitch + x;
-        if (x >= width || y >= height) continue;
+        if (x >= padded(width) || y >= height) continue;
+        float* out = equations + image_at(pair * EQUATIONS, area) + at;
+        if (x == width) {
+            #pragma unroll
+            for (int plane = 0; plane < EQUATIONS; plane++) out[image_at(plane, area)] = 0.f;
+            continue;
+        }
         const float smoothness =
             to_left[row][column] + to_left[row][column + 1] + to_above[row][column] + to_above[row + 1][column];
         const Equation equation = equation_of(
             data + image_at(pair * TERMS, area) + at, area, u[row + 1][column + 1], v[row + 1][column + 1], smoothness,
             gamma, half_inverse_alpha, relaxation);
-        float* out = equations + image_at(pair * EQUATIONS, area) + at;
         out[0] = to_left[row][column];
         out[area] = to_above[row][column];
         out[image_at(2, area)] = equation.step_u;

@@ -65,27 +65,27 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) iterate(
                  width);
     const int lane_at = place.y * pitch + place.x;
     Tile tile;
-    const float* in = from + lane_at;
-    load_rows(tile.u1, in, pitch, place);
-    load_rows(tile.u2, in = next_plane(in, area), pitch, place);
+    const float* in = from_here(from + lane_at);
+    load_fixed_rows(tile.u1, in, pitch, place);
+    load_fixed_rows(tile.u2, in = next_plane(in, area), pitch, place);
     if (warp == 0 && start == 0) {   // the dual begins at zero, which nobody has written
         clear_rows(tile.p11);
         clear_rows(tile.p12);
         clear_rows(tile.p21);
         clear_rows(tile.p22);
     } else {
-        load_rows(tile.p11, in = next_plane(in, area), pitch, place);
-        load_rows(tile.p12, in = next_plane(in, area), pitch, place);
-        load_rows(tile.p21, in = next_plane(in, area), pitch, place);
-        load_rows(tile.p22, in = next_plane(in, area), pitch, place);
+        load_fixed_rows(tile.p11, in = next_plane(in, area), pitch, place);
+        load_fixed_rows(tile.p12, in = next_plane(in, area), pitch, place);
+        load_fixed_rows(tile.p21, in = next_plane(in, area), pitch, place);
+        load_fixed_rows(tile.p22, in = next_plane(in, area), pitch, place);
     }
-    in = fixed + lane_at;
-    load_rows(tile.nx, in, pitch, place);
-    load_rows(tile.ny, in = next_plane(in, area), pitch, place);
-    load_rows(tile.residual, in = next_plane(in, area), pitch, place);
-    load_rows(tile.limit, in = next_plane(in, area), pitch, place);
+    in = from_here(fixed + lane_at);
+    load_fixed_rows(tile.nx, in, pitch, place);
+    load_fixed_rows(tile.ny, in = next_plane(in, area), pitch, place);
+    load_fixed_rows(tile.residual, in = next_plane(in, area), pitch, place);
+    load_fixed_rows(tile.limit, in = next_plane(in, area), pitch, place);
 #if EDGES
-    load_rows(tile.steps, steps + image_at(first[pair], area) + lane_at, pitch, place);
+    load_fixed_rows(tile.steps, from_here(steps + image_at(first[pair], area) + lane_at), pitch, place);
 #endif
     if (threadIdx.x < HALO) totals[threadIdx.x] = 0;
     clear_outer_rows(flow, duals, place);
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) iterate(
     if (!again && threadIdx.x < count)
         add_to(all.changes + (size_t)(pair * all.warps + warp) * all.iterations + begin + threadIdx.x,
                totals[threadIdx.x]);
-    float* out = state + image_at(((1 - source) * all.pairs + pair) * STATE, area) + lane_at;
+    float* out = from_here(state + image_at(((1 - source) * all.pairs + pair) * STATE, area) + lane_at);
     store_rows(tile.u1, out, pitch, place);
     store_rows(tile.u2, out = next_plane(out, area), pitch, place);
     store_rows(tile.p11, out = next_plane(out, area), pitch, place);

@@ -85,7 +85,11 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) refine_level(
         #pragma unroll 1
         for (int k = 0; k < 2 * ROWS; k++) {
             const int row = k >> 1, x = place.x + (k & 1), y = place.y + row, at = row * pitch + (k & 1);
-            if (x >= width || y >= height) continue;
+            if (x >= padded(width) || y >= height) continue;
+            if (x == width) {
+                fixed[at] = fixed[area + at] = fixed[2 * area + at] = fixed[3 * area + at] = 0.f;
+                continue;
+            }
 #if TARGET_GRADIENT
             const float across = fixed[at], down = fixed[area + at];
 #else

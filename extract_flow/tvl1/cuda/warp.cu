@@ -185,7 +185,12 @@ extern "C" __global__ void __launch_bounds__(WARP_THREADS) warp_and_linearise(
     for (int k = 0; k < HEIGHT * WIDTH / WARP_THREADS; k++) {
         const int column = (t & (WIDTH - 1)) + RING, row = t / WIDTH + k * (WARP_THREADS / WIDTH) + RING;
         const int x = left + column, y = top + row, at = y * pitch + x;
-        if (x >= width || y >= height) continue;
+        if (x >= padded(width) || y >= height) continue;
+        float* out = constants + image_at(pair * CONSTANTS, area) + at;
+        if (x == width) {
+            out[0] = out[area] = out[2 * area] = out[3 * area] = 0.f;
+            continue;
+        }
         const float u1 = u[at], u2 = u[area + at];
         float across, down;
 #if TARGET_GRADIENT
@@ -202,7 +207,6 @@ extern "C" __global__ void __launch_bounds__(WARP_THREADS) warp_and_linearise(
 #endif
         const bool inside = lies_inside(x + u1, y + u2, height, width);
         const Linear linear = normalise(across, down, value, pixel, u1, u2, inside, data_weight);
-        float* out = constants + image_at(pair * CONSTANTS, area) + at;
         out[0] = linear.nx;
         out[area] = linear.ny;
         out[2 * area] = linear.residual;
@@ -217,11 +221,16 @@ extern "C" __global__ void __launch_bounds__(WARP_THREADS) warp_and_linearise(
 
 // Steps of the dual where image edges loosen the smoothness (extract_flow.tvl1.cpu.weigh_edges); blockIdx.z is the frame.
 extern "C" __global__ void weigh_edges(
-    const float* __restrict__ images, float* __restrict__ steps, float step, float edges, int height, int width,
+    const float* __restrict__ images, float* steps, float step, float edges, int height, int width,
     int pitch)
 {
     const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
-    if (x >= width || y >= height) return;
+    if (x >= padded(width) || y >= height) return;
+    steps += image_at(blockIdx.z, height * pitch) + y * pitch + x;
+    if (x == width) {
+        *steps = 0.f;
+        return;
+    }
     const float* image = images + image_at(blockIdx.z, height * pitch);
     const float here = image[y * pitch + x];
     const float across = image[y * pitch + min(x + 1, width - 1)] - here;
@@ -229,5 +238,5 @@ extern "C" __global__ void weigh_edges(
     float root = 1.f + fminf(edges * sqrtf(across * across + down * down), EDGE_LIMIT) * (1.f / 8);
     root *= root;
     root *= root;
-    steps[image_at(blockIdx.z, height * pitch) + y * pitch + x] = step * root * root;
+    *steps = step * root * root;
 }

@@ -180,6 +180,7 @@ template <class T> static inline T __shfl_xor_sync(unsigned, T value, int mask)
 }
 template <class T> static inline T atomicAdd(T* at, T value) { T old = *at; *at += value; return old; }
 static inline int atomicMin(int* at, int value) { int old = *at; *at = min(old, value); return old; }
+template <class T> static inline T __ldg(const T* at) { return *at; }
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 
