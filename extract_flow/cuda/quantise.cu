@@ -32,37 +32,115 @@ extern "C" __global__ void __launch_bounds__(THREADS) find_ranges(
     }
 }
 
-// Levels; sums[2 pair + component] in units of 1 / units; counts[2 pair] pixels outside the range, counts[2 pair + 1]
-// values that are not finite. sums and counts start at zero. ranges is null where scale is 1 and offset 0 throughout.
-// A block takes STRIP pixels of one pair (blockIdx.y).
+// The pixels of a pair that a block takes, a strip of STRIP of them (blockIdx.x); blockIdx.y is the pair.
 #define STRIP 8192
-extern "C" __global__ void __launch_bounds__(THREADS) quantise(
-    const float* __restrict__ flow, const float* __restrict__ edges, float lowest, float highest, float units,
-    float mean_limit, const float* __restrict__ ranges, unsigned char* __restrict__ levels, Sum* __restrict__ sums,
-    int* __restrict__ counts, int height, int width, int pitch)
+#define FOR_EACH_PIXEL \
+    for (int i = blockIdx.x * STRIP + threadIdx.x, end = min((int)(blockIdx.x + 1) * STRIP, height * width); i < end; \
+         i += THREADS)
+
+// Where a pixel's value of a component lies.
+__device__ __forceinline__ float value_at(
+    const float* __restrict__ flow, int field, int pixel, int height, int width, int pitch)
 {
-    __shared__ float ladder[255];
+    return flow[image_at(field, height * pitch) + pixel / width * pitch + pixel % width];
+}
+
+// sums[2 pair + component] in units of 1 / units, of values limited to +-mean_limit; counts[pair].broken of values that
+// are not finite. Both start at zero.
+#define RUNGS 11
+struct Counts { int outside, broken, beyond[RUNGS]; };
+
+extern "C" __global__ void __launch_bounds__(THREADS) sum_flow(
+    const float* __restrict__ flow, float units, float mean_limit, Sum* __restrict__ sums, Counts* __restrict__ counts,
+    int height, int width, int pitch)
+{
     __shared__ Sum totals[2];
-    __shared__ int outside_total, broken_total;
-    const int t = threadIdx.x, pair = blockIdx.y, pixels = height * width;
-    if (t < 255) ladder[t] = edges[t];
+    __shared__ int broken_total;
+    const int t = threadIdx.x, pair = blockIdx.y;
     if (t < 2) totals[t] = 0;
-    if (t == 0) outside_total = broken_total = 0;
+    if (t == 0) broken_total = 0;
     __syncthreads();
     Sum own[2] = {0, 0};
-    int outside_count = 0, broken_count = 0;
-    const int begin = blockIdx.x * STRIP;
-    for (int i = begin + t; i < min(begin + STRIP, pixels); i += THREADS) {
+    int broken = 0;
+    FOR_EACH_PIXEL {
+        #pragma unroll
+        for (int component = 0; component < 2; component++) {
+            const float value = value_at(flow, 2 * pair + component, i, height, width, pitch);
+            if (!(fabsf(value) <= LARGEST)) broken++;
+            else own[component] += (Sum)rintf(fminf(fmaxf(value, -mean_limit), mean_limit) * units);
+        }
+    }
+    add_to(&totals[0], own[0]);
+    add_to(&totals[1], own[1]);
+    if (broken) atomicAdd(&broken_total, broken);
+    __syncthreads();
+    if (t < 2) add_to(&sums[2 * pair + t], totals[t]);
+    if (t == 0 && broken_total) atomicAdd(&counts[pair].broken, broken_total);
+}
+
+// pipeline.field_range.whole_pixel_offset: the mean in whole pixels, halves away from zero; units is a power of two.
+__device__ __forceinline__ float whole_pixel_offset(Sum sum, int pixels, float units)
+{
+    const Sum unit = (Sum)pixels * (Sum)units, size = ((sum < 0 ? -sum : sum) + unit / 2) / unit;
+    return (float)(sum < 0 ? -size : size);
+}
+
+// counts[pair].beyond[k]: pixels of which a component lies further than limits[k] from its offset; limits increase.
+extern "C" __global__ void __launch_bounds__(THREADS) count_beyond(
+    const float* __restrict__ flow, const Sum* __restrict__ sums, const float* __restrict__ limits, float units,
+    Counts* __restrict__ counts, int height, int width, int pitch)
+{
+    __shared__ int totals[RUNGS];
+    const int t = threadIdx.x, pair = blockIdx.y;
+    if (t < RUNGS) totals[t] = 0;
+    __syncthreads();
+    const float offset_x = whole_pixel_offset(sums[2 * pair], height * width, units);
+    const float offset_y = whole_pixel_offset(sums[2 * pair + 1], height * width, units);
+    FOR_EACH_PIXEL {
+        const float reach = fmaxf(
+            fabsf(value_at(flow, 2 * pair, i, height, width, pitch) - offset_x),
+            fabsf(value_at(flow, 2 * pair + 1, i, height, width, pitch) - offset_y));
+        for (int k = 0; k < RUNGS && reach > limits[k]; k++) atomicAdd(&totals[k], 1);
+    }
+    __syncthreads();
+    if (t < RUNGS && totals[t]) atomicAdd(&counts[pair].beyond[t], totals[t]);
+}
+
+// ranges[4 pair ...] scale and offset of either component: pipeline.field_range.ladder_rung. A thread for each pair.
+extern "C" __global__ void choose_rungs(
+    const Sum* __restrict__ sums, const Counts* __restrict__ counts, const float* __restrict__ ladder, float units,
+    int pairs, int pixels, float* __restrict__ ranges)
+{
+    const int pair = blockIdx.x * blockDim.x + threadIdx.x;
+    if (pair >= pairs) return;
+    int rung = 0;
+    while (rung < RUNGS - 1 && 1000 * (Sum)counts[pair].beyond[rung] > pixels) rung++;
+    #pragma unroll
+    for (int component = 0; component < 2; component++) {
+        ranges[4 * pair + 2 * component] = ladder[rung];
+        ranges[4 * pair + 2 * component + 1] = whole_pixel_offset(sums[2 * pair + component], pixels, units);
+    }
+}
+
+// Levels, and counts[pair].outside of pixels outside the range. ranges is null where scale is 1 and offset 0 throughout.
+extern "C" __global__ void __launch_bounds__(THREADS) quantise(
+    const float* __restrict__ flow, const float* __restrict__ edges, float lowest, float highest,
+    const float* __restrict__ ranges, unsigned char* __restrict__ levels, Counts* __restrict__ counts, int height,
+    int width, int pitch)
+{
+    __shared__ float ladder[255];
+    __shared__ int outside_total;
+    const int t = threadIdx.x, pair = blockIdx.y, pixels = height * width;
+    if (t < 255) ladder[t] = edges[t];
+    if (t == 0) outside_total = 0;
+    __syncthreads();
+    int outside_count = 0;
+    FOR_EACH_PIXEL {
         bool outside = false;
         #pragma unroll
         for (int component = 0; component < 2; component++) {
             const int field = 2 * pair + component;
-            float value = flow[image_at(field, height * pitch) + i / width * pitch + i % width];
-            if (!(fabsf(value) <= LARGEST)) {
-                broken_count++;
-                value = 0.f;
-            }
-            own[component] += (Sum)rintf(fminf(fmaxf(value, -mean_limit), mean_limit) * units);
+            float value = value_at(flow, field, i, height, width, pitch);
             if (ranges) value = (value - ranges[2 * field + 1]) / ranges[2 * field];
             const float inside = fminf(fmaxf(value, lowest), highest);
             outside |= inside != value;
@@ -74,14 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantise(
         }
         outside_count += outside;
     }
-    add_to(&totals[0], own[0]);
-    add_to(&totals[1], own[1]);
-    atomicAdd(&outside_total, outside_count);
-    atomicAdd(&broken_total, broken_count);
+    if (outside_count) atomicAdd(&outside_total, outside_count);
     __syncthreads();
-    if (t < 2) add_to(&sums[2 * pair + t], totals[t]);
-    if (t == 0) {
-        atomicAdd(&counts[2 * pair], outside_total);
-        atomicAdd(&counts[2 * pair + 1], broken_total);
-    }
+    if (t == 0 && outside_total) atomicAdd(&counts[pair].outside, outside_total);
 }

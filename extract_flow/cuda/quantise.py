@@ -12,6 +12,7 @@ from extract_flow.cuda.device import Buffer, Memory, Part, Pinned, Stream, float
 from extract_flow.cuda.images import Size
 from extract_flow.cuda.kernels import SHARED, Kernels, Program
 from pipeline.codec import MEAN_LIMIT, MEAN_UNIT, Quantised, Quantiser
+from pipeline.field_range import LADDER
 
 THREADS, STRIP = 512, 8192
 """As in `quantise.cu`."""
@@ -20,19 +21,26 @@ PROGRAM = Program("quantise", (SHARED / "common.cuh", SHARED / "quantise.cu"), {
 """IEEE arithmetic: a level must not depend on how the device divides."""
 
 
+COUNTS = np.dtype([("outside", np.int32), ("broken", np.int32), ("beyond", np.int32, 11)])
+"""`struct Counts` of a pair."""
+TOTALS = 16
+"""Bytes of a pair's two sums, int64."""
+
+
 class Tables:
     """What a quantiser needs on the device; uploaded once."""
 
     def __init__(self, quantiser: Quantiser) -> None:
         self.quantiser = quantiser
         self.edges = upload(np.asarray(quantiser.edges, np.float32))
+        self.limits = upload(np.asarray(quantiser.limits, np.float32)) if quantiser.ladder else None
+        self.ladder = upload(np.asarray(LADDER, np.float32)) if quantiser.ladder else None
 
 
 class Levels(NamedTuple):
     """Room for the levels of `pairs` pairs, on the device and in pinned host memory.
 
-    The totals of a pair are int64 sums of x and y, then int32 counts of clipped pixels and of values that are not
-    finite; all sums lie before all counts.
+    The totals are the int64 sums of x and y of every pair, then every pair's `COUNTS`.
     """
 
     levels: Buffer
@@ -46,10 +54,10 @@ class Levels(NamedTuple):
 
 def allocate(pairs: int, size: Size) -> Levels:
     """Room for `quantise` and `collect`."""
-    pixels = size.height * size.width
+    pixels, totals = size.height * size.width, pairs * (TOTALS + COUNTS.itemsize)
     return Levels(
-        Buffer(pairs * 2 * pixels), Buffer(pairs * 24), floats(pairs * 4), Pinned((pairs * 2 * pixels,), np.uint8),
-        Pinned((pairs * 24,), np.uint8), Pinned((pairs * 4,), np.float32), pairs,
+        Buffer(pairs * 2 * pixels), Buffer(totals), floats(pairs * 4), Pinned((pairs * 2 * pixels,), np.uint8),
+        Pinned((totals,), np.uint8), Pinned((pairs * 4,), np.float32), pairs,
     )  # fmt: skip
 
 
@@ -63,19 +71,29 @@ def quantise(
     """
     if count > room.pairs:
         raise ValueError(f"{count} pairs, but room for {room.pairs}")
-    quantiser, counts = tables.quantiser, Part(room.totals, 16 * room.pairs)
-    if quantiser.per_field:
-        kernels.launch(
-            "find_ranges", (2 * count, 1, 1), (THREADS, 1, 1), stream, flow, room.ranges, *size, size.pitch
-        )
-        stream.download(room.host_ranges.array[: 4 * count], room.ranges)
+    quantiser, pixels = tables.quantiser, size.height * size.width
+    sums, counts, units = room.totals, Part(room.totals, TOTALS * room.pairs), 1 / MEAN_UNIT
+    strips, threads, layout = (-(-pixels // STRIP), count, 1), (THREADS, 1, 1), (*size, size.pitch)
     stream.clear(room.totals, room.totals.size)
+    kernels.launch("sum_flow", strips, threads, stream, flow, units, MEAN_LIMIT, sums, counts, *layout)
+    ranged = quantiser.per_field or quantiser.ladder
+    if quantiser.per_field:
+        kernels.launch("find_ranges", (2 * count, 1, 1), threads, stream, flow, room.ranges, *layout)
+    elif quantiser.ladder:
+        kernels.launch(
+            "count_beyond", strips, threads, stream, flow, sums, tables.limits, units, counts, *layout
+        )
+        kernels.launch(
+            "choose_rungs", (-(-count // 32), 1, 1), (32, 1, 1), stream, sums, counts, tables.ladder, units, count,
+            pixels, room.ranges,
+        )  # fmt: skip
     kernels.launch(
-        "quantise", (-(-size.height * size.width // STRIP), count, 1), (THREADS, 1, 1), stream, flow, tables.edges,
-        float(quantiser.table[0]), float(quantiser.table[255]), 1 / MEAN_UNIT, MEAN_LIMIT,
-        room.ranges if quantiser.per_field else None, room.levels, room.totals, counts, *size, size.pitch,
+        "quantise", strips, threads, stream, flow, tables.edges, float(quantiser.table[0]),
+        float(quantiser.table[255]), room.ranges if ranged else None, room.levels, counts, *layout,
     )  # fmt: skip
-    stream.download(room.host_levels.array[: count * 2 * size.height * size.width], room.levels)
+    if ranged:
+        stream.download(room.host_ranges.array[: 4 * count], room.ranges)
+    stream.download(room.host_levels.array[: count * 2 * pixels], room.levels)
     stream.download(room.host_totals.array, room.totals)
 
 
@@ -87,14 +105,15 @@ def collect(count: int, size: Size, quantiser: Quantiser, room: Levels) -> Quant
     """
     area = size.height * size.width
     totals = room.host_totals.array
-    sums = totals[: 16 * count].view(np.int64).reshape(count, 2)
-    counts = totals[16 * room.pairs : 16 * room.pairs + 8 * count].view(np.int32).reshape(count, 2)
-    if counts[:, 1].any():
-        raise ValueError(f"flow field {int(counts[:, 1].argmax())} holds values that are not finite")
+    sums = totals[: TOTALS * count].view(np.int64).reshape(count, 2)
+    counts = totals[TOTALS * room.pairs :].view(COUNTS)[:count]
+    if counts["broken"].any():
+        raise ValueError(f"flow field {int(counts['broken'].argmax())} holds values that are not finite")
     levels = room.host_levels.array[: count * 2 * area].reshape(count, 2, size.height, size.width)
+    scale, offset = np.ones((count, 2), np.float32), np.zeros((count, 2), np.float32)
+    if quantiser.per_field or quantiser.ladder:
+        ranges = room.host_ranges.array[: 4 * count].reshape(count, 2, 2)
+        scale, offset = ranges[:, :, 0].copy(), ranges[:, :, 1].copy()
     mean: npt.NDArray[np.float32] = (sums * (MEAN_UNIT / area)).astype(np.float32)
-    if quantiser.per_field:
-        ranges = room.host_ranges.array[: 4 * count].reshape(count, 2, 2).copy()
-        return Quantised(levels, ranges[:, :, 0], ranges[:, :, 1], mean, np.zeros(count, np.float32))
-    clipped = (counts[:, 0] / area).astype(np.float32)
-    return Quantised(levels, np.ones((count, 2), np.float32), np.zeros((count, 2), np.float32), mean, clipped)
+    clipped = np.zeros(count) if quantiser.per_field else counts["outside"] / area
+    return Quantised(levels, scale, offset, mean, clipped.astype(np.float32))
