@@ -22,14 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
-
 from extract_flow.brox import parameters as brox_parameters
 from extract_flow.brox.cuda import solver as brox_cuda
 from extract_flow.cuda import quantise
 from extract_flow.cuda.images import Size
-from extract_flow.cuda.kernels import Program
+from extract_flow.cuda.kernels import Program, nvrtc_version
 from extract_flow.tvl1 import parameters as tvl1_parameters
 from extract_flow.tvl1 import solver as tvl1_solver
 from extract_flow.tvl1.cuda import solver as tvl1_cuda
@@ -253,6 +250,7 @@ def brox_work(counts: dict[str, Counts], size: Size) -> Work:
 
 def report(architectures: tuple[int, ...], check: bool) -> int:
     """Print everything; 1 if `check` finds a spill or a count above its limit."""
+    nvrtc_version()  # InputError with what to install where it is missing
     wrong: list[str] = []
     nvdisasm = disassembler()
     counts: dict[str, dict[str, Counts]] = {}
@@ -294,8 +292,8 @@ def predict(counts: dict[str, dict[str, Counts]]) -> None:
         )
         for card in CARDS:
             arithmetic, memory = work.pairs_per_second(card)
-            print(f"    predicted for {card.name}: {arithmetic:.0f} pairs/s by instructions at {ISSUE_SHARE:.0%} of the "
-                  f"issue slots, {memory:.0f} by memory")  # fmt: skip
+            print(f"    predicted for {card.name}: {arithmetic:.0f} pairs/s by instructions at {ISSUE_SHARE:.0%} of "
+                  f"the issue slots, {memory:.0f} by memory")  # fmt: skip
 
 
 def main() -> int:

@@ -110,7 +110,7 @@ class Device:
     def name(self) -> str:
         """As the driver calls it, as "NVIDIA H200"."""
         text: bytes = checked(driver.cuDeviceGetName(256, self._handle))
-        return text.rstrip(b"\0").decode()
+        return text.split(b"\0")[0].decode()
 
     @functools.cached_property
     def capability(self) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def compiled(program: Program, capability: tuple[int, int]) -> bytes:
     Raises:
         InputError: NVRTC is missing, is too old or too new for the GPU, or refuses the source.
     """
-    text, version = program.text(), _nvrtc_version()
+    text, version = program.text(), nvrtc_version()
     key = hashlib.sha256(repr((text, program.fast, capability, version)).encode()).hexdigest()
     kept = cache_folder() / f"{program.name}-sm{capability[0]}{capability[1]}-{key[:32]}.cubin"
     code = _read(kept)
@@ -110,7 +110,12 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
-def _nvrtc_version() -> tuple[int, int]:
+def nvrtc_version() -> tuple[int, int]:
+    """Version of the NVRTC that compiles.
+
+    Raises:
+        InputError: it does not load.
+    """
     try:
         _, major, minor = _nvrtc().nvrtcVersion()
     except (ImportError, RuntimeError, OSError) as error:
