@@ -125,7 +125,7 @@ def device(report: Report) -> None:
     report.add(
         "device", "host", f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     )
-    for name in ("numpy", "torch", "av", "cuda.core", "cuda.bindings"):
+    for name in ("numpy", "torch", "av", "cuda.bindings"):
         try:
             module = __import__(name, fromlist=["__version__"])
             report.add("device", name, str(getattr(module, "__version__", "unknown version")))

@@ -11,7 +11,6 @@ docs/explanation/gpu.md for the assumptions.
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from extract_flow.brox import parameters as brox_parameters
 from extract_flow.brox.cuda import solver as brox_cuda
 from extract_flow.cuda import quantise
 from extract_flow.cuda.images import Size
-from extract_flow.cuda.kernels import Program, nvrtc_version
+from extract_flow.cuda.kernels import Program, nvrtc_version, run_nvrtc
 from extract_flow.tvl1 import parameters as tvl1_parameters
 from extract_flow.tvl1 import solver as tvl1_solver
 from extract_flow.tvl1.cuda import solver as tvl1_cuda
@@ -87,24 +86,16 @@ def programs() -> dict[str, Program]:
 
 def compile_for(program: Program, architecture: int) -> tuple[bytes, dict[str, Resources]]:
     """The cubin, and what ptxas says of every kernel."""
-    from cuda.core import Program as CoreProgram
-    from cuda.core import ProgramOptions
-
-    options = ProgramOptions(
-        name=program.name, arch=f"sm_{architecture}", std="c++17", use_fast_math=program.fast, fma=program.fast,
-        ptxas_options="-v",
-    )  # fmt: skip
-    log = io.StringIO()
-    code = CoreProgram(program.text(), "c++", options).compile("cubin", logs=log).code
+    code, log = run_nvrtc(program, program.text(), f"sm_{architecture}", "--ptxas-options=-v")
     pattern = (
         r"Function properties for (\w+)\s*\n\s*.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes "
         r"spill loads\s*\n.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
     )
     found = {
         name: Resources(int(registers), int(stack), int(stores) + int(loads), int(shared or 0))
-        for name, stack, stores, loads, registers, shared in re.findall(pattern, log.getvalue())
+        for name, stack, stores, loads, registers, shared in re.findall(pattern, log)
     }
-    return bytes(code), found
+    return code, found
 
 
 def disassembler() -> str | None:

@@ -7,5 +7,5 @@
 - `method.py`: the `FlowMethod` around a solver: chunks of pairs on two streams, upload, download;
 - `common.cuh`: what the kernels of every method share.
 
-Importing it needs no GPU, but cuda-core and cuda-bindings (extra `cuda`).
+Importing it needs no GPU, but cuda-bindings (extra `cuda`).
 """

@@ -128,9 +128,6 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def _compile(program: Program, text: str, capability: tuple[int, int]) -> bytes:
-    from cuda.core import Program as CoreProgram
-    from cuda.core import ProgramOptions
-
     number = 10 * capability[0] + capability[1]
     _, supported = _nvrtc().nvrtcGetSupportedArchs()
     if number < min(supported):
@@ -138,20 +135,36 @@ def _compile(program: Program, text: str, capability: tuple[int, int]) -> bytes:
             f"{program.name}: this NVRTC compiles for sm_{min(supported)} and newer, the GPU is sm_{number}; "
             "use --device cpu, or an older CUDA"
         )
+    if number in supported:
+        return run_nvrtc(program, text, f"sm_{number}")[0]
     # A GPU that is newer than NVRTC gets PTX, which the driver translates.
-    known = number in supported
-    options = ProgramOptions(
-        name=program.name,
-        arch=f"sm_{number}" if known else f"compute_{max(a for a in supported if a <= number)}",
-        std="c++17",
-        use_fast_math=program.fast,
-        fma=program.fast,
-    )
+    return run_nvrtc(program, text, f"compute_{max(a for a in supported if a <= number)}")[0]
+
+
+def run_nvrtc(program: Program, text: str, architecture: str, *options: str) -> tuple[bytes, str]:
+    """Machine code for "sm_90" or PTX for "compute_90", and what the compiler printed.
+
+    Raises:
+        InputError: NVRTC refuses the source.
+    """
+    nvrtc = _nvrtc()
+    arithmetic = "--use_fast_math" if program.fast else "--fmad=false"
+    words = [f"--gpu-architecture={architecture}", "--std=c++17", arithmetic, *options]
+    flags = [word.encode() for word in words]
+    handle = nvrtc.nvrtcCreateProgram(text.encode(), f"{program.name}.cu".encode(), 0, [], [])[1]
     try:
-        code = CoreProgram(text, "c++", options).compile("cubin" if known else "ptx").code
-    except RuntimeError as error:
-        raise InputError(f"{program.name}: NVRTC refuses the CUDA source: {error}") from error
-    return bytes(code)
+        (status,) = nvrtc.nvrtcCompileProgram(handle, len(flags), flags)
+        log = bytearray(nvrtc.nvrtcGetProgramLogSize(handle)[1])
+        nvrtc.nvrtcGetProgramLog(handle, log)
+        printed = bytes(log).rstrip(b"\0").decode(errors="replace").strip()
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise InputError(f"{program.name}: NVRTC refuses the CUDA source ({status.name}): {printed}")
+        kind = "CUBIN" if architecture.startswith("sm_") else "PTX"
+        code = bytearray(getattr(nvrtc, f"nvrtcGet{kind}Size")(handle)[1])
+        getattr(nvrtc, f"nvrtcGet{kind}")(handle, code)
+        return bytes(code), printed
+    finally:
+        nvrtc.nvrtcDestroyProgram(handle)
 
 
 class Kernels:

@@ -9,7 +9,7 @@ import pytest
 from extract_flow import methods
 from pipeline.errors import InputError
 
-device = pytest.importorskip("extract_flow.cuda.device", reason="needs cuda-core: pip install -e .[cuda]")
+device = pytest.importorskip("extract_flow.cuda.device", reason="needs cuda-bindings: pip install -e .[cuda]")
 
 
 @pytest.mark.parametrize("name", ["tvl1", "brox"])

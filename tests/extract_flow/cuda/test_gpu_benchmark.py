@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from emulator import environment, needs_emulator
 
-pytest.importorskip("cuda.core", reason="needs cuda-core: pip install -e .[cuda]")
+pytest.importorskip("cuda.bindings", reason="needs cuda-bindings: pip install -e .[cuda]")
 PROJECT = Path(__file__).resolve().parents[3]
 
 

@@ -84,7 +84,7 @@ def test_kernels_are_compiled_once_with_a_note_and_again_only_if_the_kept_ones_a
     first = compile_one(cache, log)
     assert "tiny: CUDA kernels for sm_90 compiled in" in first.stderr
     assert str(cache) in first.stderr
-    assert log.read_text() == "-arch=sm_90\n"
+    assert log.read_text() == "--gpu-architecture=sm_90\n"
     second = compile_one(cache, log)
     assert (second.returncode, second.stderr) == (0, "")
     (kept,) = cache.rglob("*.cubin")
