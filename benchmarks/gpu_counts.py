@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ from extract_flow.tvl1.cuda import solver as tvl1_cuda
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 PIXELS_OF_A_THREAD = 8
 """In the tile kernels: four rows of two columns."""
+FILL, RESAMPLE, FRAME = 30, 60, 400
+"""Instructions per pixel, read off the machine code: of reading a pixel into shared memory, of one direction of a
+bilinear resampling, and of everything done for a frame (pyramid, prefilter, step sizes)."""
 ISSUE_SHARE = 0.6
 """Part of the issue slots that is assumed to be used."""
 LIMITS = {
@@ -106,17 +110,21 @@ def disassembler() -> str | None:
 
 
 class Counts(NamedTuple):
-    """Instructions of a kernel: all of them, and those of its hot loop (0 if it has no loop with barriers)."""
+    """Instructions of a kernel.
+
+    Attributes:
+        all: every one of them.
+        loop: of the hot loop, the smallest backward branch around two barriers; 0 if there is none.
+        loops: of the outermost loops without barriers, in order, each without the longest loop inside it.
+    """
 
     all: int
     loop: int
+    loops: tuple[int, ...]
 
 
 def count_instructions(code: bytes, nvdisasm: str) -> dict[str, Counts]:
-    """Instructions of every kernel of a cubin.
-
-    The hot loop of a tile kernel is the smallest backward branch around two barriers.
-    """
+    """Instructions of every kernel of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
@@ -130,16 +138,27 @@ def count_instructions(code: bytes, nvdisasm: str) -> dict[str, Counts]:
                 labels[label[1]] = len(instructions)
             elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
                 instructions.append(instruction[1])
-        loops = []
+        hot, spans = [], []
         for at, instruction in enumerate(instructions):
             target = re.search(r"BRA.*?`\((\.L\w+)\)", instruction)
-            if target and labels.get(target[1], at + 1) <= at:
-                part = instructions[labels[target[1]] : at + 1]
-                if sum("BAR.SYNC" in i for i in part) >= 2:
-                    loops.append(len(part))
+            start = labels.get(target[1], at + 1) if target else at + 1
+            if start < at:
+                barriers = sum("BAR.SYNC" in i for i in instructions[start : at + 1])
+                if barriers >= 2:
+                    hot.append(at + 1 - start)
+                elif not barriers:
+                    spans.append((start, at + 1))
         used = [i for i in instructions if not i.startswith("NOP")]
-        counts[name] = Counts(len(used), min(loops, default=0))
+        counts[name] = Counts(len(used), min(hot, default=0), tuple(outermost(spans)))
     return counts
+
+
+def outermost(spans: list[tuple[int, int]]) -> Iterator[int]:
+    """Lengths of the spans that lie in no other, each without the longest one inside it."""
+    for start, end in spans:
+        if not any(a <= start and end <= b and (a, b) != (start, end) for a, b in spans):
+            inside = [b - a for a, b in spans if start <= a and b <= end and (a, b) != (start, end)]
+            yield end - start - max(inside, default=0)
 
 
 def measure(name: str, kernel: str, what: str, counts: dict[str, dict[str, Counts]]) -> float:
@@ -200,11 +219,17 @@ def tvl1_work(counts: dict[str, Counts], size: Size) -> Work:
     launches = np.ceil(per_warp / halo) + 0.5
     loop = counts["iterate"].loop / PIXELS_OF_A_THREAD
     around = (counts["iterate"].all - counts["iterate"].loop) / PIXELS_OF_A_THREAD
-    # A block warps 64 x 16 pixels with a ring of two, and linearises them.
-    warp = counts["warp_and_linearise"].all * (68 * 20) / (64 * 16)
+    # A block warps 64 x 16 pixels with a ring of two in its first loop, and linearises them in its last.
+    warp = (
+        counts["warp_and_linearise"].loops[0] * (68 * 20) / (64 * 16) + counts["warp_and_linearise"].loops[-1]
+    )
+    # The flow of a level: read with its ring and filtered, then enlarged by two taps either way, two planes each.
+    flow = 2 * (FILL + counts["take_flow"].loops[-1] + 2 * RESAMPLE)
     total, moved = 0.0, 0.0
     for level in sizes:
         area = level.height * level.width
+        total += area * (flow + FRAME)
+        moved += 4 * area * (10 + 12)
         if tvl1_cuda.fits(level):
             active = -(-level.height // 4) * 4 * 64
             total += warps * active * (loop * per_warp + 440)
@@ -220,14 +245,17 @@ def brox_work(counts: dict[str, Counts], size: Size) -> Work:
     options, solver = brox_parameters.PRESETS["default"], brox_cuda
     loop = counts["relax"].loop / PIXELS_OF_A_THREAD
     around = (counts["relax"].all - counts["relax"].loop) / PIXELS_OF_A_THREAD
+    equations = sum(counts["make_equations"].loops)
     total, moved = 0.0, 0.0
     for level in solver.level_sizes(options, size):
         area, inner = level.height * level.width, options.warps * options.inner_iterations
+        total += area * (4 * RESAMPLE + FRAME + 3 * counts["derive"].all)
+        moved += 4 * area * (10 + 20)
         if solver.fits(level):
             active = -(-level.height // 4) * 4 * 64
             total += inner * active * (loop * options.solver_iterations + 250) + options.warps * active * 250
             continue
-        total += options.warps * area * counts["linearise"].all + inner * area * counts["make_equations"].all
+        total += options.warps * area * counts["linearise"].all + inner * area * equations
         moved += 4 * (options.warps * 22 * area + inner * 17 * area)
         for sweeps in solver.launches_of(options.solver_iterations):
             pixels = computed_pixels(level, solver.halo(sweeps))

@@ -24,7 +24,7 @@ class FlowMethod(ABC):
         device: "cpu" or "cuda:N", as really used.
         parameters: every option's value; what a shard records, and what must match for it to count as the same.
         implementation: the library that computes, with its version, where that is not this project's; recorded only.
-        device_count: devices of this kind that this process can see; an extraction runs one process on each GPU.
+        device_count: devices of this kind that this process can see; an extraction shares them among its processes.
         batch_pairs: pairs worth handing over at once.
     """
 
