@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from extract_flow.methods import module
 from extract_flow.options import ExtractionOptions, MethodCommand, SourceOptions
+from pipeline import start
 from pipeline.errors import command_errors
 from pipeline.options import CONTEXT, from_options, given_values, options_of
 
@@ -29,14 +29,11 @@ STOPPED = 128
 def main(**values: Any) -> None:
     """Frames and optical flow of videos, one shard (HDF5 file) for each.
 
-    Either VIDEO_OR_FOLDER... with --output DIR: video files, folders that hold them at any depth, and folders of
-    numbered pictures, each of which counts as a video. Or --dataset NAME. Videos whose shards exist already are
-    skipped, so the same command resumes after an interruption.
+    Either VIDEO_OR_FOLDER... with --output DIR: video files, folders that hold them at any depth, folders of numbered
+    pictures, each of which counts as a video, and @FILE for a list of them. Or --dataset NAME. Videos whose shards
+    exist already are skipped, so the same command resumes after an interruption.
     """
     began = time.monotonic()
-    for stream in (sys.stdout, sys.stderr):  # names may hold bytes that no encoding has
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     options = from_options(ExtractionOptions, values)
     parameters = given_values(module(options.shards.method).Parameters, values)
 
@@ -64,7 +61,8 @@ def main(**values: Any) -> None:
 def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[list[VideoTask], Destination]:
     """This task's share of the videos, and where their shards go."""
     from extract_flow.clip import VideoTask
-    from extract_flow.extraction import Destination, find_videos
+    from extract_flow.extraction import Destination
+    from extract_flow.sources import find_videos
     from pipeline.paths import DatasetPaths, OutputPaths, data_root
     from pipeline.plan import share
 
@@ -78,9 +76,16 @@ def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[
         return videos, Destination(paths.shards(shard_set), paths.outcomes(STAGE), shard_set, source.task)
     assert source.output is not None
     below = OutputPaths(source.output)
-    videos = find_videos(source.videos, below)[source.task :: source.tasks]
+    found = find_videos(
+        source.videos,
+        below,
+        lists=source.list,
+        follow_links=source.follow_links,
+        keep_suffix=source.keep_suffix,
+    )
+    videos = found[source.task :: source.tasks]
     return videos, Destination(source.output, below.outcomes, task=source.task)
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m extract_flow")
+    start.run(main, "python -m extract_flow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from pipeline import atomic
 from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
-from pipeline.errors import InputError, command_errors
+from pipeline.errors import DiskFull, InputError, command_errors
 from pipeline.export import inside
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
@@ -25,7 +26,7 @@ from pipeline.progress import progress
 from pipeline.request import Request, request_of
 from pipeline.shard import SUFFIX, Source, open_shard
 from pipeline.shard_writer import ShardWriter
-from pipeline.text import some
+from pipeline.text import printable, some
 
 FLOW_IMAGE = re.compile(r"flow_(?P<component>[xy])_(?P<number>\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 FRAME_IMAGE = re.compile(r"(?:img|image)_(?P<number>\d+)\.jpe?g", re.IGNORECASE)
@@ -35,12 +36,20 @@ LARGEST_IMAGE_FILE = 1 << 28
 def flow_folders(root: Path) -> dict[str, Path]:
     """Folders of flow images at or below `root` by the video they stand for: their path from `root`, or its name."""
     folders = {}
-    for folder in sorted([root, *(path for path in root.rglob("*") if path.is_dir())]):
+    below = []
+    for parent, names, _ in os.walk(root, onerror=_unreadable):
+        # A link to a folder is looked into, but not below it.
+        below += [Path(parent), *(path for name in names if (path := Path(parent, name)).is_symlink())]
+    for folder in sorted(below):
         if not atomic.is_temporary(folder.name) and any(
             FLOW_IMAGE.fullmatch(path.name) for path in folder.iterdir()
         ):
             folders[root.name if folder == root else folder.relative_to(root).as_posix()] = folder
     return folders
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def image_pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -288,9 +297,11 @@ def command(**values: Any) -> None:
                 there += 1
             elif log is not None:
                 log.append(outcome_of(video, path, options))
+        except DiskFull:
+            raise
         except InputError as error:
             failed += 1
-            click.echo(f"failed: {error}", err=True)
+            click.echo(f"failed: {printable(str(error))}", err=True)
     click.echo(f"{len(found) - there - failed} imported, {there} there already, {failed} failed")
     if failed:
         sys.exit(1)
