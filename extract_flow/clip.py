@@ -144,7 +144,7 @@ class Clip:
 
     def count(self, name: str, seconds: float) -> None:
         """Add to the time of a stage; each stage is counted by one thread."""
-        self._stages[name] += seconds
+        self._stages[name] = self._stages.get(name, 0.0) + seconds
 
     def open(self, on_frame: Callable[[], None] | None = None) -> bool:
         """Check the existing shard, and open the video; False if there is nothing to do.

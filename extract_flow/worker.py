@@ -27,7 +27,7 @@ from extract_flow.supervisor import Link, Ready
 from pipeline import atomic
 from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError
-from pipeline.outcome import Outcome
+from pipeline.outcome import WAIT_FOR_FRAMES, WAIT_FOR_WRITERS, Outcome
 
 BEAT = 1.0
 """Seconds between a decoder's signs of life."""
@@ -331,12 +331,15 @@ class Overlapped:
             pairs = 0 if held is None else _pair_count(held)
             ended: list[_Last] = []
             held = None
+            waited = 0.0
             if not batch and self._decoded.empty():
                 self._deliver(ahead)  # nothing to hand over yet: the results need not wait
                 ahead = None
             # Wait for the first piece only: the device must not idle until a batch is full.
             while decoders and (not (batch or ended) or (pairs < most and not self._decoded.empty())):
+                before = time.perf_counter()
                 item = self._decoded.get()
+                waited += time.perf_counter() - before
                 if item is None:
                     decoders -= 1
                 elif isinstance(item, _Last):
@@ -350,6 +353,8 @@ class Overlapped:
                     batch.append(item)
                     pairs += _pair_count(item)
             batch = [piece for piece in batch if piece.clip.error is None]
+            if batch:
+                batch[0].clip.count(WAIT_FOR_FRAMES, waited)
             started = self._start(batch, ended)
             self._deliver(ahead)
             ahead = started
@@ -381,7 +386,9 @@ class Overlapped:
         seconds /= max(1, sum(map(_pair_count, started.batch)))
         for piece, flows in zip(started.batch, results, strict=True):
             piece.clip.count("flow", seconds * _pair_count(piece))
+            before = time.perf_counter()
             self._computed.put(_Computed(piece, flows))
+            piece.clip.count(WAIT_FOR_WRITERS, time.perf_counter() - before)
         for last in started.ended:  # after their clips' last pieces
             self._computed.put(last)
 

@@ -41,6 +41,7 @@ def test_processes_that_share_gpus_make_every_shard_as_the_cpu_does(clips: Path,
     )
     assert "24 done, 0 skipped (already valid), 0 failed" in finished.stdout
     assert "4 processes" in finished.stderr
+    assert "; bound by " in finished.stdout
     extract(clips, tmp_path / "cpu", "--device", "cpu", "--jobs", "1")
     for path in sorted((tmp_path / "cpu").glob("*.h5")):
         with open_shard(path) as expected, open_shard(tmp_path / "gpu" / path.name) as found:
