@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from extract_flow.tvl1.interpolation import TAPS
 from extract_flow.tvl1.rules import HALF, ONE, ZERO, data_step, dual_length, dual_step, inverse_gradient
-from pipeline.compiled import NoAlias, njit
+from pipeline.compiled import inlined, kernel
 
 LANES = 16
 RING = 5
@@ -79,7 +79,7 @@ class Settings(NamedTuple):
 
 def layout(height: int, width: int) -> PyramidLevel:
     """Rows in whole vectors, guards all around, and a size that staggers consecutive planes."""
-    pitch = padded_width(width) + LANES
+    pitch = padded_width.py_func(width) + LANES
     if min(pitch % 1024, -pitch % 1024) < 64:  # two rows one page apart would collide
         pitch += 64
     size = (height + 2 * RING) * pitch + 2 * LANES
@@ -99,10 +99,7 @@ def aligned(count: int) -> Plane:
     return memory[start : start + count]
 
 
-compiled: Any = partial(njit, fastmath=True, error_model="numpy", nogil=True, cache=True)
-row_function: Any = partial(
-    njit, fastmath=True, error_model="numpy", forceinline=True, pipeline_class=NoAlias
-)
+row_function: Any = partial(inlined, no_alias=True)
 
 
 @intrinsic
@@ -128,13 +125,13 @@ def copy_row(count, source, row):  # type: ignore[no-untyped-def]
         row[x] = source[x]
 
 
-@compiled
+@inlined
 def padded_width(width):  # type: ignore[no-untyped-def]
     """Width in whole blocks of lanes."""
     return (width + LANES - 1) // LANES * LANES
 
 
-@compiled
+@inlined
 def reflect(index, count):  # type: ignore[no-untyped-def]
     """Mirror an index into 0..count-1 without repeating the border pixel."""
     if count == 1:
@@ -147,7 +144,7 @@ def reflect(index, count):  # type: ignore[no-untyped-def]
 # --- per frame -----------------------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def extend_border(plane, level, mirror):  # type: ignore[no-untyped-def]
     """Fill the ring around the image: mirrored (as the spline's coefficients continue) or the border repeated."""
     height, width, pitch, origin, _ = level
@@ -178,7 +175,7 @@ def scale_row(count, row, weight, total):  # type: ignore[no-untyped-def]
         total[x] = weight * row[x]
 
 
-@compiled
+@inlined
 def filter_plane(source, plane, level, taps, scratch):  # type: ignore[no-untyped-def]
     """Convolve rows and columns with a symmetric kernel (taps[k] weighs distance k), mirroring at the border.
 
@@ -203,7 +200,7 @@ def filter_plane(source, plane, level, taps, scratch):  # type: ignore[no-untype
             accumulate_row(width, left, right, taps[k], at(plane, start))
 
 
-@compiled
+@inlined
 def resize_plane(  # type: ignore[no-untyped-def]
     source, source_start, source_level, plane, level, ratio_y, ratio_x, factor, scratch, index
 ):  # fmt: skip
@@ -233,6 +230,27 @@ def resize_plane(  # type: ignore[no-untyped-def]
             at(scratch, weights),
             at(plane, level.origin + y * level.pitch),
         )
+
+
+@kernel
+def blur_image(source, image, level, taps, scratch):  # type: ignore[no-untyped-def]
+    """`filter_plane`."""
+    filter_plane(source, image, level, taps, scratch)
+
+
+@kernel
+def shrink_image(image, level, coarser, coarser_level, ratio, scratch, index):  # type: ignore[no-untyped-def]
+    """The next coarser level of a pyramid; `ratio` is the size of a coarse pixel in fine ones."""
+    resize_plane(image, 0, level, coarser, coarser_level, ratio, ratio, ONE, scratch, index)
+
+
+@kernel
+def make_target(image, target, level, taps, scratch):  # type: ignore[no-untyped-def]
+    """The image's border, and what the warps interpolate: the filtered image, or without taps the image itself."""
+    extend_border(image, level, False)
+    if len(taps) > 0:
+        filter_plane(image, target, level, taps, scratch)
+        extend_border(target, level, True)
 
 
 @row_function
@@ -366,7 +384,7 @@ def normalise_row(count, image, warped, u1, u2, data_weight, nx, ny, rc, limit):
         limit[x] = limit[x] * data_weight * squared * inverse
 
 
-@compiled
+@inlined
 def linearise(  # type: ignore[no-untyped-def]
     planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index
 ):  # fmt: skip
@@ -434,7 +452,7 @@ def linearise(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
-@compiled
+@inlined
 def weigh_edges(steps, image, level, step, edges):  # type: ignore[no-untyped-def]
     """Steps of the dual where image edges lower the weight g of smoothness: step / g, g ~ exp(-edges |grad I0|).
 
@@ -496,7 +514,7 @@ def iterate_row(  # type: ignore[no-untyped-def]
     return change
 
 
-@compiled
+@inlined
 def iterate(planes, level, tau, edges, rows, times, changes):  # type: ignore[no-untyped-def]
     """`times` iterations in one pass over the image, iteration k running k rows behind the first.
 
@@ -539,7 +557,7 @@ def squared_difference(count, first, second):  # type: ignore[no-untyped-def]
     return total
 
 
-@compiled
+@inlined
 def change_since(before1, before2, u1, u2, level):  # type: ignore[no-untyped-def]
     """Sum of squared differences of two flows."""
     total = 0.0
@@ -594,7 +612,7 @@ def median_row(side: int) -> Any:
 median_row_3, median_row_5 = median_row(3), median_row(5)
 
 
-@compiled
+@inlined
 def median_filter(plane, filtered, level, side):  # type: ignore[no-untyped-def]
     """Median over 3x3 or 5x5 pixels, in place, the border repeated; `filtered` is a plane to work in."""
     extend_border(plane, level, False)
@@ -612,7 +630,7 @@ def median_filter(plane, filtered, level, side):  # type: ignore[no-untyped-def]
 # --- per level -----------------------------------------------------------------------------------------------------
 
 
-@compiled
+@kernel
 def start_level(workspace, coarser, planes, level, factor, scratch, index):  # type: ignore[no-untyped-def]
     """The coarser level's flow, at the start of the workspace, becomes the first two planes of this level.
 
@@ -633,7 +651,7 @@ def start_level(workspace, coarser, planes, level, factor, scratch, index):  # t
     planes[LIMIT] = ZERO
 
 
-@compiled
+@kernel
 def refine_level(  # type: ignore[no-untyped-def]
     planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index, changes, work
 ):  # fmt: skip
