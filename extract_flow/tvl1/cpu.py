@@ -29,8 +29,8 @@ from pipeline.compiled import inlined, kernel
 
 LANES = 16
 RING = 5
-SCRATCH_ROWS = 14
-"""Rows of scratch: fractions 2, weights and slopes 6 each."""
+SCRATCH_ROWS = 15
+"""Rows of scratch: of a warp fractions 2, weights and slopes 6 each; of the median 5 columns and 5 pairs of them."""
 U1, U2, P11, P12, P21, P22, NX, NY, RESIDUAL, LIMIT, BEFORE1, BEFORE2, STEPS = range(13)
 """Planes of a level: flow, dual, data term (unit gradient, residual, limit), flow before a warp, steps of the dual."""
 WARPED = BEFORE1
@@ -571,57 +571,104 @@ def change_since(before1, before2, u1, u2, level):  # type: ignore[no-untyped-de
 # --- median filter -------------------------------------------------------------------------------------------------
 
 
-def median_network(count: int) -> list[tuple[int, int]]:
-    """Compare-exchanges (low, high) after which the middle one of `count` values is their median.
+Exchange = tuple[int, int]
+"""Two wires of a sorting network: afterwards the first holds the smaller value, the second the larger."""
 
-    Batcher's odd-even merge sort without the exchanges that do not lead to the middle.
+
+def merge(first: list[int], second: list[int], network: list[Exchange]) -> list[int]:
+    """Append Batcher's odd-even merge of two sorted lists of wires; returns the wires in sorted order."""
+    if not first or not second:
+        return first + second
+    if len(first) == len(second) == 1:
+        network.append((first[0], second[0]))
+        return first + second
+    even, odd = merge(first[::2], second[::2], network), merge(first[1::2], second[1::2], network)
+    exchanged = list(zip(odd, even[1:], strict=False))
+    network += exchanged
+    return [even[0], *sum(exchanged, ()), *odd[len(exchanged) :], *even[1 + len(exchanged) :]]
+
+
+def sort(wires: list[int], network: list[Exchange]) -> list[int]:
+    """Append a merge sort; returns the wires in sorted order."""
+    if len(wires) == 1:
+        return wires
+    half = len(wires) // 2
+    return merge(sort(wires[:half], network), sort(wires[half:], network), network)
+
+
+def unrolled(arguments: str, loads: list[str], network: list[Exchange], stores: list[str]) -> Any:
+    """Row function that loads values v0, v1, ... at each x, sorts by the network and stores: all in registers.
+
+    What the stores do not need of the network LLVM leaves out.
     """
-    exchanges = []
-    power = 1
-    while power < count:
-        half = power
-        while half >= 1:
-            for start in range(half % power, count - half, 2 * half):
-                for low in range(start, min(start + half, count - half)):
-                    if low // (2 * power) == (low + half) // (2 * power):
-                        exchanges.append((low, low + half))
-            half //= 2
-        power *= 2
-    needed, kept = {count // 2}, []
-    for low, high in reversed(exchanges):
-        if low in needed or high in needed:
-            needed |= {low, high}
-            kept.append((low, high))
-    return kept[::-1]
-
-
-def median_row(side: int) -> Any:
-    """Row function of the median over side x side pixels; the network is unrolled, so that it runs in registers."""
-    reach, count = side // 2, side * side
-    lines = ["def median(count, plane, pitch, filtered):", "    for x in range(count):"]
-    for i in range(count):
-        lines.append(f"        v{i} = plane[x + {i // side - reach} * pitch + {i % side - reach}]")
-    for low, high in median_network(count):
-        lines.append(f"        v{low}, v{high} = min(v{low}, v{high}), max(v{low}, v{high})")
-    lines.append(f"        filtered[x] = v{count // 2}")
+    lines = [f"v{wire} = {load}" for wire, load in enumerate(loads)]
+    lines += [f"v{i}, v{j} = min(v{i}, v{j}), max(v{i}, v{j})" for i, j in network]
+    body = "\n".join(f"        {line}" for line in [*lines, *stores])
     scope: dict[str, Any] = {}
-    exec("\n".join(lines), scope)
-    return row_function(scope["median"])
+    exec(f"def rows({arguments}):\n    for x in range(count):\n{body}", scope)
+    return row_function(scope["rows"])
 
 
-median_row_3, median_row_5 = median_row(3), median_row(5)
+def median_rows(side: int) -> tuple[Any, Any, Any]:
+    """Row functions of the median over side x side pixels, in three steps, so that neighbours share the first two.
+
+    Columns of `side` pixels are sorted; neighbouring columns are merged to pairs; the windows' medians come from
+    (side - 1) / 2 pairs and one column (after Adams, "Fast median filters using separable sorting networks", 2021).
+    """
+    reach, pair = side // 2, 2 * side
+    network: list[Exchange] = []
+    order = sort(list(range(side)), network)
+    columns = unrolled(
+        "count, plane, pitch, columns, stride",
+        [f"plane[x + {i - reach} * pitch]" for i in range(side)],
+        network,
+        [f"columns[{i} * stride + x] = v{wire}" for i, wire in enumerate(order)],
+    )
+    network = []
+    order = merge(list(range(side)), list(range(side, pair)), network)
+    pairs = unrolled(
+        "count, columns, stride, pairs",
+        [f"columns[{i} * stride + x + {k}]" for k in (0, 1) for i in range(side)],
+        network,
+        [f"pairs[{i} * stride + x] = v{wire}" for i, wire in enumerate(order)],
+    )
+    network, order = [], []
+    for k in range(reach):
+        order = merge(order, list(range(k * pair, (k + 1) * pair)), network)
+    # The median is the smallest of the bounds max(pairs' value, column's value) that leave half of all values below.
+    middle, last = side * side // 2, side * (side - 1)
+    bounds = [f"max(v{order[middle - 1 - i]}, v{last + i})" for i in range(side)]
+    medians = unrolled(
+        "count, pairs, columns, stride, filtered",
+        [f"pairs[{i} * stride + x + {2 * k}]" for k in range(reach) for i in range(pair)]
+        + [f"columns[{i} * stride + x + {side - 1}]" for i in range(side)],
+        network,
+        [f"low = v{order[middle]}", *(f"low = min(low, {bound})" for bound in bounds), "filtered[x] = low"],
+    )
+    return columns, pairs, medians
+
+
+sort_columns_3, merge_pairs_3, take_medians_3 = median_rows(3)
+sort_columns_5, merge_pairs_5, take_medians_5 = median_rows(5)
 
 
 @inlined
-def median_filter(plane, filtered, level, side):  # type: ignore[no-untyped-def]
+def median_filter(plane, filtered, level, side, scratch):  # type: ignore[no-untyped-def]
     """Median over 3x3 or 5x5 pixels, in place, the border repeated; `filtered` is a plane to work in."""
     extend_border(plane, level, False)
+    padded = padded_width(level.width)
+    count, stride, reach = padded + LANES, padded + 2 * LANES, side // 2
+    columns, pairs = at(scratch, 0), at(scratch, side * stride)
     for y in range(level.height):
         start = level.origin + y * level.pitch
         if side == 3:
-            median_row_3(level.width, at(plane, start), level.pitch, at(filtered, start))
+            sort_columns_3(count, at(plane, start - reach), level.pitch, columns, stride)
+            merge_pairs_3(count, columns, stride, pairs)
+            take_medians_3(padded, pairs, columns, stride, at(filtered, start))
         else:
-            median_row_5(level.width, at(plane, start), level.pitch, at(filtered, start))
+            sort_columns_5(count, at(plane, start - reach), level.pitch, columns, stride)
+            merge_pairs_5(count, columns, stride, pairs)
+            take_medians_5(padded, pairs, columns, stride, at(filtered, start))
     for y in range(level.height):
         start = level.origin + y * level.pitch
         copy_row(level.width, at(filtered, start), at(plane, start))
@@ -687,5 +734,5 @@ def refine_level(  # type: ignore[no-untyped-def]
             if moved <= settings.warp_stop * settings.warp_stop * area:
                 break
     if settings.median > 1:
-        median_filter(u1, planes[NX], level, settings.median)
-        median_filter(u2, planes[NX], level, settings.median)
+        median_filter(u1, planes[NX], level, settings.median, scratch)
+        median_filter(u2, planes[NX], level, settings.median, scratch)

@@ -255,18 +255,42 @@ def edge_step(image, base, height, width, x, y, step, edges):  # type: ignore[no
     return step * root * root
 
 
+def median_network(count: int) -> list[tuple[int, int]]:
+    """Compare-exchanges (low, high) after which the middle one of `count` values is their median.
+
+    Batcher's odd-even merge sort without the exchanges that do not lead to the middle.
+    """
+    exchanges = []
+    power = 1
+    while power < count:
+        half = power
+        while half >= 1:
+            for start in range(half % power, count - half, 2 * half):
+                for low in range(start, min(start + half, count - half)):
+                    if low // (2 * power) == (low + half) // (2 * power):
+                        exchanges.append((low, low + half))
+            half //= 2
+        power *= 2
+    needed, kept = {count // 2}, []
+    for low, high in reversed(exchanges):
+        if low in needed or high in needed:
+            needed |= {low, high}
+            kept.append((low, high))
+    return kept[::-1]
+
+
 @functools.cache
 def make_median(side: int) -> Any:
     """median(plane, base, height, width, x, y) of side x side pixels, the border repeated.
 
-    The compare-exchanges of `cpu.median_network` are written out as a function, so that all values stay in registers.
+    The compare-exchanges of `median_network` are written out as a function, so that all values stay in registers.
     """
     reach = side // 2
     lines = ["def median(plane, base, height, width, x, y):"]
     for i in range(side * side):
         row, column = f"clamped(y + {i // side - reach}, height)", f"clamped(x + {i % side - reach}, width)"
         lines.append(f"    v{i} = plane[base + {row} * width + {column}]")
-    for low, high in cpu.median_network(side * side):
+    for low, high in median_network(side * side):
         lines.append(f"    v{low}, v{high} = min(v{low}, v{high}), max(v{low}, v{high})")
     lines.append(f"    return v{side * side // 2}")
     namespace: dict[str, Any] = {"clamped": clamped}

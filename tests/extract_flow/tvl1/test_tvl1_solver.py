@@ -171,7 +171,9 @@ def test_the_median_filter_is_scipys(side, shape):
     plane, work = np.zeros((2, level.size), np.float32)
     image = np.random.default_rng(4).normal(size=shape).astype(np.float32)
     cpu.pixels(plane, level)[:] = image
-    cpu.median_filter(plane, work, level, side)
+    cpu.median_filter(
+        plane, work, level, side, np.zeros(cpu.SCRATCH_ROWS * (level.pitch + cpu.LANES), np.float32)
+    )
     expected = ndimage.median_filter(image, side, mode="nearest")
     np.testing.assert_array_equal(cpu.pixels(plane, level), expected)
 
