@@ -36,7 +36,7 @@ endef
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	echo
-	echo "Values: DATASET=demo DATA=data SPLIT= STREAM= METHOD= JOBS= RECIPE= RUN= FUSION= TABLE= ARGS='more options'"
+	echo "Values: DATASET=demo DATA=data SPLIT= STREAM= METHOD= JOBS= RECIPE= RUN= FUSION= TABLE= SET= (shard set) ARGS='more options'"
 
 setup: .venv/ready  ## make the virtual environment .venv and install pinned requirements
 
@@ -62,32 +62,33 @@ import: setup  ## make a dataset known: DATASET=ucf101 VIDEOS=folder LISTS=folde
 
 flow: setup  ## frames and optical flow of every video of DATASET into shards: METHOD=tvl1 JOBS=n
 	@$(functions)
-	dataset; option --method METHOD; option --jobs JOBS; option --set SET; arguments
+	dataset; option --method METHOD; option --jobs JOBS; option --shards SET; arguments
 	python -m extract_flow "$${options[@]}"
 
 status: setup  ## what is done, missing and failed
 	@$(functions)
-	dataset; option --set SET; arguments
+	dataset; option --shards SET; arguments
 	python -m pipeline status "$${options[@]}"
 
-verify: setup  ## re-read every shard of DATASET and name each bad one
+verify: setup  ## verify every shard of DATASET and list the bad ones
 	@$(functions)
-	dataset; option --set SET; arguments
+	dataset; option --shards SET; arguments
 	python -m pipeline verify "$${options[@]}"
 
 train: setup  ## train one stream on one split: STREAM=spatial|temporal SPLIT=1 RECIPE=name
 	@$(functions)
-	dataset; option --split SPLIT; option --stream STREAM; option --recipe RECIPE; option --run RUN; arguments
+	dataset; option --split SPLIT; option --stream STREAM; option --recipe RECIPE; option --run RUN; option --shards SET
+	arguments
 	python -m train "$${options[@]}"
 
 evaluate: setup  ## score and fuse: FUSION=svm|average|weighted|none SPLIT=1
 	@$(functions)
-	dataset; option --split SPLIT; option --fusion FUSION; arguments
+	dataset; option --split SPLIT; option --fusion FUSION; option --shards SET; arguments
 	python -m evaluate "$${options[@]}"
 
 report: setup  ## evaluate, and write the report as one HTML file
 	@$(functions)
-	dataset; option --split SPLIT; option --fusion FUSION; arguments
+	dataset; option --split SPLIT; option --fusion FUSION; option --shards SET; arguments
 	python -m evaluate --report "$${options[@]}"
 
 reproduce: setup  ## the paper's experiments: TABLE=1a|1b|2|3|4 DATASET=name
@@ -95,9 +96,9 @@ reproduce: setup  ## the paper's experiments: TABLE=1a|1b|2|3|4 DATASET=name
 	dataset; option --table TABLE; arguments
 	python -m evaluate reproduce "$${options[@]}"
 
-submit: setup  ## send the whole chain for DATASET to SLURM
+submit: setup  ## submit the whole chain of DATASET to SLURM
 	@$(functions)
-	dataset; option --split SPLIT; option --stream STREAM; option --method METHOD; option --set SET; option --run RUN
+	dataset; option --split SPLIT; option --stream STREAM; option --method METHOD; option --shards SET; option --run RUN
 	option --fusion FUSION; arguments
 	python -m slurm submit "$${options[@]}"
 

@@ -21,9 +21,11 @@ import click
 import cv2
 import numpy as np
 
-from extract_flow.extract import Settings
+from extract_flow.extraction import Destination, extract, find_videos
 from extract_flow.methods import load, resolve
-from extract_flow.run import Run, find_videos, run, usable_cores
+from extract_flow.options import Execution
+from extract_flow.settings import ExtractionSettings
+from pipeline.machine import usable_cores
 from pipeline.outcome import summarise
 from pipeline.paths import OutputPaths
 
@@ -86,16 +88,18 @@ def main(
     from dataclasses import asdict
 
     jobs = jobs or usable_cores()
-    settings = Settings(method, asdict(resolve(method, preset)))
+    settings = ExtractionSettings(method, asdict(resolve(method, preset)))
     scratch = Path(tempfile.mkdtemp(prefix="extraction-"))
     files = [task.path for task in find_videos(videos, OutputPaths(scratch))]
     stages: dict[str, list[dict[str, float]]] = {}
     sizes: dict[str, int] = {}
 
-    def ours(name: str, how: Run) -> Callable[[Path], int]:
+    def ours(name: str, how: Execution) -> Callable[[Path], int]:
         def measure(folder: Path) -> int:
             tasks = find_videos(videos, OutputPaths(folder))
-            summary = summarise(run(tasks, settings, how, folder, folder / "outcomes", "", plain=True))
+            summary = summarise(
+                extract(tasks, settings, how, Destination(folder, folder / "outcomes"), plain=True)
+            )
             assert not summary.failed, summary.failed
             stages.setdefault(name, []).append(
                 {k: 1e3 * v / summary.flows for k, v in summary.stages.items()}
@@ -107,11 +111,13 @@ def main(
     candidates: dict[str, Callable[[Path], int]] = {
         "naive script": lambda folder: naive(files, folder, method)
     }
-    candidates["1 process"] = ours("1 process", Run("cpu", 1))
+    candidates["1 process"] = ours("1 process", Execution(device="cpu", jobs=1))
     if jobs > 1:
-        candidates[f"{jobs} processes"] = ours(f"{jobs} processes", Run("cpu", jobs))
+        candidates[f"{jobs} processes"] = ours(f"{jobs} processes", Execution(device="cpu", jobs=jobs))
     if overlap:
-        candidates["overlapped, 1 process"] = ours("overlapped, 1 process", Run("cpu", jobs, overlap=True))
+        candidates["overlapped, 1 process"] = ours(
+            "overlapped, 1 process", Execution(device="cpu", jobs=jobs, overlap=True)
+        )
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     try:
         for _ in range(rounds):
@@ -140,25 +146,23 @@ def main(
         shutil.rmtree(scratch)
 
 
-def time_done(scratch: Path, video: Path, settings: Settings, jobs: int, count: int) -> float:
+def time_done(scratch: Path, video: Path, settings: ExtractionSettings, jobs: int, count: int) -> float:
     """Seconds of a run that finds all shards done."""
     (scratch / "in").mkdir()
     shutil.copy(video, scratch / f"in/0{video.suffix}")
-    how = Run("cpu", jobs)
+    how = Execution(device="cpu", jobs=jobs)
     folder = scratch / "done"
     tasks = find_videos([scratch / "in"], OutputPaths(folder))
-    run(tasks, settings, how, folder, folder / "outcomes", "", plain=True)
+    extract(tasks, settings, how, Destination(folder, folder / "outcomes"), plain=True)
     for i in range(1, count):
         os.link(scratch / f"in/0{video.suffix}", scratch / f"in/{i}{video.suffix}")
         os.link(folder / "0.h5", folder / f"{i}.h5")
     before = time.perf_counter()
-    outcomes = run(
+    outcomes = extract(
         find_videos([scratch / "in"], OutputPaths(folder)),
         settings,
         how,
-        folder,
-        folder / "outcomes",
-        "",
+        Destination(folder, folder / "outcomes"),
         plain=True,
     )
     assert all(outcome.status == "skipped" for outcome in outcomes)

@@ -450,8 +450,9 @@ def training(report: Report, folder: Path) -> None:
     if not addresses:
         raise LeftOut("no shards from the extraction to read: only the rates from memory were measured")
     recipe = load_recipe("temporal-stack10")
-    from evaluate.score import Views, score_views
-    from train.trainer import as_it_is
+    from evaluate.inference import Compute, view_outputs
+    from evaluate.views import Views
+    from train.loader import as_it_is
 
     spec = recipe_spec(recipe)
     items = [Item(open_shard(address), i % 101, 0, "") for i, address in enumerate(addresses)]
@@ -484,7 +485,7 @@ def training(report: Report, folder: Path) -> None:
         return outputs
 
     began = time.perf_counter()
-    done = sum(1 for _ in score_views(logits, spec, addresses, Views(), "cuda", workers=16))
+    done = sum(1 for _ in view_outputs(logits, spec, addresses, Views(), Compute("cuda", workers=16)))
     views = 250 * done / (time.perf_counter() - began)
     report.add(
         "scoring",

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 from pipeline.errors import command_errors
 from pipeline.shard import Shard
 from train.batches import TrainingReader, ignore_signals, unpack
+from train.loader import PREFETCH, as_it_is
 from train.recipe import load_recipe
 from train.sampler import Schedule
-from train.trainer import PREFETCH, as_it_is
 from train.training_data import gather
 from train.volume import flow_indices
 

@@ -24,10 +24,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evaluate.score import Forward, Views, score_views
-from evaluate.views import positions
+from evaluate.inference import Compute, Forward, view_outputs
+from evaluate.views import Views, positions
 from pipeline.codec import codec
-from pipeline.shard import Request, ShardAddress, ShardWriter, Source, open_shard
+from pipeline.request import Request
+from pipeline.shard import ShardAddress, Source, open_shard
+from pipeline.shard_writer import ShardWriter
 from train.models import build
 from train.volume import VolumeSpec, flow_indices, position_count
 
@@ -45,8 +47,7 @@ def write_shard(path: Path, flows: int) -> None:
         [cv2.GaussianBlur(one, (0, 0), 8) for one in random.normal(0, 20, (flows, HEIGHT, WIDTH, 2))]
     )
     request = Request(
-        1,
-        "source",
+        source_bytes=1,
         method="rendered",
         quantiser=coding.quantiser.name,
         image=coding.image,
@@ -98,7 +99,7 @@ def seconds_scoring(
     shards = [ShardAddress(path)] * (videos + 1)
     times = [
         time.perf_counter()
-        for _ in score_views(forward, spec, shards, views, device, 10 * views.frames, workers)
+        for _ in view_outputs(forward, spec, shards, views, Compute(device, 10 * views.frames, workers))
     ]
     return times[-1] - times[0]
 

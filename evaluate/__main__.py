@@ -4,312 +4,165 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from evaluate.options import (
-    NumberList,
-    dataset_options,
-    device_options,
-    open_dataset,
-    run_options,
-    view_options,
+    EvaluateOptions,
+    FeaturesOptions,
+    FuseOptions,
+    PredictOptions,
+    ReproduceOptions,
+    ScoreOptions,
 )
-from evaluate.score import Views
-from pipeline.errors import InputError, command_errors
-from pipeline.paths import DatasetPaths, data_root
+from pipeline.errors import command_errors
+from pipeline.machine import usable_cores
+from pipeline.options import CONTEXT, from_options, options_of
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-def make_console() -> Console:
+def make_console(stderr: bool = False) -> Console:
     """Output to the terminal at its width; to a file or a job's log, wide enough for every table."""
-    return Console(width=None if sys.stdout.isatty() else 130)
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(width=None if stream.isatty() else 130, stderr=stderr)
 
 
-def fusion_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How streams are fused, and where the results go."""
-    for option in reversed(
-        [
-            click.option(
-                "--fusion",
-                "fusions",
-                type=click.Choice(["average", "weighted", "svm", "none"]),
-                multiple=True,
-                default=("average",),
-                show_default=True,
-                help="How streams are fused; may be given several times.",
-            ),
-            click.option(
-                "--weights",
-                type=NumberList(),
-                help="Weights of --fusion weighted, one per stream, as 1,1.5. [default: 1 spatial, 1.5 temporal]",
-            ),
-            click.option(
-                "--on",
-                type=click.Choice(["softmax", "logits"]),
-                default="softmax",
-                show_default=True,
-                help="What average and weighted work on.",
-            ),
-            click.option("--name", help="Name of the results' folder. [default: after the splits]"),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def train_view_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Views of the training list, which the SVM learns from."""
-    command = click.option(
-        "--train-crops",
-        type=int,
-        help="Crops per frame of the training list's scores, for the SVM. [default: --crops]",
-    )(command)
-    return click.option(
-        "--train-frames",
-        type=int,
-        help="Frames of the training list's scores, for the SVM. [default: --frames]",
-    )(command)
-
-
-def test_and_train_views(options: Mapping[str, Any]) -> tuple[Views, Views]:
-    """Views of the test list, and of the training list where they are not said to be others."""
-    views = Views(options["frames"], options["crops"])
-    return views, Views(options["train_frames"] or views.frames, options["train_crops"] or views.crops)
-
-
-@click.group(invoke_without_command=True, context_settings=SETTINGS)
-@dataset_options
-@run_options
-@view_options
-@train_view_options
-@fusion_options
-@device_options
-@click.option("--report", "with_report", is_flag=True, help="Write the report as one HTML file too.")
+@click.group(invoke_without_command=True, context_settings=CONTEXT)
+@options_of(EvaluateOptions)
 @click.pass_context
 @command_errors
-def main(context: click.Context, **options: Any) -> None:
+def main(context: click.Context, **values: Any) -> None:
     """Score what is not scored yet, fuse the streams, print and save the results.
 
-    With nothing said it takes the only known dataset (or the demo) and its runs, and says which.
+    Without options it takes the only known dataset (else the demo) and its runs, and prints which.
     """
     if context.invoked_subcommand is not None:
-        given = [
-            parameter.opts[0]
-            for parameter in context.command.params
-            if parameter.name
-            and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
-        ]
-        if given:
+        if given := given_options(context):
             raise click.UsageError(f"{given[0]} belongs after {context.invoked_subcommand!r}")
         return
-    from evaluate import stages
+    options = from_options(EvaluateOptions, values)
+    from evaluate import commands
 
-    console = make_console()
-    dataset, paths = open_dataset(options["dataset"], options["data"], console)
-    chosen = stages.chosen_runs(paths, options, console)
-    views, train_views = test_and_train_views(options)
-    wanted = [("test", views)] + ([("train", train_views)] if "svm" in options["fusions"] else [])
-    for split, runs in chosen.items():
-        for run in runs:
-            for part, part_views in wanted:
-                stages.score_run(dataset, paths, run, split, part, part_views, options, console)
-    fused = stages.fuse(
-        paths, chosen, views, train_views, options["fusions"], options["weights"], options["on"], console
-    )
-    folder = paths.results(options["name"] or stages.default_name(list(chosen)))
-    stages.save(folder, fused, console)
-    if options["with_report"]:
-        stages.report(folder, paths, fused, chosen, console)
+    commands.evaluate(options, make_console())
 
 
-@main.command("score", context_settings=SETTINGS)
-@dataset_options
-@run_options
-@click.option(
-    "--part",
-    type=click.Choice(["test", "train"]),
-    default="test",
-    show_default=True,
-    help="Which list of the split; the SVM learns from train.",
-)
-@view_options
-@device_options
-@click.option("--length", type=int, help="Refuse a temporal run that was not trained with this L.")
-@click.option("--task", type=int, help="Score share number TASK (from 0) of --tasks.")
-@click.option(
-    "--tasks", type=int, default=1, show_default=True, help="Into how many shares the videos are divided."
-)
+@main.command("score", context_settings=CONTEXT)
+@options_of(ScoreOptions)
 @command_errors
-def score_command(**options: Any) -> None:
-    """Score the videos of a split with the views of the paper; goes on where it was stopped."""
-    from evaluate import stages
+def score_command(**values: Any) -> None:
+    """Score the videos of a split with the views of the paper; resumes where it was interrupted."""
+    options = from_options(ScoreOptions, values)
+    from evaluate import commands
 
-    console = make_console()
-    dataset, paths = open_dataset(options["dataset"], options["data"], console)
-    if options["task"] is None and options["tasks"] != 1:
-        raise click.UsageError("--tasks needs --task")
-    for split, runs in stages.chosen_runs(paths, options, console).items():
-        for run in runs:
-            views = Views(options["frames"], options["crops"])
-            stages.score_run(dataset, paths, run, split, options["part"], views, options, console)
+    commands.score(options, make_console())
 
 
-@main.command("fuse", context_settings=SETTINGS)
-@dataset_options
-@run_options
-@view_options
-@train_view_options
-@fusion_options
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@main.command("fuse", context_settings=CONTEXT)
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+@options_of(FuseOptions)
+@click.pass_context
 @command_errors
-def fuse_command(files: tuple[Path, ...], **options: Any) -> None:
-    """Fuse scores that are there, of the dataset's runs or of the given score FILES; scores nothing.
+def fuse_command(context: click.Context, files: tuple[Path, ...], **values: Any) -> None:
+    """Fuse existing scores, of the dataset's runs or of the given score FILEs; scores nothing.
 
-    Given FILES may be of any runs and, for the SVM, of both lists.
+    Given FILEs may be of any runs and, for the SVM, of both lists.
     """
-    from evaluate import stages
-
-    console = make_console()
-    if files:
-        fused = stages.fuse_files(files, options["fusions"], options["weights"], options["on"])
-        paths = DatasetPaths(data_root(options["data"]), fused[0].streams[0].dataset)
-        splits = [result.split for result in fused]
-    else:
-        _, paths = open_dataset(options["dataset"], options["data"], console)
-        chosen = stages.chosen_runs(paths, options, console)
-        views, train_views = test_and_train_views(options)
-        fused = stages.fuse(
-            paths, chosen, views, train_views, options["fusions"], options["weights"], options["on"], console
+    options = from_options(FuseOptions, values)
+    from_files = {"--data", "--fusion", "--weights", "--on", "--name"}
+    if files and (others := [name for name in given_options(context) if name not in from_files]):
+        raise click.UsageError(
+            f"{others[0]} chooses scores of a dataset's runs; leave it out with score FILEs"
         )
-        splits = list(chosen)
-    stages.save(paths.results(options["name"] or stages.default_name(splits)), fused, console)
+    from evaluate import commands
+
+    if files:
+        commands.fuse_files(files, options.fusion, options.dataset.data, make_console())
+    else:
+        commands.fuse(options, make_console())
 
 
-@main.command("report", context_settings=SETTINGS)
-@dataset_options
-@run_options
-@view_options
-@train_view_options
-@fusion_options
+@main.command("report", context_settings=CONTEXT)
+@options_of(FuseOptions)
 @command_errors
-def report_command(**options: Any) -> None:
-    """Write the HTML report from scores that are there; scores nothing."""
-    from evaluate import stages
+def report_command(**values: Any) -> None:
+    """Fuse existing scores and write the report as one HTML file; scores nothing."""
+    options = from_options(FuseOptions, values)
+    from evaluate import commands
 
-    console = make_console()
-    _, paths = open_dataset(options["dataset"], options["data"], console)
-    chosen = stages.chosen_runs(paths, options, console)
-    views, train_views = test_and_train_views(options)
-    fused = stages.fuse(
-        paths, chosen, views, train_views, options["fusions"], options["weights"], options["on"], console
-    )
-    folder = paths.results(options["name"] or stages.default_name(list(chosen)))
-    stages.save(folder, fused, console)
-    stages.report(folder, paths, fused, chosen, console)
+    commands.fuse(options, make_console(), with_report=True)
 
 
-@main.command("predict", context_settings=SETTINGS)
-@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--run",
-    "runs",
-    multiple=True,
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Run folder or checkpoint; several are fused.",
-)
-@view_options
-@device_options
-@click.option("--weights", type=NumberList(), help="Weights of the runs, as 1,1.5. [default: equal]")
-@click.option("--top", type=int, default=5, show_default=True, help="Classes shown for each video.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per video instead of a table.")
+@main.command("predict", context_settings=CONTEXT)
+@options_of(PredictOptions)
 @command_errors
-def predict_command(videos: tuple[Path, ...], runs: tuple[Path, ...], **options: Any) -> None:
-    """Classify videos that need not be in any dataset: frames and flow are made on the fly."""
+def predict_command(**values: Any) -> None:
+    """Classify videos that need not be in any dataset.
+
+    Their frames and flow are made as the run's shards were, which its checkpoint records.
+    """
+    options = from_options(PredictOptions, values)
     from evaluate import predict
 
-    predict.run(videos, runs, options, make_console())
+    predict.predict(options, make_console(), make_console(stderr=True))
 
 
-@main.command("features", context_settings=SETTINGS)
-@dataset_options
-@run_options
-@click.option(
-    "--part",
-    type=click.Choice(["test", "train"]),
-    default="test",
-    show_default=True,
-    help="Which list of the split.",
-)
-@view_options
-@device_options
-@click.option(
-    "--per",
-    type=click.Choice(["video", "view"]),
-    default="video",
-    show_default=True,
-    help="Mean over the views of a video, or every view.",
-)
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="HDF5 file. [default: beside the run's scores]"
-)
+@main.command("features", context_settings=CONTEXT)
+@options_of(FeaturesOptions)
 @command_errors
-def features_command(**options: Any) -> None:
-    """Write what the last layer sees (the penultimate layer's output), keyed by video."""
-    from evaluate import features, stages
+def features_command(**values: Any) -> None:
+    """Write the penultimate layer's outputs for the videos of a split, or for given VIDEOs outside any dataset.
+
+    Frames and flow of given VIDEOs are made as the run's shards were, which its checkpoint records.
+    """
+    options = from_options(FeaturesOptions, values)
+    from evaluate import commands, features
 
     console = make_console()
-    dataset, paths = open_dataset(options["dataset"], options["data"], console)
-    chosen = stages.chosen_runs(paths, options, console)
-    if options["output"] and sum(map(len, chosen.values())) > 1:
-        raise InputError("--output names one file, but several runs were chosen: name one with --run")
-    for split, runs in chosen.items():
-        for run in runs:
-            features.write(dataset, paths, run, split, options, console)
+    if options.videos:
+        features.video_features(options, console, make_console(stderr=True))
+        return
+    if options.new.like:
+        raise click.UsageError("--like goes with VIDEOs outside a dataset")
+    only_one = "--output names one file" if options.output else ""
+    for measurement in commands.chosen_measurements(options, console, only_one=only_one):
+        features.list_features(measurement, options, console)
 
 
-@main.command("reproduce", context_settings=SETTINGS)
-@dataset_options
-@click.option(
-    "--table",
-    type=click.Choice(["1a", "1b", "2", "3", "4"]),
-    required=True,
-    help="Which of the paper's tables.",
-)
-@click.option("--other", help="The second dataset, where a table needs one. [default: as in the paper]")
-@click.option(
-    "--imagenet", type=click.Path(path_type=Path), help="ImageNet weights for cells that start from them."
-)
-@click.option(
-    "--miniature/--full",
-    default=None,
-    help="Small networks and few iterations instead of the paper's. [default: --miniature for the demo]",
-)
-@click.option("--split", "splits", type=NumberList(int), help="Splits instead of the paper's, as 1,2,3.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe's value for every run."
-)
-@click.option("--dry-run", is_flag=True, help="Only say which runs each cell needs, in order.")
+@main.command("reproduce", context_settings=CONTEXT)
+@options_of(ReproduceOptions)
 @command_errors
-def reproduce_command(**options: Any) -> None:
+def reproduce_command(**values: Any) -> None:
     """Run the experiments of one of the paper's tables and print them beside the published figures.
 
-    Runs and scores that exist are not made again.
+    Existing runs and scores are used as they are.
     """
+    options = from_options(ReproduceOptions, values)
     from evaluate import reproduce
 
-    reproduce.run(options, make_console())
+    reproduce.reproduce_table(options, make_console())
+
+
+def given_options(context: click.Context) -> list[str]:
+    """The options that were given on the command line, as --name."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name
+        and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
+        and parameter.param_type_name == "option"
+    ]
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Entry point; the working folder is the project's checkout."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     main(arguments, prog_name="python -m evaluate")
 
 

@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.svm import LinearSVC
 
-Scores = npt.NDArray[np.floating]
+ClassScores = npt.NDArray[np.floating]
 
 COSTS = tuple(2.0**exponent for exponent in range(-5, 11, 2))
 ITERATIONS = 20_000
@@ -33,12 +33,12 @@ class SvmFusion(NamedTuple):
     classes: int
 
 
-def average(streams: Sequence[Scores]) -> Scores:
+def average(streams: Sequence[ClassScores]) -> ClassScores:
     """Mean of the streams' scores, float[n,C] (the paper averages softmax scores)."""
     return weighted(streams, [1.0] * len(streams))
 
 
-def weighted(streams: Sequence[Scores], weights: Sequence[float]) -> Scores:
+def weighted(streams: Sequence[ClassScores], weights: Sequence[float]) -> ClassScores:
     """Weighted mean of the streams' scores, float[n,C]; the field's usual weights are 1 (spatial) to 1.5 (temporal).
 
     Raises:
@@ -54,14 +54,14 @@ def weighted(streams: Sequence[Scores], weights: Sequence[float]) -> Scores:
     return np.asarray(total) / sum(weights)
 
 
-def svm_features(streams: Sequence[Scores]) -> npt.NDArray[np.float64]:
+def svm_features(streams: Sequence[ClassScores]) -> npt.NDArray[np.float64]:
     """Stacked L2-normalised softmax scores, float64[n, streams*C]: each stream's row has unit length."""
     rows = [np.asarray(scores, np.float64) for scores in streams]
     return np.concatenate([row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows], axis=1)
 
 
 def fit_svm(
-    streams: Sequence[Scores],
+    streams: Sequence[ClassScores],
     labels: npt.NDArray[np.integer],
     groups: Sequence[str],
     costs: Sequence[float] = COSTS,
@@ -101,7 +101,7 @@ def fit_svm(
     return SvmFusion(cost, max(folds, 0), accuracies, _fitted(features, labels, cost), streams[0].shape[1])
 
 
-def svm_scores(fusion: SvmFusion, streams: Sequence[Scores]) -> npt.NDArray[np.float64]:
+def svm_scores(fusion: SvmFusion, streams: Sequence[ClassScores]) -> npt.NDArray[np.float64]:
     """Decision values float64[n,C] of a fitted fusion; a class that had no training video comes last everywhere."""
     decision = fusion.classifier.decision_function(svm_features(streams))
     if decision.ndim == 1:  # scikit-learn gives one column for two classes
@@ -114,5 +114,5 @@ def svm_scores(fusion: SvmFusion, streams: Sequence[Scores]) -> npt.NDArray[np.f
 def _fitted(features: npt.NDArray[np.float64], labels: npt.NDArray[np.integer], cost: float) -> LinearSVC:
     classifier = LinearSVC(C=cost, max_iter=ITERATIONS, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # at a large C the answer no longer moves
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at a large C the solution no longer changes
         return classifier.fit(features, labels)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Scores = npt.NDArray[np.floating]
+ClassScores = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
 
 
@@ -41,7 +41,7 @@ class ConfusedPair(NamedTuple):
     share: float
 
 
-def rank_of_label(scores: Scores, labels: Labels) -> npt.NDArray[np.int64]:
+def rank_of_label(scores: ClassScores, labels: Labels) -> npt.NDArray[np.int64]:
     """How many classes come before the true one, int[n]; of equal scores the lower class index comes first."""
     scores, labels = _checked(scores, labels)
     own = np.take_along_axis(scores, labels[:, None], axis=1)
@@ -49,7 +49,7 @@ def rank_of_label(scores: Scores, labels: Labels) -> npt.NDArray[np.int64]:
     return ((scores > own) | ((scores == own) & before)).sum(axis=1)
 
 
-def predictions(scores: Scores) -> npt.NDArray[np.int64]:
+def predictions(scores: ClassScores) -> npt.NDArray[np.int64]:
     """The best class of each video, int[n]; of equal scores the lower class index wins."""
     return np.asarray(scores).argmax(axis=1)
 
@@ -61,14 +61,14 @@ def class_recall(hit: npt.NDArray[np.bool_], labels: Labels, classes: int) -> np
     return np.divide(hits, total, out=np.full(classes, np.nan), where=total > 0)
 
 
-def confusion(scores: Scores, labels: Labels) -> npt.NDArray[np.int64]:
+def confusion(scores: ClassScores, labels: Labels) -> npt.NDArray[np.int64]:
     """Videos counted by (true class, predicted class), int[C,C]."""
     scores, labels = _checked(scores, labels)
     classes = scores.shape[1]
     return np.bincount(labels * classes + predictions(scores), minlength=classes**2).reshape(classes, classes)
 
 
-def measure(scores: Scores, labels: Labels, resamples: int = 1000, seed: int = 0) -> Metrics:
+def measure(scores: ClassScores, labels: Labels, resamples: int = 1000, seed: int = 0) -> Metrics:
     """All metrics of one set of scores, with 95% bootstrap intervals over videos.
 
     Classes without any video in `labels` take no part in the mean class recall.
@@ -111,7 +111,7 @@ def most_confused(matrix: npt.NDArray[np.int64], count: int = 10) -> list[Confus
     ]
 
 
-def disagreement(first: Scores, second: Scores, labels: Labels) -> dict[str, int]:
+def disagreement(first: ClassScores, second: ClassScores, labels: Labels) -> dict[str, int]:
     """Videos by who was right: {"both", "first", "second", "neither"}; the counts add up to all videos."""
     right_first = rank_of_label(first, labels) == 0
     right_second = rank_of_label(second, labels) == 0
@@ -129,7 +129,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), spread
 
 
-def _checked(scores: Scores, labels: Labels) -> tuple[Scores, Labels]:
+def _checked(scores: ClassScores, labels: Labels) -> tuple[ClassScores, Labels]:
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or labels.shape != (len(scores),) or not len(labels):
         raise ValueError(

@@ -1,122 +1,246 @@
-"""Options that several commands of `python -m evaluate` share."""
+"""The options of `python -m evaluate`: one dataclass for each thing that is decided, one for each command.
+
+Nothing here loads numpy, torch, scikit-learn or matplotlib, so that --help is quick.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import click
-from rich.console import Console
 
-from pipeline.catalog import Dataset, known_datasets, load_dataset
-from pipeline.errors import InputError
-from pipeline.paths import DatasetPaths, data_root
-
-Command = Callable[..., Any]
+from evaluate.views import CropCount, Views
+from pipeline.options import REQUIRED, DatasetOptions, ShardSetOptions, ShareOptions, argument, option
+from pipeline.runs import Fusion, Part, ScoreKind, Stream
 
 
-class NumberList(click.ParamType):
-    """Numbers with commas between them, as in 1,1.5."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Which runs are evaluated; see `evaluate.runs.choose_runs`."""
 
-    name = "numbers"
-
-    def __init__(self, number: Callable[[str], Any] = float) -> None:
-        self.number = number
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        if isinstance(value, list):
-            return value
-        try:
-            return [self.number(part) for part in str(value).split(",")]
-        except ValueError:
-            self.fail(f"expected numbers with commas between them, found {value!r}", param, ctx)
-
-
-def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-dataset_options = _together(
-    click.option("--dataset", help="Dataset. [default: the only known one, else demo]"),
-    click.option("--data", type=click.Path(), help="Data root. [default: $TWO_STREAM_DATA, else ./data]"),
-)
-
-run_options = _together(
-    click.option(
-        "--split",
-        "splits",
-        type=NumberList(int),
-        help="Splits, as 1 or 1,2,3. [default: every split that has runs]",
-    ),
-    click.option(
-        "--stream",
-        "streams",
+    splits: tuple[int, ...] = option(
+        (),
+        "Splits, as 1 or 1,2,3.",
+        flag="split",
+        commas=True,
+        metavar="NUMBERS",
+        shown_default="every split that has runs",
+    )
+    streams: tuple[Stream, ...] = option(
+        (), "Only runs of this stream; may be given twice.", flag="stream", multiple=True
+    )
+    runs: tuple[str, ...] = option(
+        (),
+        "Run, by name or by the path of its folder; give it several times, in the order of fusion.",
+        flag="run",
         multiple=True,
-        type=click.Choice(["spatial", "temporal"]),
-        help="Only runs of this stream; may be given twice.",
-    ),
-    click.option(
-        "--run",
-        "runs",
+        metavar="RUN",
+        shown_default="<stream>-split<k>, else the only one of a stream",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainViewOptions:
+    """Views of the training list, which the SVM learns from."""
+
+    train_frames: int | None = option(
+        None, "--frames of the training list, for the SVM.", minimum=1, shown_default="--frames"
+    )
+    train_crops: int | None = option(
+        None, "--crops of the training list, for the SVM.", kind=CropCount(), shown_default="--crops"
+    )
+
+    def views(self, test: Views) -> Views:
+        """Views of the training list: the test list's where no others were asked for."""
+        return Views(self.train_frames or test.frames, self.train_crops or test.crops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """Where and how networks run; `evaluate.devices.computing` resolves it for this machine."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    batch: int | None = option(
+        None, "Views per call of the network.", minimum=1, shown_default="100 on a CPU, 500 on a GPU"
+    )
+    workers: int | None = option(
+        None,
+        "Processes that decode; 0 decodes in the main process.",
+        minimum=0,
+        shown_default="1 on a CPU, all cores up to 16 on a GPU",
+    )
+    bf16: bool = option(False, "bf16 arithmetic: faster on GPUs; scores differ in the third digit.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredShardsOptions(ShardSetOptions):
+    """Which shards are scored."""
+
+    shards: str | None = option(
+        None,
+        "Shard set of the dataset.",
+        metavar="NAME",
+        shown_default="the one that the run was trained on, else the only one, else tvl1",
+    )
+    allow_missing: bool = option(False, "Leave out videos that have no shard, and report how many there are.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions:
+    """How streams are fused, and where the results go."""
+
+    fusions: tuple[Fusion, ...] = option(
+        ("average",), "How streams are fused; may be given several times.", flag="fusion", multiple=True
+    )
+    weights: tuple[float, ...] = option(
+        (),
+        "Weights of --fusion weighted, one per stream, as 1,1.5.",
+        commas=True,
+        metavar="NUMBERS",
+        shown_default="1 spatial, 1.5 temporal",
+    )
+    on: ScoreKind = option("softmax", "Scores that average and weighted fuse.")
+    name: str | None = option(
+        None, "Name of the results folder.", metavar="NAME", shown_default="split<k>, or splits-<k>-<l>-..."
+    )
+
+    def __post_init__(self) -> None:
+        if self.weights and "weighted" not in self.fusions:
+            raise click.UsageError("--weights goes with --fusion weighted")
+        if self.on != "softmax" and not {"average", "weighted"} & set(self.fusions):
+            raise click.UsageError(f"--on {self.on} goes with --fusion average or weighted")
+
+
+def _check_train_views(train_views: TrainViewOptions, fusion: FusionOptions) -> None:
+    if train_views != TrainViewOptions() and "svm" not in fusion.fusions:
+        raise click.UsageError("--train-frames and --train-crops go with --fusion svm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """`python -m evaluate`: score, fuse, print and save."""
+
+    dataset: DatasetOptions
+    choose: RunOptions
+    views: Views
+    train_views: TrainViewOptions
+    fusion: FusionOptions
+    compute: ComputeOptions
+    shard_set: ScoredShardsOptions
+    overwrite: bool = option(False, "Score again what is scored already.")
+    report: bool = option(False, "Write the report as one HTML file too.")
+
+    def __post_init__(self) -> None:
+        _check_train_views(self.train_views, self.fusion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """`python -m evaluate score`."""
+
+    dataset: DatasetOptions
+    choose: RunOptions
+    part: Part = option("test", "List of the split; the SVM learns from train.")
+    views: Views
+    compute: ComputeOptions
+    shard_set: ScoredShardsOptions
+    overwrite: bool = option(False, "Score again what is scored already.")
+    length: int | None = option(None, "Refuse temporal runs that were not trained with this L.", minimum=1)
+    share: ShareOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseOptions:
+    """`python -m evaluate fuse` and `report`: from scores that are there."""
+
+    dataset: DatasetOptions
+    choose: RunOptions
+    views: Views
+    train_views: TrainViewOptions
+    fusion: FusionOptions
+
+    def __post_init__(self) -> None:
+        _check_train_views(self.train_views, self.fusion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewVideoOptions:
+    """How shards of videos outside any dataset are made."""
+
+    like: Path | None = option(
+        None,
+        "Shard made as the run's shards were, for runs whose checkpoint does not record how (until version 0.1).",
+        metavar="SHARD",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """`python -m evaluate predict`."""
+
+    videos: tuple[Path, ...] = argument(REQUIRED, metavar="VIDEO...", multiple=True)
+    runs: tuple[str, ...] = option(
+        REQUIRED,
+        "Path of a run's folder or of a checkpoint, or the name of a run of the dataset; several are fused.",
+        flag="run",
         multiple=True,
-        help="Runs by name, in the order of fusion. [default: <stream>-split<k>, else the only one of a stream]",
-    ),
-)
-
-view_options = _together(
-    click.option(
-        "--frames", type=int, default=25, show_default=True, help="Positions per video, equally spaced."
-    ),
-    click.option(
-        "--crops",
-        type=click.Choice(["1", "5", "10"]),
-        default="10",
-        show_default=True,
-        callback=lambda context, parameter, value: int(value),
-        help="Crops per position: centre; with four corners; with their mirrors.",
-    ),
-)
-
-device_options = _together(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option(
-        "--batch", type=int, help="Views per call of the network. [default: 100 on a CPU, 500 on a GPU]"
-    ),
-    click.option(
-        "--workers",
-        type=int,
-        help="Processes that decode. [default: 1 on a CPU, all cores up to 16 on a GPU]",
-    ),
-    click.option(
-        "--bf16", is_flag=True, help="bf16 arithmetic: faster on GPUs; scores differ in the third digit."
-    ),
-    click.option("--shards", help="Set of shards. [default: the one the run was trained on]"),
-    click.option(
-        "--allow-missing", is_flag=True, help="Score the videos that have shards, and say how many have none."
-    ),
-    click.option("--overwrite", is_flag=True, help="Score again what is scored already."),
-)
+        metavar="RUN",
+    )
+    dataset: DatasetOptions
+    views: Views
+    compute: ComputeOptions
+    new: NewVideoOptions
+    weights: tuple[float, ...] = option(
+        (), "Weights of the runs, as 1,1.5.", commas=True, metavar="NUMBERS", shown_default="equal"
+    )
+    top: int = option(5, "Classes shown for each video.", minimum=1)
+    json: bool = option(False, "Print one JSON object per video instead of a table.")
 
 
-def open_dataset(name: str | None, data: str | None, console: Console) -> tuple[Dataset, DatasetPaths]:
-    """The dataset asked for, or the one at hand; says which it took.
+@dataclass(frozen=True, kw_only=True)
+class FeaturesOptions:
+    """`python -m evaluate features`."""
 
-    Raises:
-        InputError: unknown, or several are known and none is named.
-    """
-    root = data_root(data)
-    if name is None:
-        known = known_datasets(root)
-        if len(known) != 1 and "demo" not in known:
-            raise InputError(
-                f"{root}: which dataset? Known there: {', '.join(known) or 'none'}. Name one with --dataset, or "
-                "make one known with: python -m pipeline import (or: python -m pipeline demo)"
-            )
-        name = known[0] if len(known) == 1 else "demo"
-        console.print(f"Dataset: {name} (in {root})", highlight=False, markup=False)
-    return load_dataset(name, root), DatasetPaths(root, name)
+    videos: tuple[Path, ...] = argument((), metavar="[VIDEO]...", multiple=True)
+    dataset: DatasetOptions
+    choose: RunOptions
+    part: Part = option("test", "List of the split.")
+    views: Views
+    compute: ComputeOptions
+    shard_set: ScoredShardsOptions
+    new: NewVideoOptions
+    per: Literal["video", "view"] = option("video", "Mean over the views of a video, or every view.")
+    output: Path | None = option(None, "HDF5 file.", metavar="FILE", shown_default="beside the run's scores")
+    overwrite: bool = option(False, "Replace the file if it is there.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """`python -m evaluate reproduce`."""
+
+    dataset: DatasetOptions
+    table: Literal["1a", "1b", "2", "3", "4"] = option(REQUIRED, "Which of the paper's tables.")
+    other: str | None = option(
+        None, "The second dataset, where a table needs one.", metavar="NAME", shown_default="as in the paper"
+    )
+    imagenet: Path | None = option(None, "ImageNet weights for cells that start from them.", metavar="FILE")
+    miniature: bool | None = option(
+        None,
+        "Small networks and few iterations instead of the paper's.",
+        off="full",
+        shown_default="--miniature for the demo",
+    )
+    splits: tuple[int, ...] = option(
+        (),
+        "Splits, as 1,2,3.",
+        flag="split",
+        commas=True,
+        metavar="NUMBERS",
+        shown_default="the paper's",
+    )
+    overrides: tuple[str, ...] = option(
+        (), "A recipe's value for every run.", flag="set", multiple=True, metavar="KEY=VALUE"
+    )
+    dry_run: bool = option(False, "Only print which runs each cell needs, in order.")

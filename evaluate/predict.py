@@ -1,63 +1,72 @@
-"""Classifying videos outside of any dataset: frames and flow on the fly, as the runs' own shards were made."""
+"""Classifying videos outside any dataset: frames and flow on the fly, as the runs' own shards were made."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
 from evaluate import fusion
-from evaluate import score as scoring
-from evaluate.score import Views
-from evaluate.stages import computing
-from extract_flow import methods, worker
-from extract_flow.extract import Settings, Task
-from pipeline import codec
+from evaluate.devices import computing
+from evaluate.inference import Compute, load_network, logits_forward, video_scores, view_outputs
+from evaluate.new_videos import checkpoint_path, is_path, make_shards, wanted_request
+from evaluate.options import PredictOptions
+from evaluate.views import Views
 from pipeline.errors import InputError
-from pipeline.paths import DatasetPaths
-from pipeline.shard import Request, ShardAddress, index_shards, open_shard, request_of
-from pipeline.video import Selection
+from pipeline.shard import ShardAddress
 from train.checkpoint import Checkpoint, load_checkpoint
 
 
-def run(videos: Sequence[Path], runs: Sequence[Path], options: Mapping[str, Any], console: Console) -> None:
+def predict(options: PredictOptions, console: Console, notes: Console) -> None:
     """Print the best classes of each video, one column for each run and one for their fusion.
+
+    Args:
+        options: the command's.
+        console: for the results.
+        notes: for what is assumed.
 
     Raises:
         InputError: runs that do not fit together, or a video that cannot be decoded; the others are classified first.
     """
-    checkpoints = [load_checkpoint(path) for path in runs]
+    if options.dataset.dataset and all(map(is_path, options.runs)):
+        raise click.UsageError("--dataset goes with a --run that is a name; every --run is a path")
+    paths = [checkpoint_path(run, options.dataset) for run in options.runs]
+    checkpoints = [load_checkpoint(path) for path in paths]
     head, classes = common_classes(checkpoints)
-    if options["weights"] and len(options["weights"]) != len(runs):
-        raise InputError(f"--weights: {len(runs)} runs need as many weights, found {len(options['weights'])}")
-    views = Views(options["frames"], options["crops"])
-    faults: list[str] = []
+    weights = options.weights or (1.0,) * len(paths)
+    if len(weights) != len(paths):
+        raise InputError(f"--weights: {len(paths)} runs need as many weights, found {len(weights)}")
+
+    def say(line: str) -> None:
+        notes.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    if options.new.like and all(head in checkpoint.requests for checkpoint in checkpoints):
+        raise click.UsageError(
+            "--like is for runs whose checkpoint does not record how their shards were made"
+        )
+    wanted = [wanted_request(checkpoint, head, options.new, say) for checkpoint in checkpoints]
+    compute = computing(options.compute, most=1)[0]
     with tempfile.TemporaryDirectory(prefix="two-stream-predict-") as folder:
-        shards = make_shards(videos, checkpoints, Path(folder), options["device"], faults)
-        made = [place for place, of_video in enumerate(shards) if of_video]
+        made = make_shards(options.videos, wanted, Path(folder), options.compute.device)
         softmax = [
-            _softmax(checkpoint, head, classes, [shards[place][number] for place in made], views, options)
-            for number, checkpoint in enumerate(checkpoints)
+            predicted_softmax(checkpoint, head, classes, shards, options.views, compute)
+            for checkpoint, shards in zip(checkpoints, made.shards, strict=True)
         ]
-    for row, place in enumerate(made):
-        scores = {
-            _column(runs[number], checkpoint): softmax[number][row]
-            for number, checkpoint in enumerate(checkpoints)
-        }
-        if len(runs) > 1:
-            fused = fusion.weighted(list(scores.values()), options["weights"] or [1.0] * len(runs))
-            scores["fusion"] = fused
-        _show(videos[place], scores, classes, options, console)
-    if faults:
-        raise InputError("; ".join(faults))
+    columns = [_column(path, checkpoint) for path, checkpoint in zip(paths, checkpoints, strict=True)]
+    for row, video in enumerate(made.videos):
+        scores = {column: of_run[row] for column, of_run in zip(columns, softmax, strict=True)}
+        if len(paths) > 1:
+            scores["fusion"] = _fused([of_run[row] for of_run in softmax], weights)
+        _show(video, _best(scores, classes, options.top), options.json, console)
+    if made.faults:
+        raise InputError("; ".join(made.faults))
 
 
 def common_classes(checkpoints: Sequence[Checkpoint]) -> tuple[str, tuple[str, ...]]:
@@ -67,7 +76,7 @@ def common_classes(checkpoints: Sequence[Checkpoint]) -> tuple[str, tuple[str, .
         InputError: none in common, or its classes differ.
     """
     first = checkpoints[0]
-    main = first.run.get("dataset")
+    main = first.run.dataset
     head = main if main in first.heads else next(iter(first.heads))
     for other in checkpoints[1:]:
         if head not in other.heads:
@@ -82,162 +91,57 @@ def common_classes(checkpoints: Sequence[Checkpoint]) -> tuple[str, tuple[str, .
     return head, first.heads[head]
 
 
-def make_shards(
-    videos: Sequence[Path], checkpoints: Sequence[Checkpoint], folder: Path, device: str, faults: list[str]
-) -> list[list[ShardAddress]]:
-    """For each video one shard per checkpoint (shared where they want the same), or none if it cannot be decoded."""
-    wanted = [settings_of(checkpoint) for checkpoint in checkpoints]
-    kinds = _merged(wanted)
-    shards: list[list[ShardAddress]] = [[] for _ in videos]
-    made: dict[tuple[int, int], Path] = {}
-    broken: set[int] = set()
-    for number, settings in enumerate(kinds):
-        method = methods.load(settings.method, device, **settings.parameters)
-        for place, video in enumerate(videos):
-            if place in broken:
-                continue
-            path = folder / f"{place}-{number}.h5"
-            result = worker.make(
-                0, Task(f"video/{place}", video, path), settings, method, method.device, None
-            )
-            if result.outcome.status == "failed":
-                broken.add(place)
-                faults.append(str(result.outcome.reason))
-            else:
-                made[place, number] = path
-    for place in range(len(videos)):
-        if place not in broken:
-            kind = [next(n for n, one in enumerate(kinds) if _covers(one, want)) for want in wanted]
-            shards[place] = [ShardAddress(made[place, number]) for number in kind]
-    return shards
-
-
-def settings_of(checkpoint: Checkpoint) -> Settings:
-    """How to extract for a run: as the shards were made that it was trained on, if they are still there.
-
-    Otherwise the defaults of `python -m extract_flow`, at the size that the network was trained for.
-    """
-    spec = checkpoint.volume
-    directions = spec.directions
-    request = _training_request(checkpoint)
-    if request is None:
-        selection = Selection(short_side=spec.short_side or 256)
-        return Settings(
-            "tvl1", _plain(methods.resolve("tvl1")), selection, directions, rgb=spec.stream == "spatial"
-        )
-    words = request.size.split()
-    selection = Selection(
-        short_side=int(words[-1]) if words[0] == "short" else None,
-        size=None if "x" not in request.size else tuple(map(int, request.size.split("x"))),  # type: ignore[arg-type]
-        every=request.every,
-    )
-    preset = next(
-        (name for name in codec.PRESETS if codec.codec(name).quantiser.name == request.quantiser), "default"
-    )
-    method = request.method or "tvl1"
-    parameters = dict(request.parameters) if request.method else _plain(methods.resolve(method))
-    return Settings(
-        method, parameters, selection, directions, request.step, preset, rgb=spec.stream == "spatial"
-    )
-
-
-def _training_request(checkpoint: Checkpoint) -> Request | None:
-    """What the shards of the run's own dataset answer, taken from the first one there is; None if there is none."""
-    if checkpoint.path is None:
-        return None
-    folder = checkpoint.path.resolve().parent
-    dataset = checkpoint.run.get("dataset", "")
-    sets = dict(
-        entry.split("=", 1) for entry in str(checkpoint.run.get("shards", "")).split(",") if "=" in entry
-    )
-    # DATA/<dataset>/runs/<run>: the data root that the run lies in.
-    paths = DatasetPaths(folder.parent.parent.parent, folder.parent.parent.name)
-    if paths.dataset != dataset or dataset not in sets:
-        return None
-    for address in index_shards(paths.shards(sets[dataset])).values():
-        with open_shard(address) as shard:
-            return request_of(shard)
-    return None
-
-
-def _plain(parameters: Any) -> dict[str, Any]:
-    return dataclasses.asdict(parameters)
-
-
-def _same_but_for_parts(first: Settings, second: Settings) -> bool:
-    return dataclasses.replace(first, directions=(), rgb=False) == dataclasses.replace(
-        second, directions=(), rgb=False
-    )
-
-
-def _covers(kind: Settings, want: Settings) -> bool:
-    return (
-        _same_but_for_parts(kind, want)
-        and set(want.directions) <= set(kind.directions)
-        and want.rgb <= kind.rgb
-    )
-
-
-def _merged(wanted: Sequence[Settings]) -> list[Settings]:
-    """The fewest extractions that serve all: runs that want frames and runs that want flow share one decoding."""
-    kinds: list[Settings] = []
-    for want in wanted:
-        for place, kind in enumerate(kinds):
-            if _same_but_for_parts(kind, want):
-                both = tuple(d for d in ("forward", "backward") if d in (*kind.directions, *want.directions))
-                kinds[place] = dataclasses.replace(kind, directions=both, rgb=kind.rgb or want.rgb)
-                break
-        else:
-            kinds.append(want)
-    return kinds
-
-
-def _softmax(
+def predicted_softmax(
     checkpoint: Checkpoint,
     head: str,
     classes: Sequence[str],
     shards: Sequence[ShardAddress],
     views: Views,
-    options: Mapping[str, Any],
+    compute: Compute,
 ) -> list[npt.NDArray[np.float32]]:
-    places, batch, workers = computing(options)
-    forward = scoring.network_forward(
-        checkpoint, checkpoint.columns(head, classes), places[0], options["bf16"]
-    )
-    scored = scoring.score_views(forward, checkpoint.volume, shards, views, places[0], batch, workers)
-    by_video = {index: scoring.video_scores(outputs)[1] for index, outputs in scored}
+    """Mean softmax over the views of each shard's video, float32[C] in the order of `classes`.
+
+    Raises:
+        InputError: classes that the head lacks, or a video too short for the stream.
+    """
+    forward = logits_forward(load_network(checkpoint), checkpoint.columns(head, classes), compute)
+    by_video = {
+        index: video_scores(outputs)[1]
+        for index, outputs in view_outputs(forward, checkpoint.volume, shards, views, compute)
+    }
     return [by_video[index] for index in range(len(shards))]
 
 
+def _fused(softmax: Sequence[npt.NDArray[np.float32]], weights: Sequence[float]) -> npt.NDArray[np.floating]:
+    try:
+        return fusion.weighted(softmax, weights)
+    except ValueError as error:
+        raise InputError(f"--weights: {error}") from error
+
+
 def _column(path: Path, checkpoint: Checkpoint) -> str:
-    name = path.name if path.is_dir() else path.parent.name
-    return f"{checkpoint.volume.stream} ({name})"
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    return f"{checkpoint.volume.stream} ({folder.name})"
 
 
-def _show(
-    video: Path,
-    scores: Mapping[str, npt.NDArray[np.floating]],
-    classes: Sequence[str],
-    options: Mapping[str, Any],
-    console: Console,
-) -> None:
-    best = {
-        name: [
-            (classes[index], float(row[index])) for index in np.argsort(-row, kind="stable")[: options["top"]]
-        ]
+def _best(
+    scores: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], count: int
+) -> dict[str, dict[str, float]]:
+    """For each column the best classes with their scores, best first."""
+    return {
+        name: {classes[index]: float(row[index]) for index in np.argsort(-row, kind="stable")[:count]}
         for name, row in scores.items()
     }
-    if options["as_json"]:
-        print(
-            json.dumps(
-                {"video": str(video), **{name: dict(top) for name, top in best.items()}}, ensure_ascii=False
-            )
-        )
+
+
+def _show(video: Path, best: Mapping[str, Mapping[str, float]], as_json: bool, console: Console) -> None:
+    if as_json:
+        print(json.dumps({"video": str(video), **best}, ensure_ascii=False))
         return
     console.print(str(video), markup=False, highlight=False, soft_wrap=True)
     table = Table()
     for name in best:
         table.add_column(name)
-    for row in zip(*best.values(), strict=True):
+    for row in zip(*(top.items() for top in best.values()), strict=True):
         table.add_row(*(f"{label} {100 * score:.1f}%" for label, score in row))
     console.print(table)

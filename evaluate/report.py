@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluate import figures, metrics
-from evaluate.reproduce import published_rows
+from evaluate.published import published_rows
 from evaluate.results import SplitResult, mean_rows
 from pipeline import atomic
+from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress, open_shard
 from pipeline.view import flow_colours, full_colour_speed
-from train.volume import VolumeSpec
+from train.checkpoint import Checkpoint
+from train.log import read_log
+from train.volume_spec import VolumeSpec
 
 EXAMPLES = 3
 MISTAKES = 4
@@ -28,11 +31,12 @@ TOP = 5
 
 @dataclass(frozen=True)
 class RunStory:
-    """What the report tells of a training run beside its scores.
+    """What the report shows of a training run beside its scores.
 
     Attributes:
-        run, recipe: their names.
-        volume: of the network's input.
+        run: its name.
+        recipe: its network and schedule, in a few words.
+        volume: the network's input.
         log: the training log's entries with `iteration` and `loss`.
         filters: first-layer weights float32[N,C,k,k].
     """
@@ -42,6 +46,13 @@ class RunStory:
     volume: VolumeSpec
     log: Sequence[Mapping[str, float]]
     filters: npt.NDArray[np.float32]
+
+
+def run_story(paths: RunPaths, recipe: str, checkpoint: Checkpoint) -> RunStory:
+    """A run's log and first layer; `recipe` describes it in a few words."""
+    losses = [record for record in read_log(paths.folder) if "loss" in record and "iteration" in record]
+    filters = checkpoint.weights[f"{checkpoint.model().first}.weight"].numpy().astype(np.float32)
+    return RunStory(paths.name, recipe, checkpoint.volume, losses, filters)
 
 
 def write_report(
@@ -114,7 +125,9 @@ def context(
 
 
 def pick_examples(result: SplitResult) -> list[int]:
-    """Videos worth showing: first where the streams disagree and the last row is right, then others it gets right."""
+    """Videos worth showing: first those where the streams disagree and the last row is right, then others that it gets
+    right; at most one of each class.
+    """
     best = result.rows[-1]
     right = metrics.rank_of_label(best.scores, result.labels) == 0
     streams = [metrics.predictions(row.scores) for row in result.rows[: len(result.streams)]]
@@ -128,7 +141,7 @@ def pick_examples(result: SplitResult) -> list[int]:
 
 
 def pick_mistakes(result: SplitResult) -> list[int]:
-    """The worst mistakes of the last row: wrong videos, those first whose true class comes furthest behind the best."""
+    """The last row's worst mistakes, those first whose true class scores furthest below the predicted one."""
     scores = result.rows[-1].scores
     behind = scores.max(axis=1) - np.take_along_axis(scores, result.labels[:, None], axis=1)[:, 0]
     wrong = np.flatnonzero(metrics.rank_of_label(scores, result.labels) > 0)

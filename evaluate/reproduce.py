@@ -1,7 +1,7 @@
-"""The paper's experiments as data (published.toml): which runs a table needs, in which order, and what they reach.
+"""Reproducing the paper's tables: which runs a table needs (published.toml), in which order, and what they reach.
 
 Everything is done by the same commands that a user would type, so every run and score file that exists is used as it
-is, and a stopped reproduction goes on where it was.
+is, and an interrupted reproduction resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -11,28 +11,36 @@ import json
 import shlex
 import subprocess
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from evaluate.options import ReproduceOptions
+from evaluate.published import experiments
+from evaluate.views import Views
 from pipeline import atomic
-from pipeline.catalog import load_dataset
+from pipeline.catalog import choose_dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
+from pipeline.runs import Fusion, RunPaths, chain_run_name
+from pipeline.text import many
 from train.training_data import ADDED
-
-EXPERIMENTS = Path(__file__).parent / "published.toml"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a reproduction: what it is for, its words after `python -m`, and what it makes."""
+    """One command of a reproduction.
+
+    Attributes:
+        what: what it is for.
+        words: the command line after `python -m`.
+    """
 
     what: str
     words: tuple[str, ...]
@@ -43,17 +51,34 @@ class Step:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: the runs whose scores it needs, their fusion, the published figure, what it lacks."""
+    """One figure of a table.
+
+    Attributes:
+        runs: the paper's runs whose scores it needs.
+        fusion: of their scores.
+        published: the paper's accuracy in %, where it gives one for the dataset.
+        lacking: what must be given before it can be made; "" if nothing.
+    """
 
     runs: tuple[str, ...]
-    fusion: str = "none"
+    fusion: Fusion = "none"
     published: float | None = None
     lacking: str = ""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a reproduction works on and with; `keep` names the recipe's values that a miniature leaves as they are."""
+class Reproduction:
+    """On which data a table is reproduced, and with what.
+
+    Attributes:
+        dataset, splits: what is learnt and measured.
+        data: the data root.
+        other: the second dataset, if there is one.
+        imagenet: ImageNet weights, if they were given.
+        miniature: small networks and few iterations.
+        overrides: recipe values of every run, as KEY=VALUE.
+        keep: recipe keys whose values a miniature leaves as they are.
+    """
 
     dataset: str
     splits: tuple[int, ...]
@@ -65,21 +90,7 @@ class Setting:
     keep: tuple[str, ...] = ()
 
 
-def experiments() -> dict[str, Any]:
-    """The paper's runs and tables, as in published.toml."""
-    return tomllib.loads(EXPERIMENTS.read_text(encoding="utf-8"))
-
-
-def published_rows(dataset: str, split: int | None) -> dict[str, str]:
-    """The paper's figures for the rows of a results table, as text; empty where it has none. None: mean over splits."""
-    of_dataset = experiments()["report"].get(dataset, {})
-    return {
-        name: f"{value:.1f}"
-        for name, value in of_dataset.get("mean" if split is None else f"split{split}", {}).items()
-    }
-
-
-def cells(table: Mapping[str, Any], setting: Setting) -> list[tuple[str, list[Cell]]]:
+def cells(table: Mapping[str, Any], reproduction: Reproduction) -> list[tuple[str, list[Cell]]]:
     """The rows of a table with their cells; a cell that cannot be made says what is lacking."""
     known = experiments()["runs"]
     rows = []
@@ -88,10 +99,10 @@ def cells(table: Mapping[str, Any], setting: Setting) -> list[tuple[str, list[Ce
         for cell in row["cells"]:
             published = cell.get("published")
             if isinstance(published, Mapping):
-                published = published.get(setting.dataset)
-            elif setting.dataset not in table["datasets"]:
+                published = published.get(reproduction.dataset)
+            elif reproduction.dataset not in table["datasets"]:
                 published = None
-            lacking = {text for run in cell.get("runs", ()) if (text := _lacking(known, run, setting))}
+            lacking = {text for run in cell.get("runs", ()) if (text := _lacking(known, run, reproduction))}
             made.append(
                 Cell(
                     tuple(cell.get("runs", ())),
@@ -104,7 +115,7 @@ def cells(table: Mapping[str, Any], setting: Setting) -> list[tuple[str, list[Ce
     return rows
 
 
-def plan(rows: Sequence[tuple[str, Sequence[Cell]]], setting: Setting) -> list[Step]:
+def plan(rows: Sequence[tuple[str, Sequence[Cell]]], reproduction: Reproduction) -> list[Step]:
     """The commands that make every cell that can be made, each once, in an order in which nothing is missing."""
     known = experiments()["runs"]
     wanted = [
@@ -116,87 +127,105 @@ def plan(rows: Sequence[tuple[str, Sequence[Cell]]], setting: Setting) -> list[S
     ]
     if not wanted:
         return []
-    steps = _flow_steps({run for run, _ in wanted}, known, setting)
-    for split in setting.splits:
+    steps = _flow_steps({run for run, _ in wanted}, known, reproduction)
+    for split in reproduction.splits:
         for run in dict.fromkeys(run for run, _ in wanted):
-            steps += _training_steps(run, split, known, setting)
-    for split in setting.splits:
+            steps += _training_steps(run, split, known, reproduction)
+    for split in reproduction.splits:
         for run in dict.fromkeys(run for run, _ in wanted):
             parts = ["test"] + (["train"] if (run, True) in wanted else [])
-            steps += [_score_step(run, split, part, setting) for part in parts]
+            steps += [_score_step(run, split, part, reproduction) for part in parts]
     return steps
 
 
-def run_name(run: str, split: int, setting: Setting) -> str:
+def run_name(run: str, split: int, reproduction: Reproduction) -> str:
     """Name of the run folder: apart from the user's own runs, and miniatures apart from full ones."""
-    return f"paper-{'mini-' if setting.miniature else ''}{run}-split{split}"
+    return chain_run_name("paper-mini" if reproduction.miniature else "paper", run, split)
 
 
-def accuracy(cell: Cell, setting: Setting) -> float:
-    """A cell's accuracy in %, the mean over the splits, from the score files."""
+def accuracy(cell: Cell, reproduction: Reproduction) -> float:
+    """A cell's accuracy in %, the mean over the splits, from the score files.
+
+    Raises:
+        InputError: scores that are missing, damaged, or do not belong together.
+    """
     from evaluate import results, score_file
 
-    paths = DatasetPaths(setting.data, setting.dataset)
-    views = VIEWS[setting.miniature]
+    paths = DatasetPaths(reproduction.data, reproduction.dataset)
+    views = VIEWS[reproduction.miniature]
     found = []
-    for split in setting.splits:
+    for split in reproduction.splits:
         files = {
             part: [
-                score_file.read_scores(paths.scores(run_name(run, split, setting), f"{part}-{views}"))
+                score_file.read_scores(
+                    RunPaths(paths.run(run_name(run, split, reproduction))).scores(f"{part}-{views}")
+                )
                 for run in cell.runs
             ]
             for part in (["test", "train"] if cell.fusion == "svm" else ["test"])
         }
-        fusions: list[results.Fusion] = [cell.fusion]  # type: ignore[list-item]
-        result = results.evaluate_split(files["test"], fusions, files.get("train", []))
+        result = results.evaluate_split(files["test"], [cell.fusion], files.get("train", []))
         found.append(result.rows[-1].metrics.accuracy)
     return 100 * float(np.mean(found))
 
 
-def run(options: Mapping[str, Any], console: Console) -> None:
-    """Make one of the paper's tables: say what is planned, run it, print the table beside the published one, save it.
+def reproduce_table(options: ReproduceOptions, console: Console) -> None:
+    """Make one of the paper's tables: print the plan, run it, print the table beside the published one, save it.
 
     Raises:
         InputError: unknown dataset or split, or a command failed.
     """
-    table = experiments()["tables"][options["table"]]
-    setting = _setting(table, options)
-    rows = cells(table, setting)
-    steps = plan(rows, setting)
-    console.print(f"Table {options['table']}: {table['title']}", markup=False, highlight=False)
-    told = f"dataset {setting.dataset}, splits {', '.join(map(str, setting.splits))}"
-    small = ", in miniature (small network, few iterations, low accuracy)" if setting.miniature else ""
-    console.print(f"On {told}{small}; {len(steps)} steps", markup=False, highlight=False)
+    table = experiments()["tables"][options.table]
+    reproduction = _reproduction(table, options)
+    rows = cells(table, reproduction)
+    steps = plan(rows, reproduction)
+    splits = ", ".join(map(str, reproduction.splits))
+    small = ", in miniature (small network, few iterations, low accuracy)" if reproduction.miniature else ""
+    for line in (
+        f"Table {options.table}: {table['title']}",
+        f"On dataset {reproduction.dataset}, splits {splits}{small}; {many(len(steps), 'step')}",
+    ):
+        console.print(line, markup=False, highlight=False)
+    run_steps(steps, options.dry_run, console)
+    if options.dry_run:
+        _print_lacking(rows, console)
+        return
+    measured = [
+        (name, [accuracy(cell, reproduction) if cell.runs and not cell.lacking else None for cell in made])
+        for name, made in rows
+    ]
+    console.print(_rich_table(options.table, table, reproduction, rows, measured))
+    _print_lacking(rows, console)
+    folder = DatasetPaths(reproduction.data, reproduction.dataset).results(
+        f"paper-table{options.table}" + ("-mini" if reproduction.miniature else "")
+    )
+    path = folder / "table.json"
+    with atomic.writing(path) as temporary:
+        temporary.write_text(json.dumps(_as_dict(table, reproduction, rows, measured), indent=1) + "\n")
+    console.print(f"saved {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def run_steps(steps: Sequence[Step], dry_run: bool, console: Console) -> None:
+    """Print each command and, unless it is a dry run, run it.
+
+    Raises:
+        InputError: a command failed.
+    """
     for number, step in enumerate(steps, 1):
         console.print(
             f"[{number}/{len(steps)}] {step.what}: {step}", markup=False, highlight=False, soft_wrap=True
         )
-        if not options["dry_run"]:
-            status = subprocess.run([sys.executable, "-m", *step.words], check=False).returncode
-            if status:
-                raise InputError(
-                    f"step {number} ended with exit status {status} (see above); repeat it alone with: {step}"
-                )
-    if options["dry_run"]:
-        _print_lacking(rows, console)
-        return
-    measured = [
-        (name, [accuracy(cell, setting) if cell.runs and not cell.lacking else None for cell in made])
-        for name, made in rows
-    ]
-    console.print(_rich_table(options["table"], table, setting, rows, measured))
-    _print_lacking(rows, console)
-    folder = DatasetPaths(setting.data, setting.dataset).results(
-        f"paper-table{options['table']}" + ("-mini" if setting.miniature else "")
-    )
-    path = folder / "table.json"
-    with atomic.writing(path) as temporary:
-        temporary.write_text(json.dumps(_as_dict(table, setting, rows, measured), indent=1) + "\n")
-    console.print(f"saved {path}", markup=False, highlight=False, soft_wrap=True)
+        if dry_run:
+            continue
+        status = subprocess.run([sys.executable, "-m", *step.words], check=False).returncode
+        if status:
+            raise InputError(
+                f"step {number} ended with exit status {status} (see above); repeat it alone with: {step}"
+            )
 
 
-# Views of full and miniature reproductions, as `Views` prints them.
-VIEWS = {False: "25x10", True: "5x5"}
+VIEWS = {False: Views(), True: Views(5, 5)}
+"""Views of full and miniature reproductions."""
 MINIATURE = {
     "model": "resnet18",
     "width": "0.25",
@@ -211,116 +240,131 @@ MINIATURE = {
 }
 
 
-def _setting(table: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
-    data = data_root(options["data"])
-    dataset = options["dataset"] or table["datasets"][0]
-    other = options["other"] or table.get("other")
-    if isinstance(other, Mapping):
-        other = other.get(dataset)
+def _reproduction(table: Mapping[str, Any], options: ReproduceOptions) -> Reproduction:
+    data = data_root(options.dataset.data)
+    dataset = choose_dataset(options.dataset.dataset, data)
     record = load_dataset(dataset, data)
-    splits = tuple(options["splits"] or [split for split in table["splits"] if split in record.splits])
+    splits = options.splits or tuple(split for split in table["splits"] if split in record.splits)
     for split in splits:
         record.split(split)
     if not splits:
         raise InputError(
             f"{dataset} has none of the table's splits {table['splits']}: name others with --split"
         )
-    if other is not None and (
-        other == dataset or (not options["other"] and dataset not in table["datasets"])
-    ):
-        other = None
-    miniature = options["miniature"] if options["miniature"] is not None else dataset == "demo"
-    return Setting(
+    _check_needed(table, options)
+    return Reproduction(
         dataset,
         splits,
         data,
-        other,
-        options["imagenet"],
-        bool(miniature),
-        tuple(options["overrides"]),
+        _second_dataset(table, dataset, options.other),
+        options.imagenet,
+        dataset == "demo" if options.miniature is None else options.miniature,
+        options.overrides,
         tuple(table.get("miniature_keeps", ())),
     )
 
 
-def _lacking(known: Mapping[str, Any], run: str, setting: Setting) -> str:
+def _check_needed(table: Mapping[str, Any], options: ReproduceOptions) -> None:
+    """Refuse --other and --imagenet for a table of which no run needs them."""
+    known = experiments()["runs"]
+    runs = {run for row in table["rows"] for cell in row["cells"] for run in cell.get("runs", ())}
+    if options.other and not any("other" in known[run].values() for run in runs):
+        raise click.UsageError(f"--other: no run of table {options.table} needs a second dataset")
+    if options.imagenet and not any(known[run].get("init") == "imagenet" for run in runs):
+        raise click.UsageError(f"--imagenet: no run of table {options.table} starts from ImageNet weights")
+
+
+def _second_dataset(table: Mapping[str, Any], dataset: str, wanted: str | None) -> str | None:
+    """The dataset asked for, else the table's own second one where the first is one of the paper's."""
+    other = wanted or table.get("other")
+    if isinstance(other, Mapping):
+        other = other.get(dataset)
+    if other == dataset or (not wanted and dataset not in table["datasets"]):
+        return None
+    return other
+
+
+def _lacking(known: Mapping[str, Any], run: str, reproduction: Reproduction) -> str:
     needs = known[run]
-    if needs.get("init") == "imagenet" and setting.imagenet is None:
+    if needs.get("init") == "imagenet" and reproduction.imagenet is None:
         return (
             "starts from ImageNet weights: give --imagenet FILE, a checkpoint of a run trained on ImageNet "
             "or a state dict of the same network"
         )
     if (
         "other" in (needs.get("init_dataset"), needs.get("add_classes"), needs.get("also"))
-        and setting.other is None
+        and reproduction.other is None
     ):
         return "learns from a second dataset: give --other DATASET"
-    if needs.get("add_classes") == "other" and setting.other is not None:
-        listed = ADDED / f"{setting.dataset}+{setting.other}.txt"
+    if needs.get("add_classes") == "other" and reproduction.other is not None:
+        listed = ADDED / f"{reproduction.dataset}+{reproduction.other}.txt"
         if not listed.is_file():
-            return f"learns added classes of {setting.other}: name those that join in {listed}, one a line"
+            return (
+                f"learns added classes of {reproduction.other}: name those that join in {listed}, one a line"
+            )
     return ""
 
 
-def _flow_steps(runs: set[str], known: Mapping[str, Any], setting: Setting) -> list[Step]:
+def _flow_steps(runs: set[str], known: Mapping[str, Any], reproduction: Reproduction) -> list[Step]:
     backward = any(known[run].get("needs_backward") for run in runs)
     second = any("other" in known[run].values() for run in runs)
-    datasets = [setting.dataset] + ([setting.other] if second and setting.other else [])
+    datasets = [reproduction.dataset] + ([reproduction.other] if second and reproduction.other else [])
     return [
         Step(
             f"frames and flow of {dataset}",
             (
                 "extract_flow",
                 f"--dataset={dataset}",
-                f"--data={setting.data}",
-                *(["--direction=both"] if backward and dataset == setting.dataset else []),
+                f"--data={reproduction.data}",
+                *(["--direction=both"] if backward and dataset == reproduction.dataset else []),
             ),
         )
         for dataset in datasets
     ]
 
 
-def _training_steps(run: str, split: int, known: Mapping[str, Any], setting: Setting) -> list[Step]:
+def _training_steps(run: str, split: int, known: Mapping[str, Any], reproduction: Reproduction) -> list[Step]:
     needs = known[run]
-    words = ["train", f"--dataset={setting.dataset}", f"--data={setting.data}", f"--split={split}"]
-    words += [f"--stream={needs['stream']}", f"--recipe={run}", f"--run={run_name(run, split, setting)}"]
+    words = ["train", f"--dataset={reproduction.dataset}", f"--data={reproduction.data}", f"--split={split}"]
+    words += [f"--stream={needs['stream']}", f"--recipe={run}", f"--run={run_name(run, split, reproduction)}"]
     before: list[Step] = []
     if needs.get("init") == "imagenet":
-        words.append(f"--init={setting.imagenet}")
+        words.append(f"--init={reproduction.imagenet}")
     elif "init" in needs:
-        assert setting.other is not None
-        source = dataclasses.replace(setting, dataset=setting.other, splits=(1,), other=None)
+        assert reproduction.other is not None
+        source = dataclasses.replace(reproduction, dataset=reproduction.other, splits=(1,), other=None)
         before = _training_steps(needs["init"], 1, known, source)
-        folder = DatasetPaths(setting.data, setting.other).run(run_name(needs["init"], 1, source))
+        folder = DatasetPaths(reproduction.data, reproduction.other).run(run_name(needs["init"], 1, source))
         words.append(f"--init={folder}")
     if "also" in needs:
-        words.append(f"--also={setting.other}")
+        words.append(f"--also={reproduction.other}")
     if "add_classes" in needs:
-        words.append(f"--add-classes={setting.other}")
+        words.append(f"--add-classes={reproduction.other}")
     small = (
-        [f"{key}={value}" for key, value in MINIATURE.items() if key not in setting.keep]
-        if setting.miniature
+        [f"{key}={value}" for key, value in MINIATURE.items() if key not in reproduction.keep]
+        if reproduction.miniature
         else []
     )
-    given = {override.partition("=")[0] for override in setting.overrides}
-    for override in (*(one for one in small if one.partition("=")[0] not in given), *setting.overrides):
+    given = {override.partition("=")[0] for override in reproduction.overrides}
+    for override in (*(one for one in small if one.partition("=")[0] not in given), *reproduction.overrides):
         words += ["--set", override]
-    return [*before, Step(f"train {run}, split {split} of {setting.dataset}", tuple(words))]
+    return [*before, Step(f"train {run}, split {split} of {reproduction.dataset}", tuple(words))]
 
 
-def _score_step(run: str, split: int, part: str, setting: Setting) -> Step:
-    frames, crops = VIEWS[setting.miniature].split("x")
+def _score_step(run: str, split: int, part: str, reproduction: Reproduction) -> Step:
+    views = VIEWS[reproduction.miniature]
     words = [
         "evaluate",
         "score",
-        f"--dataset={setting.dataset}",
-        f"--data={setting.data}",
+        f"--dataset={reproduction.dataset}",
+        f"--data={reproduction.data}",
         f"--split={split}",
     ]
     words += [
-        f"--run={run_name(run, split, setting)}",
+        f"--run={run_name(run, split, reproduction)}",
         f"--part={part}",
-        f"--frames={frames}",
-        f"--crops={crops}",
+        f"--frames={views.frames}",
+        f"--crops={views.crops}",
     ]
     return Step(f"score {run} on the {part} list of split {split}", tuple(words))
 
@@ -328,11 +372,11 @@ def _score_step(run: str, split: int, part: str, setting: Setting) -> Step:
 def _rich_table(
     name: str,
     table: Mapping[str, Any],
-    setting: Setting,
+    reproduction: Reproduction,
     rows: Sequence[tuple[str, Sequence[Cell]]],
     measured: Sequence[tuple[str, Sequence[float | None]]],
 ) -> Table:
-    shown = Table(title=f"Table {name}: {table['title']}\nhere: {setting.dataset}; accuracy, %")
+    shown = Table(title=f"Table {name}: {table['title']}\nhere: {reproduction.dataset}; accuracy, %")
     shown.add_column("")
     for column in table["columns"]:
         shown.add_column(f"{column}\nhere", justify="right")
@@ -356,16 +400,16 @@ def _print_lacking(rows: Sequence[tuple[str, Sequence[Cell]]], console: Console)
 
 def _as_dict(
     table: Mapping[str, Any],
-    setting: Setting,
+    reproduction: Reproduction,
     rows: Sequence[tuple[str, Sequence[Cell]]],
     measured: Sequence[tuple[str, Sequence[float | None]]],
 ) -> dict[str, Any]:
     return {
         "title": table["title"],
-        "dataset": setting.dataset,
-        "splits": list(setting.splits),
-        "miniature": setting.miniature,
-        "views": VIEWS[setting.miniature],
+        "dataset": reproduction.dataset,
+        "splits": list(reproduction.splits),
+        "miniature": reproduction.miniature,
+        "views": str(VIEWS[reproduction.miniature]),
         "rows": [
             {
                 "name": name,

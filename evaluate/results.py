@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +23,21 @@ from evaluate.metrics import Metrics
 from evaluate.score_file import Scores, aligned
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.runs import Fusion, ScoreKind
 
-Fusion = Literal["average", "weighted", "svm", "none"]
-On = Literal["softmax", "logits"]
-
-FUSIONS: tuple[Fusion, ...] = ("average", "weighted", "svm", "none")
 FIELD_WEIGHTS = {"spatial": 1.0, "temporal": 1.5}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stream or one fusion on one split: its name, class scores float[n,C], metrics, and how it was made."""
+    """One stream or one fusion on one split.
+
+    Attributes:
+        name: of the stream or fusion.
+        scores: class scores float[n,C].
+        metrics: of these scores.
+        note: how they were made.
+    """
 
     name: str
     scores: npt.NDArray[np.floating]
@@ -43,7 +47,13 @@ class Row:
 
 @dataclass(frozen=True)
 class SplitResult:
-    """Everything that one split says: the streams first, then the fusions."""
+    """Results on one split.
+
+    Attributes:
+        split: its number.
+        streams: the streams' scores, their videos in one order.
+        rows: the streams, then the fusions.
+    """
 
     split: int
     streams: tuple[Scores, ...]
@@ -70,7 +80,7 @@ def evaluate_split(
     fusions: Sequence[Fusion],
     train: Sequence[Scores] = (),
     weights: Sequence[float] | None = None,
-    on: On = "softmax",
+    on: ScoreKind = "softmax",
 ) -> SplitResult:
     """Metrics of every stream and of every fusion asked for.
 
@@ -156,7 +166,7 @@ def write(folder: Path, results: Sequence[SplitResult]) -> list[Path]:
 
 
 def tables(results: Sequence[SplitResult]) -> list[Table]:
-    """What a reader wants first: one table for each split, and the mean over several."""
+    """Tables for the terminal: one for each split, and the mean where there are several."""
     made = []
     for result in results:
         table = Table(
@@ -192,7 +202,11 @@ def tables(results: Sequence[SplitResult]) -> list[Table]:
 
 
 def _fuse(
-    kind: Fusion, streams: Sequence[Scores], train: Sequence[Scores], weights: Sequence[float] | None, on: On
+    kind: Fusion,
+    streams: Sequence[Scores],
+    train: Sequence[Scores],
+    weights: Sequence[float] | None,
+    on: ScoreKind,
 ) -> tuple[npt.NDArray[np.floating], str]:
     used = [getattr(stream, on) for stream in streams]
     if kind == "average":
@@ -241,7 +255,7 @@ def _fit_on_training_list(streams: Sequence[Scores], train: Sequence[Scores]) ->
         raise InputError(f"fusion by SVM: {error}") from error
 
 
-def _fusion_name(kind: Fusion, on: On) -> str:
+def _fusion_name(kind: Fusion, on: ScoreKind) -> str:
     names = {"average": "fusion by averaging", "weighted": "fusion by weights", "svm": "fusion by SVM"}
     return names[kind] + (" (logits)" if on == "logits" and kind != "svm" else "")
 

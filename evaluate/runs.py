@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from evaluate.report import RunStory
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
-from train.checkpoint import Checkpoint, find_checkpoint
-from train.log import read_log
-
-STREAM_ORDER = ("spatial", "temporal")
+from pipeline.runs import (
+    STREAMS,
+    RunPaths,
+    RunRecord,
+    default_run_name,
+    find_run,
+    read_recipe,
+    read_run,
+    runs_in,
+)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder's own words about itself, from its resolved recipe; the checkpoint is not opened for them."""
+class TrainedRun:
+    """A run that has a checkpoint, as its resolved recipe describes it; the checkpoint is not opened.
 
-    name: str
-    folder: Path
-    stream: str
-    split: int
-    shards: str
+    Attributes:
+        paths: its files.
+        record: its dataset, stream, split and shard sets.
+        recipe: network and schedule, in a few words.
+        checkpoint: the file to score with.
+    """
+
+    paths: RunPaths
+    record: RunRecord
     recipe: str
     checkpoint: Path
 
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.paths.name
 
-def find_runs(paths: DatasetPaths) -> list[Run]:
-    """Every run of a dataset that has a checkpoint, by name; folders that are no runs are passed over."""
-    if not paths.runs.is_dir():
-        return []
-    return [run for folder in sorted(paths.runs.iterdir()) if (run := _described(folder)) is not None]
+    @property
+    def stream(self) -> str:
+        """ "spatial" or "temporal"."""
+        return self.record.stream
+
+
+def trained_run(paths: RunPaths) -> TrainedRun:
+    """The run in a folder.
+
+    Raises:
+        InputError: not a run, a damaged recipe, or no checkpoint yet.
+    """
+    record, recipe = read_run(paths.folder), read_recipe(paths.folder)
+    return TrainedRun(paths, record, _described(recipe), paths.scoring_checkpoint())
+
+
+def find_runs(paths: DatasetPaths) -> list[TrainedRun]:
+    """Every run of a dataset that has a checkpoint and a split, by name; other folders are ignored."""
+    found = []
+    for name in runs_in(paths):
+        try:
+            run = trained_run(RunPaths(paths.run(name)))
+        except InputError:
+            continue
+        if run.record.dataset == paths.dataset and run.record.split is not None:
+            found.append(run)
+    return found
 
 
 def choose_runs(
@@ -43,29 +76,34 @@ def choose_runs(
     names: Sequence[str] = (),
     splits: Sequence[int] = (),
     streams: Sequence[str] = (),
-) -> dict[int, list[Run]]:
+) -> dict[int, list[TrainedRun]]:
     """The runs to evaluate for each split, spatial before temporal.
 
-    Named runs are taken as they are. Otherwise each split takes one run per stream: the one with the trainer's default
-    name `<stream>-split<k>`, else the only one there is.
+    Named runs are taken as they are, in their order. Otherwise each split takes one run per stream: the one with the
+    trainer's default name, else the only one there is.
+
+    Args:
+        paths: of the dataset.
+        names: runs by name, or by the path of their folder.
+        splits: only these.
+        streams: only these.
 
     Raises:
         InputError: no run, an unknown name, several runs of a stream of which none has the default name, or a split or
             stream without a run.
     """
-    there = find_runs(paths)
-    if names:
-        by_name = {run.name: run for run in there}
-        unknown = [name for name in names if name not in by_name]
-        if unknown:
+    there = [trained_run(find_run(paths, name)) for name in names] if names else find_runs(paths)
+    for run in there:
+        if run.record.split is None:
             raise InputError(
-                f"{paths.runs}: no finished run {', '.join(unknown)}; there are: {', '.join(by_name) or 'none'}"
+                f"{run.paths.folder}: trained on a folder of images, so it has no split of {paths.dataset} to score"
             )
-        there = [by_name[name] for name in names]
     there = [
-        run for run in there if (not splits or run.split in splits) and (not streams or run.stream in streams)
+        run
+        for run in there
+        if (not splits or run.record.split in splits) and (not streams or run.stream in streams)
     ]
-    wanted = sorted(splits) if splits else sorted({run.split for run in there})
+    wanted = sorted(splits) if splits else sorted({run.record.split for run in there if run.record.split})
     if not wanted:
         raise InputError(
             f"{paths.runs}: no trained run to evaluate; train first: "
@@ -73,7 +111,7 @@ def choose_runs(
         )
     chosen = {}
     for split in wanted:
-        of_split = [run for run in there if run.split == split]
+        of_split = [run for run in there if run.record.split == split]
         missing = [stream for stream in streams if stream not in {run.stream for run in of_split}]
         if not of_split or missing:
             raise InputError(
@@ -82,53 +120,23 @@ def choose_runs(
                 + f"; train it: python -m train --dataset {paths.dataset} --split {split} --stream "
                 + (missing[0] if missing else "temporal")
             )
-        chosen[split] = of_split if names else _one_per_stream(of_split, paths)
+        chosen[split] = of_split if names else _one_per_stream(of_split, split, paths)
     return chosen
 
 
-def story(run: Run, checkpoint: Checkpoint) -> RunStory:
-    """What the report tells of a run: its log and its first layer."""
-    network = checkpoint.model()
-    losses = [record for record in read_log(run.folder) if "loss" in record and "iteration" in record]
-    filters = network.first_layer.weight.detach().numpy().astype(np.float32)
-    return RunStory(run.name, run.recipe, checkpoint.volume, losses, filters)
-
-
-def _described(folder: Path) -> Run | None:
-    try:
-        recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-        run = recipe["run"]
-        shards = dict(entry.split("=", 1) for entry in run["shards"].split(","))
-        return Run(
-            name=folder.name,
-            folder=folder,
-            stream=str(run["stream"]),
-            split=int(run["split"]),
-            shards=shards[run["dataset"]],
-            recipe=f"{recipe['model']}, {recipe['iterations']} iterations of {recipe['batch']}",
-            checkpoint=find_checkpoint(folder),
-        )
-    except (
-        OSError,
-        UnicodeDecodeError,
-        tomllib.TOMLDecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        InputError,
-    ):
-        return None
-
-
-def _one_per_stream(runs: Sequence[Run], paths: DatasetPaths) -> list[Run]:
+def _one_per_stream(runs: Sequence[TrainedRun], split: int, paths: DatasetPaths) -> list[TrainedRun]:
     chosen = []
-    for stream in STREAM_ORDER:
+    for stream in STREAMS:
         of_stream = [run for run in runs if run.stream == stream]
-        default = [run for run in of_stream if run.name == f"{stream}-split{run.split}"]
+        default = [run for run in of_stream if run.name == default_run_name(stream, split)]
         if len(of_stream) > 1 and not default:
             raise InputError(
-                f"{paths.runs}: split {runs[0].split} has several {stream} runs: say which with --run: "
+                f"{paths.runs}: split {split} has several {stream} runs: choose with --run: "
                 + ", ".join(run.name for run in of_stream)
             )
         chosen += default or of_stream
     return chosen
+
+
+def _described(recipe: dict[str, Any]) -> str:
+    return f"{recipe.get('model')}, {recipe.get('iterations')} iterations of {recipe.get('batch')}"

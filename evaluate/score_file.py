@@ -1,4 +1,4 @@
-"""Score files: what one run says of each video of a list, keyed by video (documented in docs/reference/scores.md).
+"""Score files: the class scores of one run for each video of a list (documented in docs/reference/scores.md).
 
 HDF5, one file for each run, part of the split and views' settings:
 

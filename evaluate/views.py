@@ -1,19 +1,60 @@
 """The views that a video is judged by (paper, section 5, "Testing"): frames equally spaced in time, ten crops of each.
 
 A view is a crop of one position of the video. A position is a frame for the spatial stream, and the first frame of a
-full volume for the temporal one, so all volumes lie inside the video.
+full volume for the temporal one, so all volumes lie inside the video. Cutting the crops out of volumes is
+`evaluate.inference.crop_views`.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from train import volume
-from train.volume import VolumeSpec
+import click
+
+from pipeline.errors import InputError
+from pipeline.options import option
+
+if TYPE_CHECKING:  # loaded when positions are computed, so that --help is quick
+    import numpy as np
+    import numpy.typing as npt
 
 CROPS = (1, 5, 10)
+
+
+class CropCount(click.Choice[str]):
+    """A number of crops per position on the command line."""
+
+    def __init__(self) -> None:
+        super().__init__([str(crops) for crops in CROPS])
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:  # type: ignore[override]
+        """1, 5 or 10."""
+        return int(super().convert(str(value), param, ctx))
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views a video is judged by.
+
+    Attributes:
+        frames: positions, equally spaced in time; all there are if the video has fewer.
+        crops: of each position: 1 (centre), 5 (corners and centre) or 10 (the same five and their mirror images).
+    """
+
+    frames: int = option(25, "Positions per video, equally spaced.", minimum=1)
+    crops: int = option(
+        10, "Crops per position: centre; with four corners; with their mirror images.", kind=CropCount()
+    )
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.crops not in CROPS:
+            raise InputError(
+                f"views: expected at least 1 frame and 1, 5 or 10 crops, found {self.frames} x {self.crops}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.crops}"
 
 
 def positions(available: int, count: int) -> npt.NDArray[np.int64]:
@@ -24,6 +65,8 @@ def positions(available: int, count: int) -> npt.NDArray[np.int64]:
     Raises:
         ValueError: no position available, or none asked for.
     """
+    import numpy as np
+
     if available < 1 or count < 1:
         raise ValueError(f"at least one position is needed: {available} available, {count} asked for")
     if count == 1:
@@ -35,12 +78,12 @@ def positions(available: int, count: int) -> npt.NDArray[np.int64]:
 
 
 def crop_corners(height: int, width: int, size: int, crops: int) -> list[tuple[int, int]]:
-    """Upper left corners (y, x) of the crops without their flips: the centre, or four corners and the centre.
+    """Upper left corners (y, x) of the crops without the mirrored ones: the centre, or four corners and the centre.
 
     Args:
         height, width: the picture's size in pixels.
         size: side of the square crop.
-        crops: 1 (centre), 5 (corners and centre) or 10 (the same five and their flips).
+        crops: 1 (centre), 5 (corners and centre) or 10 (the same five and their mirror images).
 
     Raises:
         ValueError: the crop is larger than the picture, or `crops` is none of 1, 5, 10.
@@ -52,27 +95,3 @@ def crop_corners(height: int, width: int, size: int, crops: int) -> list[tuple[i
     bottom, right = height - size, width - size
     centre = (bottom // 2, right // 2)
     return [centre] if crops == 1 else [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
-
-
-def crop_views(volumes: torch.Tensor, spec: VolumeSpec, crops: int) -> list[torch.Tensor]:
-    """All crops of each volume at the size that the network was trained for, on the volumes' device.
-
-    Crops of a volume whose size is the network's own are windows on it, not copies; mirrors are windows on one mirrored
-    copy of the volumes.
-
-    Args:
-        volumes: float32[N,C,H,W] in the network's units, at the stored resolution (`train.volume.volume`).
-        spec: of the network; its `crop` and `short_side` give the side of the crop in stored pixels.
-        crops: 1, 5 or 10; of ten, the second five are the first five mirrored (x flow negated).
-
-    Returns:
-        `crops` tensors float32[N,C,crop,crop].
-    """
-    height, width = volumes.shape[-2:]
-    side = volume.cut_side(spec, height, width)
-    corners = crop_corners(height, width, side, crops)
-    windows = [volumes[..., y : y + side, x : x + side] for y, x in corners]
-    if crops == 10:
-        mirrored = volume.mirror(volumes, spec)
-        windows += [mirrored[..., y : y + side, width - side - x : width - x] for y, x in corners]
-    return [volume.resize(window, spec.crop) for window in windows]

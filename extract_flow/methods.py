@@ -1,127 +1,66 @@
-"""The interface that single calls, batched CPU solvers and GPUs share, and `load`, which makes a method ready to run.
+"""The flow methods by name: their parameters, and `load`, which makes one ready to run. Nothing heavy is imported here.
 
-Methods and their parameters by name are in `extract_flow.parameters`.
+A method is a module with three names:
+
+- `Parameters`: a frozen dataclass of the method's options with their defaults, each field made by
+  `pipeline.options.option`. It raises ValueError for values that the method refuses.
+- `PRESETS`: name -> Parameters; "default" is always there.
+- `create(parameters, device, threads) -> FlowMethod` (`extract_flow.flow_method`), which loads the solver's libraries.
+
+The command line makes its options from `Parameters`, and a shard records them, so a new method needs only an entry in
+`MODULES`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, Literal, overload
+import dataclasses
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from pipeline.errors import InputError
 
-from extract_flow.parameters import MODULES, module, option, resolve
-from extract_flow.parameters import check_positive as positive
-from pipeline.codec import Quantised, Quantiser
+if TYPE_CHECKING:
+    from extract_flow.flow_method import FlowMethod
 
-__all__ = ["MODULES", "DeviceMemoryError", "FlowMethod", "load", "module", "option", "positive", "resolve"]
+MODULES = {
+    "tvl1": "extract_flow.tvl1",
+    "brox": "extract_flow.brox",
+    "opencv-tvl1": "extract_flow.opencv.tvl1",
+    "dis": "extract_flow.opencv.dis",
+    "farneback": "extract_flow.opencv.farneback",
+    "opencv-cuda-tvl1": "extract_flow.opencv.cuda_tvl1",
+    "opencv-cuda-brox": "extract_flow.opencv.cuda_brox",
+    "opencv-cuda-farneback": "extract_flow.opencv.cuda_farneback",
+}
 
 
-class DeviceMemoryError(RuntimeError):
-    """The device has too little memory for this many pairs at once; callers halve the batch and retry."""
+def module(name: str) -> ModuleType:
+    """The module that implements a method (see the module docstring); InputError for an unknown name."""
+    if name not in MODULES:
+        raise InputError(f"unknown flow method {name!r}: choose one of {', '.join(MODULES)}")
+    return importlib.import_module(MODULES[name])
 
 
-class FlowMethod(ABC):
-    """One method with its parameters on one device; made once per process, since solvers keep their buffers.
+def resolve(name: str, preset: str | None = None, /, **parameters: Any) -> Any:
+    """The method's `Parameters`: the preset's values, overridden by the given ones.
 
-    Attributes:
-        name: the method's name, a key of `MODULES`.
-        device: "cpu" or "cuda:N", as really used.
-        parameters: every option's value; what a shard records, and what must match for it to count as the same.
-        implementation: the library that computes, with its version, where that is not this project's; recorded only.
-        device_count: devices of this kind that this process can see; an extraction runs one process on each GPU.
-        batch_pairs: pairs worth handing over at once.
+    Raises:
+        InputError: unknown method, preset or parameter, or a value that the method refuses.
     """
-
-    name: str
-    device: str
-    parameters: dict[str, Any]
-    implementation: str = ""
-    device_count: int = 1
-    batch_pairs: int = 16
-
-    @abstractmethod
-    def flow(self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Flow of each pair: frames uint8[T,H,W], pairs int[n,2] of (from, to) -> float32[n,2,H,W] in pixels."""
-
-    @overload
-    def run(self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
-    @overload
-    def run(
-        self,
-        frames: npt.NDArray[np.uint8],
-        pairs: npt.NDArray[np.int64],
-        output: Literal["flow"],
-    ) -> npt.NDArray[np.float32]: ...
-    @overload
-    def run(
-        self,
-        frames: npt.NDArray[np.uint8],
-        pairs: npt.NDArray[np.int64],
-        output: Literal["levels"],
-        quantiser: Quantiser,
-    ) -> Quantised: ...
-
-    def run(
-        self,
-        frames: npt.NDArray[np.uint8],
-        pairs: npt.NDArray[np.int64],
-        output: Literal["flow", "levels"] = "flow",
-        quantiser: Quantiser | None = None,
-    ) -> npt.NDArray[np.float32] | Quantised:
-        """Flow or quantised flow of the given pairs of frames.
-
-        Several clips of one size may lie end to end in `frames`; forward and backward pairs and any step share the
-        per-frame work (pyramids, gradients). The result of a pair does not depend on the other pairs.
-
-        Args:
-            frames: gray, uint8[T,H,W].
-            pairs: int[n,2], the indices (from, to) of each pair.
-            output: "flow" for float32[n,2,H,W] in pixels, "levels" for what a shard stores.
-            quantiser: needed for "levels".
-
-        Raises:
-            ValueError: wrong shapes or types, or indices outside the frames.
-            DeviceMemoryError: too many pairs at once for the device.
-        """
-        frames, pairs = check_frames(frames), check_pairs(pairs, len(frames))
-        if output == "flow":
-            return self.flow(frames, pairs)
-        if quantiser is None:
-            raise ValueError("output='levels' needs a quantiser (pipeline.codec)")
-        return self.levels(frames, pairs, quantiser)
-
-    def levels(
-        self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64], quantiser: Quantiser
-    ) -> Quantised:
-        """Quantised flow; methods on a device override this so that only levels and means come back."""
-        return quantiser.quantise(self.flow(frames, pairs))
-
-    def __call__(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Forward flow of consecutive frames: uint8[T,H,W] -> float32[T-1,2,H,W] in pixels."""
-        steps = np.arange(max(len(frames) - 1, 0))
-        return self.run(frames, np.stack([steps, steps + 1], axis=1))
-
-
-def check_frames(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Frames as contiguous uint8[T,H,W], or ValueError."""
-    frames = np.ascontiguousarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 3 or 0 in frames.shape[1:]:
-        raise ValueError(f"frames: expected gray uint8[T,H,W], found {frames.dtype}{list(frames.shape)}")
-    return frames
-
-
-def check_pairs(pairs: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Pairs as int64[n,2] with every index inside 0..count-1, or ValueError."""
-    pairs = np.asarray(pairs)
-    if not np.issubdtype(pairs.dtype, np.integer) or pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"pairs: expected int[n,2] of (from, to), found {pairs.dtype}{list(pairs.shape)}")
-    if pairs.size and (pairs.min() < 0 or pairs.max() >= count):
-        raise ValueError(
-            f"pairs: indices run from {pairs.min()} to {pairs.max()}, but there are {count} frames"
-        )
-    return pairs.astype(np.int64, copy=False)
+    method = module(name)
+    if (preset or "default") not in method.PRESETS:
+        raise InputError(f"{name} has no preset {preset!r}: choose one of {', '.join(method.PRESETS)}")
+    fields = {field.name: field for field in dataclasses.fields(method.Parameters)}
+    for key in parameters:
+        if key not in fields:
+            raise InputError(
+                f"{name} has no parameter {key!r}: it takes {', '.join(sorted(fields)) or 'none'}"
+            )
+    try:
+        return dataclasses.replace(method.PRESETS[preset or "default"], **parameters)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def load(

@@ -1,61 +1,226 @@
-"""Command-line options made from the methods' `Parameters`, so that a new method brings its own."""
+"""Options of `python -m extract_flow`: the command's own, and the parameters of the flow method that is named."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
-from extract_flow import methods
+from extract_flow.methods import MODULES, module
+from pipeline.options import DataOptions, ShareOptions, argument, option, options_of, spec_of
+from pipeline.paths import DEFAULT_METHOD
 
-PREFIX = "parameter_"
 CHOSEN = "extract_flow.options.chosen_method"
 
 
-class MethodCommand(click.Command):
-    """A command that takes every method's parameters as options, and lists them method by method in its help.
+class ShortSide(click.ParamType):
+    """A number of pixels, or "none"."""
 
-    A name that several methods share is one option; the chosen method says what values it takes. The callback gets
-    them as keywords that begin with `PREFIX`, None where not given. Of the methods' modules only the chosen one's is
-    loaded (some take long), unless an option is not among its own.
+    name = "N|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or "none"."""
+        if value == "none" or isinstance(value, int):
+            return value
+        if str(value).isdecimal() and int(value) > 0:
+            return int(value)
+        self.fail(f"{value!r} is neither a number of pixels nor none", param, ctx)
+
+
+class FrameSize(click.ParamType):
+    """Width and height as in 340x256."""
+
+    name = "WxH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """(width, height)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a size: write it as 340x256", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(ShareOptions, DataOptions):
+    """Which videos are extracted, and where their shards go."""
+
+    videos: tuple[Path, ...] = argument((), metavar="[VIDEO_OR_FOLDER]...", multiple=True)
+    output: Path | None = option(None, "Folder for the shards of VIDEO_OR_FOLDER...", metavar="DIR")
+    dataset: str | None = option(
+        None, "Dataset instead of videos, as listed by python -m pipeline datasets.", metavar="NAME"
+    )
+    shards: str | None = option(
+        None,
+        "Name of the shard set in the dataset.",
+        metavar="NAME",
+        shown_default="the method's name",
+        replaces="--set",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other (click.UsageError)."""
+        super().__post_init__()
+        if bool(self.videos) == bool(self.dataset):
+            raise click.UsageError(
+                "say what to extract: either VIDEO_OR_FOLDER... with --output DIR, or --dataset NAME"
+            )
+        if self.videos and self.output is None:
+            raise click.UsageError("--output DIR is missing: the folder for the shards")
+        if self.dataset and self.output is not None:
+            raise click.UsageError(
+                "--output goes with VIDEO_OR_FOLDER...; a dataset's shards go below the data root (--data)"
+            )
+        if self.videos and (self.data is not None or self.shards is not None):
+            raise click.UsageError(
+                "--data and --shards go with --dataset; with VIDEO_OR_FOLDER... --output is where shards go"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions:
+    """What is in the shards; `extract_flow.settings.ExtractionSettings` is made of it."""
+
+    method: str = option(DEFAULT_METHOD, "Flow method.", choices=tuple(MODULES))
+    preset: str | None = option(
+        None, "Named set of the method's options, which single options override.", metavar="NAME"
+    )
+    direction: Literal["forward", "backward", "both"] = option(
+        "forward", "Flow to the later frame, to the earlier one, or both."
+    )
+    step: int = option(1, "Frames between the two of a pair.", minimum=1)
+    rgb: bool = option(True, "Store RGB frames beside the flow.")
+    short_side: int | str | None = option(
+        None,
+        "Smaller side of frames and flow in pixels; none keeps the source's size.",
+        kind=ShortSide(),
+        shown_default="the dataset's, usually 256",
+    )
+    size: tuple[int, int] | None = option(None, "Exact size instead of --short-side.", kind=FrameSize())
+    every: int = option(1, "Keep every Nth frame.", minimum=1, metavar="N")
+    start: float = option(0.0, "Time to start at, in seconds.", minimum=0, shown_default="0")
+    end: float | None = option(
+        None, "Time to end before, in seconds.", above=0, shown_default="the video's end"
+    )
+    codec: str = option(
+        "default",
+        "How flow is stored: default, high-fidelity, linear, paper, field or lossless.",
+        metavar="PRESET",
+    )
+    bound: float | None = option(None, "Largest flow component in pixels.", shown_default="20")
+    quality: int | None = option(
+        None, "JPEG quality of flow.", minimum=1, maximum=100, shown_default="the codec's"
+    )
+    rgb_quality: int | None = option(
+        None, "JPEG quality of frames.", minimum=1, maximum=100, shown_default="90"
+    )
+    on_corrupt: Literal["fail", "keep"] = option(
+        "fail", "A video that cannot be decoded to its end fails, or the frames before the error are kept."
+    )
+    overwrite: bool = option(False, "Replace shards that were made with other options.")
+
+    def __post_init__(self) -> None:
+        """Refuse options that would have no effect (click.UsageError)."""
+        if self.size is not None and self.short_side is not None:
+            raise click.UsageError("--size and --short-side both give the size of frames: use one of them")
+        if self.rgb_quality is not None and not self.rgb:
+            raise click.UsageError("--rgb-quality has no effect with --no-rgb, which stores no frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How an extraction is executed; none of it changes what is in the shards.
+
+    Attributes:
+        overlap: run a worker's stages in threads; None does so on a GPU. Not an option of the command.
+    """
+
+    device: str = option("auto", "auto (a usable GPU, else the CPU), cpu, cuda or cuda:N.", metavar="DEVICE")
+    jobs: int | None = option(
+        None,
+        "CPU cores to use: worker processes on a CPU; on GPUs, which have one process each, threads that decode and "
+        "encode.",
+        minimum=1,
+        shown_default="all usable ones",
+    )
+    threads: int = option(1, "Threads of each process's method on a CPU.", minimum=1)
+    patience: float = option(
+        300.0,
+        "Seconds without a decoded frame after which a video fails; 0 waits forever.",
+        minimum=0,
+    )
+    overlap: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionOptions:
+    """Every option of the command but the method's parameters."""
+
+    source: SourceOptions
+    shards: ShardOptions
+    execution: Execution
+
+
+class MethodCommand(click.Command):
+    """A command that takes the chosen method's parameters as options, and lists every method's in its help.
+
+    Only the chosen method's module is loaded, unless an option is not among its own.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse with the chosen method's options; with all methods' if one is unknown, so that its owner is told."""
+        """Parse with the chosen method's options; an option that other methods have is an error that names them."""
         ctx.meta[CHOSEN] = chosen_method(args)
+        if (
+            ctx.meta[CHOSEN] is None
+        ):  # what --method says is the error to report, not options of an unknown method
+            ctx.ignore_unknown_options = True
         try:
-            return super().parse_args(ctx, [*args])
-        except click.NoSuchOption:
-            ctx.meta[CHOSEN] = None
             return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            having = [name for name in MODULES if error.option_name in _flags(name)]
+            if not having:
+                raise
+            raise click.UsageError(
+                f"{error.option_name} is no option of the method {ctx.meta[CHOSEN]}; {', '.join(having)} "
+                f"{'has' if len(having) == 1 else 'have'} it",
+                ctx,
+            ) from error
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own options, then the methods'."""
+        """The command's own options, then the chosen method's."""
         chosen = ctx.meta.get(CHOSEN)
-        return super().get_params(ctx) + method_options((chosen,) if chosen else tuple(methods.MODULES))
+        return super().get_params(ctx) + (list(method_options(chosen)) if chosen else [])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own options, then a section for each method with its defaults."""
-        super().format_options(ctx, formatter)  # leaves out hidden options, as the methods' are
-        for name in methods.MODULES:
-            module = methods.module(name)
-            rows = [
-                (
-                    _flags(field) + _metavar(field),
-                    f"{field.metadata.get('help', '')}  [default: {field.default}]",
-                )
-                for field in dataclasses.fields(module.Parameters)
-            ]
-            presets = ", ".join(module.PRESETS)
-            with formatter.section(f"Options of --method {name} (presets: {presets})"):
+        chosen, ctx.meta[CHOSEN] = ctx.meta.get(CHOSEN), None
+        super().format_options(ctx, formatter)
+        ctx.meta[CHOSEN] = chosen
+        for name in MODULES:
+            fields = {field.name: field for field in dataclasses.fields(module(name).Parameters)}
+            rows = []
+            for parameter in method_options(name):
+                assert parameter.name is not None
+                field, record = fields[parameter.name], parameter.get_help_record(ctx)
+                assert record is not None
+                rows.append((record[0], f"{spec_of(field).help}  [default: {field.default}]"))
+            with formatter.section(
+                f"Options of --method {name} (presets: {', '.join(module(name).PRESETS)})"
+            ):
                 formatter.write_dl(rows)
 
 
-def chosen_method(args: Sequence[str], default: str = "tvl1") -> str | None:
+def chosen_method(args: Sequence[str], default: str = DEFAULT_METHOD) -> str | None:
     """The value of --method among words of the command line; None if there is no such method."""
     chosen = default
     for word, following in itertools.pairwise([*args, ""]):
@@ -65,71 +230,21 @@ def chosen_method(args: Sequence[str], default: str = "tvl1") -> str | None:
             chosen = following
         elif word.startswith("--method="):
             chosen = word.removeprefix("--method=")
-    return chosen if chosen in methods.MODULES else None
+    return chosen if chosen in MODULES else None
 
 
 @functools.cache
-def method_options(names: tuple[str, ...]) -> list[click.Parameter]:
-    """One option for each name of a parameter of the methods; hidden, because the help shows them by method."""
-    by_name: dict[str, list[dataclasses.Field[Any]]] = {}
-    for name in names:
-        for field in dataclasses.fields(methods.module(name).Parameters):
-            by_name.setdefault(field.name, []).append(field)
-    options: list[click.Parameter] = []
-    for name, fields in by_name.items():
-        if all(isinstance(field.default, bool) for field in fields):
-            flag = option_name(name)
-            options.append(
-                click.Option([f"--{flag}/--no-{flag}", PREFIX + name], default=None, hidden=True, type=bool)
-            )
-        else:
-            options.append(click.Option([f"--{option_name(name)}", PREFIX + name], default=None, hidden=True))
-    return options
+def method_options(name: str) -> tuple[click.Parameter, ...]:
+    """The options for a method's parameters; their values are None where they are not given."""
+
+    def holder() -> None:
+        pass
+
+    decorated: Callable[..., Any] = options_of(module(name).Parameters, given_only=True)(holder)
+    return tuple(reversed(getattr(decorated, "__click_params__", [])))
 
 
-def option_name(field_name: str) -> str:
-    """`scale_step` -> `scale-step`; `lambda_`, spelled so because of Python's keyword -> `lambda`."""
-    return field_name.rstrip("_").replace("_", "-")
-
-
-def given_parameters(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that were given as options, converted to the types of the chosen method.
-
-    Raises:
-        click.UsageError: one that the method does not have.
-        click.BadParameter: a value of the wrong type.
-    """
-    fields = {field.name: field for field in dataclasses.fields(methods.module(method).Parameters)}
-    given = {}
-    for key, value in values.items():
-        if value is None:
-            continue
-        name = key.removeprefix(PREFIX)
-        if name not in fields:
-            having = [
-                other
-                for other in methods.MODULES
-                if any(field.name == name for field in dataclasses.fields(methods.module(other).Parameters))
-            ]
-            raise click.UsageError(
-                f"--{option_name(name)} is no option of the method {method}; {', '.join(having)} "
-                f"{'has' if len(having) == 1 else 'have'} it"
-            )
-        kind = type(fields[name].default)
-        parameter_type = click.types.convert_type(kind)
-        try:
-            given[name] = parameter_type.convert(value, None, None)
-        except click.BadParameter as error:
-            raise click.BadParameter(error.message, param_hint=f"--{option_name(name)}") from error
-    return given
-
-
-def _flags(field: dataclasses.Field[Any]) -> str:
-    name = option_name(field.name)
-    return f"--{name} / --no-{name}" if isinstance(field.default, bool) else f"--{name}"
-
-
-def _metavar(field: dataclasses.Field[Any]) -> str:
-    if field.metadata.get("choices"):
-        return f" [{'|'.join(map(str, field.metadata['choices']))}]"
-    return {bool: "", int: " INTEGER", float: " FLOAT"}.get(type(field.default), " TEXT")
+def _flags(method: str) -> set[str]:
+    return {
+        flag for parameter in method_options(method) for flag in (*parameter.opts, *parameter.secondary_opts)
+    }

@@ -392,7 +392,7 @@ def _messages(worker: _Worker) -> Iterator[Message]:
 
 
 def how_it_died(exit_code: int | None) -> str:
-    """Words for the exit code of a process: "was killed by SIGKILL (out of memory?)"."""
+    """How a process ended, from its exit code: "was killed by SIGKILL (out of memory?)"."""
     if exit_code is None or exit_code >= 0:
         return f"ended with exit status {exit_code}"
     try:

@@ -1,15 +1,14 @@
 """What a worker process does with the videos it is given.
 
-On a CPU it makes one video after the other, and parallelism is many workers. On a GPU one worker feeds the device:
+On a CPU it extracts one video after the other, and many workers run in parallel. On a GPU one worker feeds the device:
 threads decode several videos, the main thread computes batches that may hold pieces of several videos, and more
-threads encode and write, with bounded queues in between. FFmpeg, swscale, Pillow, OpenCV and file access let go of
+threads encode and write, with bounded queues in between. FFmpeg, swscale, Pillow, OpenCV and file access release
 Python's lock.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import queue
 import threading
 import time
@@ -21,21 +20,23 @@ from typing import NamedTuple
 import numpy as np
 
 from extract_flow import methods
-from extract_flow.extract import Clip, Piece, Settings, Task, compute
-from extract_flow.methods import DeviceMemoryError, FlowMethod
+from extract_flow.clip import Clip, Piece, VideoTask, compute
+from extract_flow.flow_method import DeviceMemoryError, FlowMethod
+from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Link, Ready
+from pipeline import atomic
 from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError
 from pipeline.outcome import Outcome
 
 BEAT = 1.0
-"""Seconds between signs of life of a decoder."""
+"""Seconds between a decoder's signs of life."""
 DECODED_AHEAD = 2
 """Pieces that wait for the device, for each decoding thread."""
 
 
 class Result(NamedTuple):
-    """How a video ended; `disk_full` means that no other will fare better."""
+    """How a video ended; `disk_full`: there is no space for any other either."""
 
     outcome: Outcome
     disk_full: bool
@@ -45,22 +46,22 @@ def serve(
     link: Link,
     slot: int,
     first: Ready | None,
-    settings: Settings,
+    settings: ExtractionSettings,
     device: str,
     threads: int,
     cores: int,
     overlap: bool | None,
 ) -> None:
-    """Work until there is no more: the `serve` of `supervisor.supervise`.
+    """Extract videos until there are no more: the `serve` of `supervisor.supervise`.
 
     Args:
         link: to the parent.
-        slot: this worker's number; on GPUs, which one of the visible ones it takes.
-        first: what the first worker found; None in that one.
+        slot: this worker's number; on GPUs, the index of the one it takes.
+        first: what the first worker reported; None in that worker itself.
         settings: what to make of every video.
         device: as `methods.load` takes it; "auto" and "cuda" leave the choice of the GPU to this function.
         threads: CPU threads of the method on a CPU.
-        cores: of the CPU, for all workers; beside GPUs they are divided among the decoding threads.
+        cores: of the CPU, for all workers; with GPUs they are divided among the decoding threads.
         overlap: run the stages in threads; None does so on a GPU.
     """
     try:
@@ -87,9 +88,14 @@ def serve(
 
 
 def make(
-    number: int, task: Task, settings: Settings, method: FlowMethod, device: str, link: Link | None = None
+    number: int,
+    task: VideoTask,
+    settings: ExtractionSettings,
+    method: FlowMethod,
+    device: str,
+    link: Link | None = None,
 ) -> Result:
-    """Make one video's shard, stage after stage."""
+    """Make one video's shard, one stage after the other."""
     clip = Clip(task, settings, device)
     try:
         with clip:
@@ -110,23 +116,19 @@ def make(
 
 
 def failed(clip: Clip, error: Exception) -> Result:
-    """The result of a clip that an error ended; an error that is nobody's fault but ours shows its origin."""
-    cause = error.__cause__
-    disk_full = isinstance(cause, OSError) and (
-        cause.errno in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}," in str(cause)
-    )
+    """The result of a clip that an error ended; an error that is not the user's also shows where it was raised."""
     reason = str(error)
     if not isinstance(error, InputError):
         where = traceback.extract_tb(error.__traceback__)[-1:]
         place = f" ({where[0].filename.rpartition('/')[2]}:{where[0].lineno})" if where else ""
         reason = f"{type(error).__name__}: {reason}{place}"
-    return Result(clip.outcome("failed", reason), disk_full)
+    return Result(clip.outcome("failed", reason), atomic.no_space_left(error.__cause__))
 
 
 def compute_with_care(
     pieces: list[Piece], method: FlowMethod, quantiser: Quantiser
 ) -> list[dict[str, Quantised] | Exception]:
-    """`compute`, but what is too much for the device is halved, and an error costs only the piece that causes it."""
+    """`compute`, but a batch too large for the device is halved, and an error costs only the piece that causes it."""
     try:
         return list(compute(pieces, method, quantiser))
     except DeviceMemoryError as error:
@@ -151,7 +153,7 @@ def compute_with_care(
 
 
 def _halves(piece: Piece) -> tuple[Piece, Piece] | None:
-    """A piece's pairs in two pieces with only the frames they need; None if there is but one pair."""
+    """A piece's pairs in two pieces with only the frames they need; None if there is only one pair."""
     flat = [(name, pair) for name, pairs in piece.pairs.items() for pair in pairs.tolist()]
     if len(flat) < 2:
         return None
@@ -174,24 +176,24 @@ def _joined(first: Quantised | None, second: Quantised | None) -> Quantised:
 
 
 def _sign_of_life(number: int, link: Link | None) -> Callable[[], None] | None:
-    """A function for the decoder to call after each frame; it tells the parent now and then."""
+    """A function for the decoder to call after each frame; it reports to the parent every `BEAT` seconds."""
     if link is None:
         return None
-    told = time.monotonic()
+    reported = time.monotonic()
     link.busy(number, True)
 
     def on_frame() -> None:
-        nonlocal told
+        nonlocal reported
         now = time.monotonic()
-        if now - told > BEAT:
-            told = now
+        if now - reported > BEAT:
+            reported = now
             link.busy(number, True)
 
     return on_frame
 
 
 def _watched(pieces: Iterator[Piece], number: int, link: Link | None) -> Iterator[Piece]:
-    """The pieces, with the parent told when decoding begins and ends, so that only decoding is watched."""
+    """The pieces; reports to the parent when decoding starts and stops, so that only decoding is watched."""
     while True:
         if link is not None:
             link.busy(number, True)
@@ -212,7 +214,7 @@ class _Last(NamedTuple):
 
 
 class _Computed(NamedTuple):
-    """A piece with its flow on its way to the encoder."""
+    """A piece with its flow, for the encoder."""
 
     piece: Piece
     flows: dict[str, Quantised] | Exception
@@ -221,28 +223,30 @@ class _Computed(NamedTuple):
 class Overlapped:
     """Decode, compute, and encode and write at the same time, for videos that keep arriving.
 
-    Every queue is bounded, so a slow stage holds the faster ones up instead of filling the memory.
+    The queues between stages are bounded, so a slow stage makes the faster ones wait instead of filling the memory.
     """
 
-    def __init__(self, link: Link, settings: Settings, method: FlowMethod, device: str, threads: int) -> None:
+    def __init__(
+        self, link: Link, settings: ExtractionSettings, method: FlowMethod, device: str, threads: int
+    ) -> None:
         """Prepare.
 
         Args:
             link: to the parent.
             settings: what to make of every video.
-            method: computes; called by one thread only.
+            method: computes the flow; called by one thread only.
             device: its name, recorded in the shards.
-            threads: that decode, and as many that encode.
+            threads: number of threads that decode, and of those that encode.
         """
         self._link, self._settings, self._method, self._device = link, settings, method, device
         self._threads = max(1, threads)
         self._numbers: dict[int, int] = {}
-        self._tasks: queue.Queue[tuple[int, Task] | None] = queue.Queue()
+        self._tasks: queue.Queue[tuple[int, VideoTask] | None] = queue.Queue()
         self._decoded: queue.Queue[Piece | _Last | None] = queue.Queue(DECODED_AHEAD * self._threads)
         self._computed: queue.Queue[_Computed | _Last | None] = queue.Queue(DECODED_AHEAD)
 
     def run(self) -> None:
-        """Work until the parent has no more."""
+        """Extract videos until the parent has no more."""
         receiver = threading.Thread(target=self._receive, daemon=True)
         decoders = [threading.Thread(target=self._decode, daemon=True) for _ in range(self._threads)]
         writer = threading.Thread(target=self._write, daemon=True)
@@ -282,7 +286,7 @@ class Overlapped:
         self._decoded.put(None)
 
     def _compute(self, decoders: int) -> None:
-        """Batches of what is decoded, several clips of one size together, as long as something is waiting."""
+        """Compute decoded pieces in batches; clips of one size share a batch if their pieces are waiting."""
         most = self._method.batch_pairs
         held: Piece | None = None
         while decoders or held is not None:
@@ -290,7 +294,7 @@ class Overlapped:
             pairs = 0 if held is None else _pair_count(held)
             ended: list[_Last] = []
             held = None
-            # Wait for the first piece only: the device is not to idle until a batch is full.
+            # Wait for the first piece only: the device must not idle until a batch is full.
             while decoders and (not (batch or ended) or (pairs < most and not self._decoded.empty())):
                 item = self._decoded.get()
                 if item is None:
@@ -308,7 +312,7 @@ class Overlapped:
             batch = [piece for piece in batch if piece.clip.error is None]
             if batch:
                 self._compute_batch(batch)
-            for last in ended:  # behind their clips' last pieces
+            for last in ended:  # after their clips' last pieces
                 self._computed.put(last)
 
     def _compute_batch(self, batch: list[Piece]) -> None:
@@ -337,7 +341,7 @@ class Overlapped:
                     clip.error = error
 
     def _finish(self, last: _Last) -> None:
-        """Put a clip's shard in its place, in a thread of its own: flushing to the disk takes its time."""
+        """Finish a clip's shard, in a thread of its own because flushing to the disk is slow."""
         clip = last.clip
         error = clip.error or last.error
         try:

@@ -1,7 +1,7 @@
 """Files appear under their final name complete or not at all.
 
 Everything is written under a temporary name in the same folder, flushed to the disk, verified if the writer wishes, and
-renamed. The temporary name tells its owner: host, process and the process's start time, so that a later run can
+renamed. The temporary name records its owner: host, process and the process's start time, so that a later run can
 remove what a dead one left behind without touching what a living one is writing.
 """
 
@@ -20,10 +20,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.text import first_line
 
 DAY = 24 * 3600
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (*NO_SPACE, errno.EFBIG)
 TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<process>\d+)-(?P<started>\d+)-\d+(\.[^/]*)?")
+
+SET_ASIDE = re.compile(r"\.(?P<name>.+)\.replaced")
+"""A folder while a new one takes its name."""
 
 _counter = itertools.count()
 
@@ -37,7 +42,7 @@ def writing(path: str | Path, verify: Callable[[Path], object] | None = None) ->
         verify: called with the temporary path before renaming; raises if the file is not good.
 
     Raises:
-        InputError: the disk is full.
+        InputError: it cannot be written, for example because the disk is full or the folder is read-only.
     """
     path = Path(path)
     with disk_errors(path):
@@ -56,10 +61,17 @@ def writing(path: str | Path, verify: Callable[[Path], object] | None = None) ->
 
 @contextlib.contextmanager
 def writing_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder of files: a temporary folder beside `path`, renamed to it in place of what was there."""
+    """The same for a folder of files: a temporary folder beside `path`, renamed to it in place of what was there.
+
+    A full folder cannot be replaced in one step, so the old one is set aside for that moment. If the process dies then,
+    the next `writing_folder` of that path puts the old one back before it begins.
+    """
     path = Path(path)
+    aside = path.with_name(f".{path.name}.replaced")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if aside.exists() and not path.exists():
+            aside.rename(path)
         temporary = temporary_path(path)
         temporary.mkdir()
         try:
@@ -67,29 +79,52 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
             for file in [*temporary.rglob("*"), temporary]:
                 sync(file)
             if path.exists():
-                old = temporary_path(path)
-                path.rename(old)
-                temporary.rename(path)
-                remove(old)
-            else:
-                temporary.rename(path)
+                remove(aside)
+                path.rename(aside)
+            temporary.rename(path)
             sync(path.parent)
+            remove(aside)
         finally:
             remove(temporary)
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk or quota, told by the system or by HDF5, becomes an InputError that names the file."""
+    """Whatever keeps a file from being written, reported by the system or by HDF5, becomes an InputError.
+
+    The message names the file and the reason. A closed pipe is no fault of the disk and stays what it is.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if error.errno in DISK_FULL or any(f"errno = {number}," in str(error) for number in DISK_FULL):
+        if _is_any_of(error, DISK_FULL):
             raise InputError(
                 f"{path}: no space left to write it (disk full, quota or file-size limit): nothing was left under that "
                 "name; free some space, or choose another folder, and run the same command again"
             ) from error
-        raise
+        raise InputError(
+            f"{path}: cannot be written: {_reason(error, path)}; check the folder and its permissions, and run the "
+            "same command again"
+        ) from error
+
+
+def _reason(error: OSError, path: Path) -> str:
+    """The system's words, and the file they are about where that is another than `path` or its temporary name."""
+    reason = error.strerror or first_line(error)
+    about = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else path
+    return reason if about == path or is_temporary(about.name) else f"{reason}: {about}"
+
+
+def no_space_left(error: BaseException | None) -> bool:
+    """Whether an error means that the disk or quota is full, so that no other file can be written either."""
+    return isinstance(error, OSError) and _is_any_of(error, NO_SPACE)
+
+
+def _is_any_of(error: OSError, numbers: tuple[int, ...]) -> bool:
+    """Whether the system, or HDF5 in its message, reported one of the error numbers."""
+    return error.errno in numbers or any(f"errno = {number}," in str(error) for number in numbers)
 
 
 def temporary_path(path: Path) -> Path:
@@ -100,8 +135,8 @@ def temporary_path(path: Path) -> Path:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name is one that `temporary_path` gives."""
-    return TEMPORARY.fullmatch(name) is not None
+    """Whether a file name stands for something unfinished or replaced, which no command may take for its own."""
+    return TEMPORARY.fullmatch(name) is not None or SET_ASIDE.fullmatch(name) is not None
 
 
 def sweep(folder: str | Path) -> list[Path]:
@@ -139,7 +174,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk; file systems that cannot sync folders are let off."""
+    """Flush a file or folder to the disk; file systems that cannot sync folders are tolerated."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -45,7 +45,7 @@ FACTS: Mapping[str, Facts] = {
 
 @dataclass(frozen=True)
 class Video:
-    """One video: where it is, its class, and what its header says (None where not known)."""
+    """One video: where it is, its class, and what its header claims (None where not known)."""
 
     id: str
     path: Path
@@ -159,7 +159,7 @@ def choose_dataset(name: str | None, data: str | os.PathLike[str] | None = None)
     """The dataset that a command is about: the named one; else the only known one; else the demo if it is known.
 
     Raises:
-        InputError: none is named, and there is none to choose or no telling which; the message lists the known ones.
+        InputError: none is named and none is known, or several are; the message lists them.
     """
     if name is not None:
         return name
@@ -216,13 +216,8 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         },
         "missing": list(dataset.missing),
     }
-    try:
-        with atomic.writing(paths.record) as temporary:
-            temporary.write_text(
-                json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
-            )
-    except OSError as error:
-        raise InputError(f"{paths.record}: the dataset's record cannot be written: {error}") from error
+    with atomic.writing(paths.record) as temporary:
+        temporary.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     return paths.record
 
 
@@ -230,7 +225,7 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
     """The dataset of that name.
 
     Raises:
-        InputError: it is not known (the message says which command makes it known), or its record is damaged.
+        InputError: it is not known (the message names the command that makes it known), or its record is damaged.
     """
     paths = DatasetPaths(data_root(data), name)
     try:
@@ -299,11 +294,11 @@ def check_inside(path: str, source: str) -> str:
     """A relative path from a list or record, unchanged unless it would leave the dataset's root.
 
     Raises:
-        InputError: the path is absolute, empty, or has `..` in it; `source` says where it was read.
+        InputError: the path is absolute, empty, or has `..` in it; `source` is where it was read, for the message.
     """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise InputError(f"{source}: the path {path!r} leaves the folder of the videos, which is refused")
+        raise InputError(f"{source}: the path {path!r} leaves the folder of the videos, which is not allowed")
     return path
 
 

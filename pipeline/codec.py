@@ -1,9 +1,9 @@
 """Flow to levels to image bytes, and back.
 
-A level is a byte; what it means is told by a table of 256 values: value = table[level] * scale + offset, in pixels. One
+A level is a byte; a table of 256 values gives its meaning: value = table[level] * scale + offset, in pixels. One
 decoder thus serves every quantiser. The two components of a field lie one over the other in a single gray image, which
-is coded as JPEG (or PNG, where nothing may be lost). docs/explanation/codec.md tells why; the numbers are measured by
-benchmarks/codec.py.
+is coded as JPEG (or PNG, where nothing may be lost). docs/explanation/codec.md explains why; benchmarks/codec.py
+measures it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Quantiser:
     edge). Where table[0] == table[1], level 0 is never given and stands for level 1 when a JPEG returns it.
 
     Attributes:
-        name: says everything that fixes the table, for example "asinh s=3 bound=20"; shards record and compare it.
+        name: all that the table follows from, for example "asinh s=3 bound=20"; shards record and compare it.
         table: float32[256], not decreasing.
         per_field: scale and offset follow each field's range instead of being 1 and 0: with a component's smallest and
             largest value, offset = (largest + smallest) / 2 and scale = (largest - smallest) / 2, or 1 where that
@@ -260,10 +260,16 @@ def _usual_values(table: bytes) -> ValueTable:
 # --- image coding ----------------------------------------------------------------------------------------------------
 
 
-def stack(levels: Levels, block: int = BLOCK) -> Levels:
-    """x over y as one image; x is continued to whole blocks, so that no block of the coder holds both."""
+def stack_components(levels: Levels, block: int = BLOCK) -> Levels:
+    """x over y as one image; x is padded to whole blocks, so that no block of the coder holds both."""
     rows = -levels.shape[1] % block
     return np.concatenate([levels[0], np.repeat(levels[0][-1:], rows, axis=0), levels[1]])
+
+
+def split_components(image: Levels, height: int) -> Levels:
+    """What `stack_components` put into an image, as a view uint8[2,H,W]; contiguous where nothing was added to x."""
+    rows, width = image.shape
+    return np.ndarray((2, height, width), np.uint8, image, strides=((rows - height) * width, width, 1))
 
 
 def image_size(stream: bytes | memoryview) -> tuple[int, int]:
@@ -286,7 +292,7 @@ def decode_image(stream: bytes | memoryview, height: int, width: int) -> Levels:
     """The gray image of x over y as coded: uint8[H',W], x in the first `height` rows and y in the last.
 
     Raises:
-        ValueError: the stream is no image, or not one of such a field.
+        ValueError: the stream is not an image, or not one of such a field.
     """
     import cv2
 
@@ -307,23 +313,17 @@ def decode_levels(
     """Levels uint8[2,H,W] of one stream; levels under `lowest` (JPEG may undershoot) are read as `lowest`.
 
     Raises:
-        ValueError: the stream is no image, or not one of such a field.
+        ValueError: the stream is not an image, or not one of such a field.
     """
-    image = decode_image(stream, height, width)
+    components = split_components(decode_image(stream, height, width), height)
     out = np.empty((2, height, width), np.uint8) if out is None else out
-    if len(image) == 2 * height:
-        np.maximum(image, _floor(len(image), width, lowest), out=out.reshape(image.shape))
-    else:
-        floor = _floor(height, width, lowest)
-        np.maximum(image[:height], floor, out=out[0])
-        np.maximum(image[-height:], floor, out=out[1])
-    return out
+    return np.maximum(components, _floor(height, width, lowest), out=out)
 
 
 @functools.lru_cache(maxsize=4)
 def _floor(height: int, width: int, lowest: int) -> Levels:
     """The lowest level as a whole field: NumPy's maximum is ten times slower with a scalar."""
-    return np.full((height, width), lowest, np.uint8)
+    return np.full((2, height, width), lowest, np.uint8)
 
 
 def lowest_level(table: Floats) -> int:
@@ -352,7 +352,7 @@ def flat_step(quality: int) -> int:
 
 
 def encode_png(image: Levels) -> bytes:
-    """A gray PNG; every filter and level 6, as a good bargain of time and bytes."""
+    """A gray PNG; every filter and compression level 6, a good balance of time and size."""
     import cv2
 
     done, stream = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 6])
@@ -380,8 +380,8 @@ class Codec:
         if levels.dtype != np.uint8 or levels.ndim != 3 or levels.shape[0] != 2 or 0 in levels.shape:
             raise ValueError(f"levels: expected uint8[2,H,W], found {levels.dtype}{list(levels.shape)}")
         if self.quality is None:
-            return encode_png(stack(levels, block=1))
-        image = stack(levels)
+            return encode_png(stack_components(levels, block=1))
+        image = stack_components(levels)
         if max(image.shape) > JPEG_LARGEST_SIDE:
             raise ValueError(
                 f"flow of {levels.shape[2]}x{levels.shape[1]} is too large for JPEG: use the lossless preset"
@@ -452,7 +452,7 @@ def codec(preset: str = "default", bound: float | None = None, quality: int | No
         quality: 1..100; the preset's own unless given.
 
     Raises:
-        InputError: an unknown preset, a value out of range, or an option that the preset has no use for.
+        InputError: an unknown preset, a value out of range, or an option that the preset does not take.
     """
     if preset not in PRESETS:
         raise InputError(f"unknown codec preset {preset!r}: choose one of {', '.join(PRESETS)}")

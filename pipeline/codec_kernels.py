@@ -42,7 +42,7 @@ def quantise_field(
 ) -> int:
     """Levels and fixed-point sums of one field in one pass; returns the clipped pixels, or -1 if a value is not finite.
 
-    A value's bin tells its level but for the one edge that may lie in that bin, so one comparison decides. Exact:
+    A value's bin gives its level but for the one edge that may lie in that bin, so one comparison decides. Exact:
     binning is monotone, hence edges in lower bins are below the value and edges in higher bins above it.
     """
     clipped = 0

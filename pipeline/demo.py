@@ -2,7 +2,7 @@
 
 What each stream can know is kept apart by construction. The three objects differ in hue alone: frames are drawn as
 luma and chroma, and luma, from which flow is computed, does not depend on the object. The three motions differ in
-the path alone: its phase is random and its size the same for all, so that one frame tells nothing about it. Each
+the path alone: its phase is random and its size the same for all, so that one frame gives no hint of it. Each
 stream by itself can therefore tell three groups of three classes apart and no more, an accuracy of a third; the
 two together can tell all nine.
 
@@ -26,6 +26,8 @@ import numpy.typing as npt
 from pipeline import atomic, catalog
 from pipeline.catalog import Dataset, Split, Video
 from pipeline.errors import InputError, command_errors
+from pipeline.machine import usable_cores
+from pipeline.options import CONTEXT, DataOptions, from_options, option, options_of
 from pipeline.paths import DatasetPaths, data_root
 
 WIDTH, HEIGHT, FRAMES, FPS = 128, 96, 20, 15
@@ -50,9 +52,9 @@ Plane = npt.NDArray[np.floating]
 def render(seed: int, hue: str, motion: str, subject: int, take: int) -> npt.NDArray[np.uint8]:
     """One clip as planar YUV 4:2:0 (BT.601, limited range): uint8[FRAMES, HEIGHT * 3 // 2, WIDTH].
 
-    Every scene (subject and take) is filmed with each object and each motion, so that no background or place tells
-    the class, in training neither. Numbers are drawn for the subject, the scene and the movement in it; the hue draws
-    none, so that clips that differ in their hue alone have the same luma.
+    Every scene (subject and take) is filmed with each object and each motion, so that no background or place gives
+    the class away, not even in training. Numbers are drawn for the subject, the scene and the movement in it; the hue
+    draws none, so that clips that differ in their hue alone have the same luma.
     """
     person = np.random.default_rng([seed, 1, subject])
     tint, pace, girth = person.uniform(-12, 12), person.uniform(0.92, 1.08), person.uniform(0.92, 1.08)
@@ -219,7 +221,7 @@ def render_demo(
     """Render and record the dataset `demo`; the dataset, and how many clips had to be rendered.
 
     With the pinned versions the same seed gives the same bytes. A clip that is there already is kept, so an interrupted
-    rendering goes on where it stopped.
+    rendering resumes where it stopped.
 
     Raises:
         InputError: too few videos per class; another demo lies there and `overwrite` is not set; no space.
@@ -247,29 +249,38 @@ def render_demo(
         encode(render(seed, clip.hue, clip.motion, clip.subject, clip.take), path)
         return True
 
-    try:
-        # The record comes first: it says of which demo the clips are that an interruption leaves behind.
+    with atomic.disk_errors(paths.videos):
+        # The record comes first, so that clips which an interruption leaves behind are known to be of this demo.
         catalog.save(dataset, paths.videos, data)
         atomic.sweep(paths.videos)
         rendered = sum(Parallel(n_jobs=jobs)(delayed(make)(clip) for clip in clips(videos_per_class)))
-    except OSError as error:
-        raise InputError(f"{paths.videos}: the demo cannot be written: {error}") from error
     return dataset, rendered
 
 
-@click.command()
-@click.option("--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data).")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other clips."
-)
-@click.option("--videos-per-class", type=click.IntRange(SUBJECTS), default=24, show_default=True)
-@click.option("--jobs", type=click.IntRange(1), default=None, help="Processes (default: one per core).")
-@click.option("--overwrite", is_flag=True, help="Render over clips that are there.")
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(DataOptions):
+    """Which demo to render, and where."""
+
+    seed: int = option(0, "Another seed gives other clips.", minimum=0)
+    videos_per_class: int = option(24, "Clips of each of the nine classes.", minimum=SUBJECTS)
+    jobs: int | None = option(None, "Processes.", minimum=1, shown_default="one per core")
+    overwrite: bool = option(False, "Render over clips that are there.")
+
+
+@click.command(context_settings=CONTEXT)
+@options_of(DemoOptions)
 @command_errors
-def command(data: str | None, seed: int, videos_per_class: int, jobs: int | None, overwrite: bool) -> None:
+def command(**values: Any) -> None:
     """Render the embedded dataset `demo`: three objects times three motions, as real video files."""
-    dataset, rendered = render_demo(data, seed, videos_per_class, jobs or -1, overwrite)
-    folder = DatasetPaths(data_root(data), "demo").videos
+    options = from_options(DemoOptions, values)
+    dataset, rendered = render_demo(
+        options.data,
+        options.seed,
+        options.videos_per_class,
+        options.jobs or usable_cores(),
+        options.overwrite,
+    )
+    folder = DatasetPaths(data_root(options.data), "demo").videos
     click.echo(
         f"demo: {len(dataset.videos)} videos of {len(dataset.classes)} classes in {folder} "
         f"({rendered} rendered, {len(dataset.videos) - rendered} there already), {len(dataset.splits)} splits"

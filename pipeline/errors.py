@@ -1,4 +1,4 @@
-"""Errors that a user can put right, and how every command prints them."""
+"""Errors that a user can fix, and how every command prints them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class InputError(Exception):
 def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wrap a click command: an `InputError` is printed as `error: ...` on stderr and ends with exit status 1.
 
-    Programming errors keep their traceback; they are ours to mend, not the user's.
+    Programming errors keep their traceback: the user cannot fix them.
     """
 
     @functools.wraps(command)

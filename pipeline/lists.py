@@ -43,7 +43,7 @@ HMDB_PROPERTIES = r"_[a-z]+_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+$"
 GroupRule = Callable[[str, str], str]
 """(class, stem) -> group"""
 Row = tuple[str, str | int, str, str | None]
-"""(path, label as listed, file and line, side if the line says it)"""
+"""(path, label as listed, file and line, side if the line names one)"""
 
 
 def stem_of(name: str) -> str:
@@ -63,12 +63,12 @@ def key_of(path: str) -> tuple[str, str]:
 
 
 def canonical_class(label: str) -> str:
-    """UCF-101's class list says HandstandPushups, some of its copies name the folder HandStandPushups."""
+    """UCF-101's class list has HandstandPushups, some of its copies name the folder HandStandPushups."""
     return "HandstandPushups" if label == "HandStandPushups" else label
 
 
 def canonical_stem(stem: str) -> str:
-    """UCF-101's lists say v_HandStandPushups_..., some copies name the files v_HandstandPushups_..."""
+    """UCF-101's lists have v_HandStandPushups_..., some copies name the files v_HandstandPushups_..."""
     return re.sub(r"^v_HandstandPushups_", "v_HandStandPushups_", stem)
 
 
@@ -92,7 +92,7 @@ def pattern_group(pattern: str) -> GroupRule:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"--group-pattern {pattern!r} is no regular expression: {error}") from error
+        raise InputError(f"--group-pattern {pattern!r} is not a valid regular expression: {error}") from error
 
     def group(label: str, stem: str) -> str:
         found = compiled.search(stem)
@@ -105,13 +105,13 @@ def pattern_group(pattern: str) -> GroupRule:
 
 @dataclass(frozen=True)
 class Lists:
-    """What a dataset's lists say.
+    """The contents of a dataset's lists.
 
     Attributes:
         classes: in the order of the labels.
         paths: id -> path as listed, relative to the videos' folder; those in no split too.
         splits: by number.
-        notes: what was passed over, and why.
+        notes: what was ignored, and why.
         group: the rule by which such lists hold groups out: (class, stem) -> group.
     """
 
@@ -259,7 +259,7 @@ def split_of(name: str) -> int:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of one list as (path, label, where, side if the row says it); labels are names or numbers."""
+    """Rows of one list as (path, label, where, side if the row names one); labels are names or numbers."""
     lines = read_lines(path)
     header = [name.strip().lower() for name in lines[0][1].split(",")] if lines else []
     if path.suffix.lower() == ".csv" and len(header) > 1 and {"label", "class"} & set(header):
@@ -282,7 +282,7 @@ def read_csv_rows(path: Path) -> list[Row]:
     try:
         content = [(f"{path}:{reader.line_num}", raw) for raw in reader]
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: is no CSV: {error}") from error
+        raise InputError(f"{path}:{reader.line_num}: is not valid CSV: {error}") from error
     for where, raw in content:
         row = {
             (key or "").strip().lower(): (value or "").strip()
@@ -318,7 +318,7 @@ def read_path_lists(files: Sequence[Path], class_names: Sequence[str] | None = N
         file_side = side_of(path.stem)
         content = read_rows(path) if file_side or path.suffix.lower() == ".csv" else []
         if not content:
-            builder.notes.append(f"{path.name}: no list with labels, passed over")
+            builder.notes.append(f"{path.name}: no list with labels, ignored")
         for name, label, where, row_side in content:
             side = (row_side and side_of(row_side)) or file_side
             if side is None:
@@ -380,7 +380,7 @@ def read_lists(source: Path, class_names: Sequence[str] | None = None) -> Lists:
     hmdb = [path for path in files if HMDB_LIST.fullmatch(path.name)]
     if ucf and hmdb:
         raise InputError(
-            f"{source}: lists of two datasets, for example {ucf[0].name} and {hmdb[0].name}: put them into two folders"
+            f"{source}: lists of two datasets, for example {ucf[0].name} and {hmdb[0].name}: put them in two folders"
         )
     index = [path for path in files if path.name == "classInd.txt"]
     if ucf:

@@ -57,6 +57,7 @@ class Spec:
     kind: click.ParamType | None = None
     shown_default: str | None = None
     hidden: bool = False
+    replaces: str | None = None
     positional: bool = False
 
 
@@ -77,6 +78,7 @@ def option(
     shown_default: str | None = None,
     hidden: bool = False,
     short: str | None = None,
+    replaces: str | None = None,
 ) -> Any:
     """A dataclass field that is an option of a command.
 
@@ -91,13 +93,15 @@ def option(
         commas: one value with commas in it; the field is a tuple.
         minimum, maximum: the smallest and largest number that it takes.
         above: a number that it must exceed.
-        kind: how its text is read, where its type does not say enough.
-        shown_default: what --help says of the default, where that is None but means something.
+        kind: how its text is read, where its type is not enough.
+        shown_default: what --help shows for the default, where None stands for something.
         hidden: not in --help.
         short: another name for it, such as "--name".
+        replaces: an earlier name, such as "--set": wrong usage, with a message that names this option.
     """
     spec = Spec(
-        help, flag, off, short, choices, metavar, multiple, commas, minimum, maximum, above, kind, shown_default, hidden
+        help, flag, off, short, choices, metavar, multiple, commas, minimum, maximum, above, kind, shown_default,
+        hidden, replaces,
     )  # fmt: skip
     return dataclasses.field(default=default, metadata={_KEY: spec})
 
@@ -136,16 +140,34 @@ def options_of(kind: type, given_only: bool = False) -> Callable[[Command], Comm
     """A decorator that gives a command an option for each field of a dataclass.
 
     Args:
-        kind: the dataclass; fields that were not made by `option` or `argument` are no options.
+        kind: the dataclass; fields that were not made by `option` or `argument` are not options.
         given_only: every option's default is None (or empty), whatever the field's: for values that go over others.
     """
 
     def decorate(command: Command) -> Command:
-        for field, annotation in reversed(list(fields_of(kind))):
+        fields = list(fields_of(kind))
+        flags = {f"--{_flag(field)}" for field, _ in fields}
+        for field, annotation in reversed(fields):
             command = _decorator(field, annotation, given_only)(command)
+            if (earlier := spec_of(field).replaces) and earlier not in flags:
+                command = _refused(earlier, f"--{_flag(field)}")(command)
         return command
 
     return decorate
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    return spec_of(field).flag or field.name.rstrip("_").replace("_", "-")
+
+
+def _refused(earlier: str, now: str) -> Callable[[Command], Command]:
+    """A hidden option whose use is an error that names its successor."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise click.UsageError(f"no such option {earlier}: write {now} {value}", ctx)
+
+    return click.option(earlier, hidden=True, expose_value=False, callback=refuse)
 
 
 def from_options(kind: type[Options], values: Mapping[str, Any]) -> Options:
@@ -176,13 +198,19 @@ def fields_of(kind: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
             yield from fields_of(typing.cast(type, hints[field.name]))
 
 
+def spec_of(field: dataclasses.Field[Any]) -> Spec:
+    """How a field that was made by `option` or `argument` is shown and checked."""
+    spec: Spec = field.metadata[_KEY]
+    return spec
+
+
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
 def _decorator(field: dataclasses.Field[Any], annotation: Any, given_only: bool) -> Callable[[Any], Any]:
-    spec: Spec = field.metadata[_KEY]
+    spec = spec_of(field)
     required = field.default is MISSING and field.default_factory is MISSING and not given_only
     default = None if given_only or field.default is MISSING else field.default
     plain, item = _without_none(annotation), None
@@ -198,7 +226,7 @@ def _decorator(field: dataclasses.Field[Any], annotation: Any, given_only: bool)
             metavar=spec.metavar,
             type=parameter_type,
         )
-    flag = spec.flag or field.name.rstrip("_").replace("_", "-")
+    flag = _flag(field)
     names = [f"--{flag}", *([spec.short] if spec.short else []), field.name]
     settings: dict[str, Any] = {"help": spec.help, "required": required, "hidden": spec.hidden}
     if spec.shown_default is not None:
@@ -276,7 +304,11 @@ class ShardSetOptions:
     """Which of a dataset's shard sets a command is about; `pipeline.shard_sets.choose_shard_set` takes one for None."""
 
     shards: str | None = option(
-        None, "Shard set of the dataset.", metavar="NAME", shown_default="the only one, else tvl1"
+        None,
+        "Shard set of the dataset.",
+        metavar="NAME",
+        shown_default="the only one, else tvl1",
+        replaces="--set",
     )
 
 

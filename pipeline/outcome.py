@@ -1,8 +1,8 @@
 """What happened to each video: one record each, in JSON lines that survive a crash.
 
-Every process that runs a stage appends to a file of its own, because appending to one file from many nodes tears on
+Every process that runs a stage appends to its own file, because appending to one file from many nodes tears on
 network file systems; `read_outcomes` merges them. A record is flushed to the disk before the next video begins, and a
-line cut short by a crash is passed over when read.
+line cut short by a crash is ignored when read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+from pipeline import atomic
 from pipeline.text import duration, size_in_bytes
 
 Status = Literal["done", "skipped", "failed"]
@@ -34,7 +35,7 @@ class Outcome:
         seconds: from opening the video to the renamed shard.
         stages: seconds per stage ("decode", "flow", "encode", "write"), added over threads.
         method: what made it, for example "tvl1 on cuda:0".
-        shard_set: the set of shards it belongs to.
+        shard_set: the shard set it belongs to.
         time: when it ended, seconds since 1970.
     """
 
@@ -69,18 +70,19 @@ class OutcomeLog:
         """Write the records and wait until they are on the disk.
 
         Raises:
-            OSError: they cannot be written, for example because the disk is full.
+            InputError: they cannot be written, for example because the disk is full.
         """
         if not outcomes:
             return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("xb", buffering=0)
         lines = "".join(json.dumps(dataclasses.asdict(o), ensure_ascii=True) + "\n" for o in outcomes)
         data = memoryview(lines.encode())
-        while data:
-            data = data[self._file.write(data) :]
-        os.fsync(self._file.fileno())
+        with atomic.disk_errors(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("xb", buffering=0)
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
@@ -91,7 +93,7 @@ class OutcomeLog:
 def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
     """The last outcome of each video, over all processes' files; empty if there are none.
 
-    "skipped" says only that an earlier run's shard was still good, so it does not replace that run's "done".
+    "skipped" only means that an earlier run's shard was still good, so it does not replace that run's "done".
 
     Args:
         folder: `DatasetPaths.outcomes(stage)`.
@@ -113,7 +115,7 @@ def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outco
 
 
 def _parse(line: bytes) -> Outcome | None:
-    """One record, or None for a line that a crash cut short or that is none."""
+    """One record, or None for a line that a crash cut short, or that is not a record."""
     try:
         values = json.loads(line)
     except ValueError:

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
+from pipeline.options import (
+    CONTEXT,
+    DataOptions,
+    ShardSetOptions,
+    argument,
+    from_options,
+    option,
+    options_of,
+)
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import (
     PACK_FORMAT,
@@ -21,16 +32,14 @@ from pipeline.shard import (
     SUFFIX,
     VERSION,
     ShardAddress,
-    copy_shard,
     faults,
     index_pack,
     index_shards,
-    new_file,
     open_shard,
-    verify_written,
-    write_attributes,
 )
 from pipeline.shard_sets import choose_shard_set
+from pipeline.shard_writer import copy_shard, new_file, verify_written, write_attributes
+from pipeline.text import size_in_bytes
 
 
 def write_pack(path: Path, members: Iterable[ShardAddress]) -> None:
@@ -105,57 +114,63 @@ def plan_by_number(
     return {folder / f"{next(numbers):05d}{PACK_SUFFIX}": loose[first : first + videos] for first in firsts}
 
 
-@click.command(name="pack")
-@click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--dataset", help="The shards of a known dataset, instead of a folder.")
-@click.option("--set", "shard_set", help="Which set of the dataset's shards; its only one if not given.")
-@click.option("--data", help="The data root; else $TWO_STREAM_DATA, else ./data.")
-@click.option(
-    "--videos", type=click.IntRange(1), help="So many videos to a pack, instead of one pack per class."
-)
-@click.option("--unpack", "take_out", is_flag=True, help="The other way: packs become loose shards again.")
-@click.option(
-    "--keep", is_flag=True, help="Leave the original files; if not given, they are deleted once verified."
-)
+@dataclass(frozen=True, kw_only=True)
+class PackOptions(ShardSetOptions, DataOptions):
+    """Which shards to pack, and how."""
+
+    dataset: str | None = option(None, "The shards of this dataset, instead of a folder.", metavar="NAME")
+    folder: Path | None = argument(None, metavar="[FOLDER]")
+    videos: int | None = option(
+        None, "Number of videos to a pack.", minimum=1, shown_default="one pack per class"
+    )
+    unpack: bool = option(False, "The other way: packs become loose shards again.")
+    keep: bool = option(False, "Leave the original files, instead of deleting them once verified.")
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) == (self.dataset is None):
+            raise click.UsageError("give either a folder of shards or --dataset NAME")
+        if self.shards and not self.dataset:
+            raise click.UsageError("--shards goes with --dataset")
+        if self.unpack and self.videos is not None:
+            raise click.UsageError("--videos goes with packing, not with --unpack")
+
+
+@click.command(context_settings=CONTEXT)
+@options_of(PackOptions)
 @command_errors
-def command(
-    folder: Path | None,
-    dataset: str | None,
-    shard_set: str | None,
-    data: str | None,
-    videos: int | None,
-    take_out: bool,
-    keep: bool,
-) -> None:
+def command(**values: Any) -> None:
     """Put many shards into few files, and take them out again.
 
     Works on a folder of shards or a dataset's set, between extractions: not while one is writing there. Packs lie in
     the same folder and are read like loose shards. Each is written under a temporary name and verified before
     any original goes.
     """
-    if (folder is None) == (dataset is None):
-        raise click.UsageError("give either a folder of shards or --dataset NAME")
-    if take_out and videos is not None:
-        raise click.UsageError("--videos goes with packing, not with --unpack")
+    options = from_options(PackOptions, values)
+    folder = options.folder
     if folder is None:
-        paths = DatasetPaths(data_root(data), str(dataset))
-        folder = paths.shards(choose_shard_set(paths, shard_set))
+        paths = DatasetPaths(data_root(options.data), str(options.dataset))
+        folder = paths.shards(choose_shard_set(paths, options.shards))
+    elif not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of shards")
     atomic.sweep(folder)
     shards = index_shards(folder)
-    if take_out:
-        done = unpack_all(shards, folder, keep)
+    if options.unpack:
+        done = unpack_all(shards, folder, options.keep)
         click.echo(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")
         return
-    packs = plan_by_class(shards, folder) if videos is None else plan_by_number(shards, folder, videos)
-    packed = 0
+    packs = (
+        plan_by_class(shards, folder)
+        if options.videos is None
+        else plan_by_number(shards, folder, options.videos)
+    )
     for path, members in packs.items():
         write_pack(path, members)
-        packed += len(members)
-        click.echo(f"{path}: {len(members)} shards, {path.stat().st_size / 1e6:.1f} MB")
-        if not keep:
+        click.echo(f"{path}: {len(members)} shards, {size_in_bytes(path.stat().st_size)}")
+        if not options.keep:
             for member in members:
                 if member.group == "/":
                     member.file.unlink(missing_ok=True)
+    packed = sum(map(len, packs.values()))
     click.echo(f"{folder}: {packed} shards in {len(packs)} packs; {len(shards) - packed} were packed already")
 
 

@@ -1,10 +1,10 @@
-"""Where everything is read and written: the only module that builds a path which a stage reads or writes.
+"""Where everything is read and written: only this module and `pipeline.runs` build paths that a stage reads or writes.
 
 DATA/<dataset>/dataset.json                        the catalogue's record
 DATA/<dataset>/videos/                             only for the rendered demo
 DATA/<dataset>/shards/<set>/<class>/<stem>.h5      one shard per video
 DATA/<dataset>/outcomes/<stage>/<owner>.jsonl      what happened to each video
-DATA/<dataset>/runs/<run>/                         one training run, and under scores/ what it predicted
+DATA/<dataset>/runs/<run>/                         one training run; its files are `pipeline.runs.RunPaths`
 DATA/<dataset>/results/<name>/                     fusion, metrics, report
 DATA/<dataset>/logs/                               SLURM logs
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
+DEFAULT_METHOD = "tvl1"
+"""The flow method of a command that names none; a shard set is named after its method unless the user names it."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LONGEST_PART = 200
 """Bytes of a class or stem; file systems allow 255, and a temporary name adds its owner to the stem."""
@@ -65,7 +67,7 @@ def check_video_id(video_id: str) -> str:
     """
     parts = video_id.split("/")
     if len(parts) != 2:
-        raise InputError(f"{video_id!r} is no video: expected class/stem")
+        raise InputError(f"{video_id!r} is not a valid video id: expected class/stem")
     for part in parts:
         if fault := fault_of_part(part):
             raise InputError(f"{video_id!r} cannot be the name of a video: {fault}")
@@ -115,7 +117,7 @@ class DatasetPaths:
         return self.root / "logs"
 
     def shards(self, shard_set: str) -> Path:
-        """The folder of one set of shards; a set is named after its flow method unless the user names it."""
+        """The folder of one shard set; a set is named after its flow method unless the user names it."""
         return self.shard_sets / check_name(shard_set, "shard set")
 
     def shard(self, shard_set: str, video_id: str) -> Path:
@@ -130,14 +132,6 @@ class DatasetPaths:
     def run(self, run: str) -> Path:
         """The folder of one training run."""
         return self.runs / check_name(run, "run")
-
-    def scores(self, run: str, part: str) -> Path:
-        """One file of a run's scores, named after its part (for example `test` or `test-task-3`)."""
-        return self.run(run) / "scores" / f"{check_name(part, 'score file')}.h5"
-
-    def score_parts(self, run: str, part: str) -> Path:
-        """The folder of a run's scores that are not yet merged into `scores(run, part)`."""
-        return self.run(run) / "scores" / f"{check_name(part, 'score file')}.parts"
 
     def results(self, name: str) -> Path:
         """The folder of one set of results: fused scores, metrics, report."""
@@ -156,5 +150,5 @@ class OutputPaths:
         return self.folder / "outcomes"
 
     def shard(self, video_id: str) -> Path:
-        """The shard of one video, whose identity is its path below what was given, without suffix."""
+        """The shard of one video, whose identity is its path below the given folder, without suffix."""
         return self.folder / f"{video_id}.h5"

@@ -1,6 +1,6 @@
 """How the work on a dataset splits over array tasks.
 
-Every task works its own share out from the dataset alone, so tasks need no coordinator and no plan file: the same
+Every task computes its own share from the dataset alone, so tasks need no coordinator and no plan file: the same
 dataset and number of tasks give the same shares everywhere.
 """
 
@@ -9,15 +9,18 @@ from __future__ import annotations
 import heapq
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import click
 
-from pipeline.catalog import Video, load_dataset
+from pipeline.catalog import Video, choose_dataset, load_dataset
 from pipeline.errors import InputError, command_errors
+from pipeline.options import CONTEXT, REQUIRED, DatasetOptions, from_options, option, options_of
 
 
 def costs(videos: Iterable[Video]) -> dict[str, int]:
-    """Work per video id: frames times pixels; where a header says neither, the median of the others stands in."""
+    """Work per video id: frames times pixels; where a header gives neither, the median of the others is used."""
     videos = list(videos)
     frames = [video.frames for video in videos if video.frames]
     pixels = [video.width * video.height for video in videos if video.width and video.height]
@@ -64,7 +67,7 @@ def share(videos: Iterable[Video], task: int, tasks: int) -> list[Video]:
 
 
 def describe(cost: Mapping[str, int], parts: Sequence[Sequence[Video]]) -> list[str]:
-    """Lines that say how even the shares are, and what keeps them from being so."""
+    """Lines on how even the shares are, and what keeps them from being more so."""
     loads = [sum(cost[video.id] for video in part) for part in parts]
     mean = max(sum(loads) / len(loads), 1e-9)
     lines = [
@@ -82,25 +85,34 @@ def describe(cost: Mapping[str, int], parts: Sequence[Sequence[Video]]) -> list[
     return lines
 
 
-@click.command()
-@click.option("--dataset", default="demo", show_default=True, help="A dataset that is known.")
-@click.option("--tasks", type=click.IntRange(1), required=True, help="Number of array tasks.")
-@click.option("--task", type=click.IntRange(0), help="List the videos of this task only, one a line.")
-@click.option("--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data).")
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(DatasetOptions):
+    """Which plan to show."""
+
+    tasks: int = option(REQUIRED, "Number of tasks that share the videos.", minimum=1)
+    task: int | None = option(None, "List the videos of this task only, one a line.", minimum=0)
+
+
+@click.command(context_settings=CONTEXT)
+@options_of(PlanOptions)
 @command_errors
-def command(dataset: str, tasks: int, task: int | None, data: str | None) -> None:
+def command(**values: Any) -> None:
     """Show how the work on a dataset splits over array tasks."""
-    videos = load_dataset(dataset, data).videos.values()
-    if task is not None:
-        for video in share(videos, task, tasks):
+    options = from_options(PlanOptions, values)
+    dataset = choose_dataset(options.dataset, options.data)
+    if options.dataset is None:
+        click.echo(f"dataset: {dataset}", err=True)
+    videos = load_dataset(dataset, options.data).videos.values()
+    if options.task is not None:
+        for video in share(videos, options.task, options.tasks):
             click.echo(video.id)
         return
     cost = costs(videos)
-    for line in describe(cost, shares(videos, tasks)):
+    for line in describe(cost, shares(videos, options.tasks)):
         click.echo(line)
     for what, known in (
         ("frames", [video.frames for video in videos]),
         ("the size", [video.width and video.height for video in videos]),
     ):
         if unknown := sum(not value for value in known):
-            click.echo(f"note: {what} of {unknown:,} videos not known: the median of the others stands in")
+            click.echo(f"note: {what} of {unknown:,} videos not known: the median of the others is used")

@@ -20,9 +20,12 @@ from pipeline.text import some
 
 Stream = Literal["spatial", "temporal"]
 Fusion = Literal["average", "weighted", "svm", "none"]
+Part = Literal["test", "train"]
+"""The lists of a split."""
+ScoreKind = Literal["softmax", "logits"]
+"""The class scores that a run's score files hold for each video."""
 
 STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
-FUSIONS: tuple[Fusion, ...] = ("average", "weighted", "svm", "none")
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{8})\.pt")
 
@@ -92,7 +95,7 @@ class RunPaths:
         found = self.checkpoints()
         if not found:
             raise InputError(
-                f"{self.folder}: expected a checkpoint, found none; train first: python -m train --run {self.name} ..."
+                f"{self.folder}: no checkpoint there yet; train first: python -m train --run {self.name} ..."
             )
         return found[0]
 
@@ -152,7 +155,7 @@ class RunRecord:
         """The record in a checkpoint or recipe.toml, of this or an earlier version.
 
         Raises:
-            ValueError: not such a record; the message says which value is wrong.
+            ValueError: not such a record; the message names the first wrong value.
         """
         sets = values.get("shard_sets", {})
         if "shards" in values and not sets:  # until version 0.1: "ucf101=tvl1,hmdb51=tvl1"
@@ -176,11 +179,20 @@ class RunRecord:
         lines = ["[run]"]
         for key, value in self.as_dict().items():
             if isinstance(value, Mapping):
-                pairs = ", ".join(f"{json.dumps(name)} = {json.dumps(item)}" for name, item in value.items())
+                pairs = ", ".join(f"{_quoted(name)} = {_quoted(item)}" for name, item in value.items())
                 lines.append(f"{key} = {{ {pairs} }}" if pairs else f"{key} = {{}}")
             else:
-                lines.append(f"{key} = {json.dumps(value)}")
+                lines.append(f"{key} = {_quoted(value) if isinstance(value, str) else value}")
         return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A TOML string. It differs from JSON's: no pairs of surrogates, and DEL is escaped.
+
+    Bytes of a file name that are not UTF-8, which TOML cannot hold, are spelled out.
+    """
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return json.dumps(whole, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -8,17 +8,15 @@ use after fork.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import os
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -26,13 +24,13 @@ import numpy.typing as npt
 
 from pipeline import atomic
 from pipeline.codec import (
-    Codec,
     Floats,
     Levels,
-    Quantised,
     decode_image,
     decode_levels,
+    image_size,
     lowest_level,
+    split_components,
     value_table,
 )
 from pipeline.errors import InputError
@@ -45,12 +43,12 @@ SUFFIX = ".h5"
 PACK_SUFFIX = ".h5pack"
 DEEPEST_GROUP = 8
 DIRECTIONS = ("forward", "backward")
-COPY_BLOCK = 1 << 22
+BLOCK_BYTES = 1 << 22
 LARGEST_SIDE = 65535
 
 
 class ShardAddress(NamedTuple):
-    """Where a shard lies: a file, and the group in it ("/" for a file of its own)."""
+    """Where a shard lies: a file, and the group in it ("/" where it has the file to itself)."""
 
     file: Path
     group: str = "/"
@@ -67,69 +65,6 @@ class Source:
     sha256: str
     width: int
     height: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for when a shard was made; what a new request must match for the shard to count as done.
-
-    Attributes:
-        source_bytes: size of the video file.
-        size: the wanted size in words, for example "short side 256", "340x256" or "source".
-        every: each how manieth frame was kept.
-        start, end: the part of the video, in seconds; end None is its end.
-        directions: of flow; a shard with more than the wanted ones will do.
-        method, parameters: the flow method and all its options.
-        step: frames between the two of a pair.
-        quantiser, image, quality: of the flow's codec (`Quantiser.name`, `Codec.image`, `Codec.quality`).
-        frames: whether RGB frames are wanted; a shard with frames will do where none are.
-        frames_quality: of the frames' JPEGs.
-    """
-
-    source_bytes: int
-    size: str
-    every: int = 1
-    start: float = 0.0
-    end: float | None = None
-    directions: tuple[str, ...] = ("forward",)
-    method: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    step: int = 1
-    quantiser: str = ""
-    image: str = ""
-    quality: int | None = None
-    frames: bool = False
-    frames_quality: int | None = None
-
-    def differences(self, made: Request) -> list[str]:
-        """How a shard `made` by another request differs where it matters here, a line each: "step: asked 2, ..."."""
-        names = ["source_bytes", "size", "every", "start", "end"]
-        if self.directions and made.directions:
-            names += ["method", "parameters", "step", "quantiser", "image", "quality"]
-        if self.frames and made.frames:
-            names += ["frames_quality"]
-        lines = []
-        for name in names:
-            if getattr(self, name) == getattr(made, name):
-                continue
-            asked, found = plain(getattr(self, name)), plain(getattr(made, name))
-            if isinstance(asked, dict) and isinstance(found, dict):
-                for key in sorted(asked.keys() | found.keys()):
-                    if asked.get(key) != found.get(key):
-                        lines.append(f"{key}: asked {asked.get(key)}, the shard has {found.get(key)}")
-            elif asked != found:
-                lines.append(f"{name}: asked {asked}, the shard has {found}")
-        return lines
-
-    def missing(self, made: Request) -> tuple[str, ...]:
-        """What is asked and not in a shard `made` by another request: "frames", "forward", "backward"."""
-        parts = [direction for direction in self.directions if direction not in made.directions]
-        return tuple(["frames"] * (self.frames and not made.frames) + parts)
-
-
-def plain(value: Any) -> Any:
-    """A value as it comes back from JSON, so that tuples and lists, or 1 and 1.0, compare as a shard stores them."""
-    return json.loads(json.dumps(value, sort_keys=True))
 
 
 @dataclass(frozen=True)
@@ -177,7 +112,7 @@ def open_shard(address: str | Path | ShardAddress, group: str = "/") -> Shard:
         group: the group in the file, for a pack.
 
     Raises:
-        InputError: no such file, no valid shard of a known version, or tables that fail their check sum.
+        InputError: no such file, not a valid shard of a known version, or tables that fail their checksum.
     """
     if not isinstance(address, ShardAddress):
         address = ShardAddress(Path(address), group)
@@ -274,15 +209,15 @@ class Shard:
         usual = value_table(flow.table, 1, 0) if (scale == 1).all() and (offset == 0).all() else None
         for i, stream in enumerate(streams):
             try:
-                image = decode_image(stream, self.height, self.width)
+                components = split_components(decode_image(stream, self.height, self.width), self.height)
             except ValueError as error:
                 raise self._damaged(direction, start + i, error) from error
-            if usual is not None and len(image) == 2 * self.height:
-                usual.read(image, out[i])
+            if usual is not None and components.flags.c_contiguous:
+                usual.read(components, out[i])
                 continue
-            for component, rows in enumerate((image[: self.height], image[-self.height :])):
+            for component in range(2):
                 values = usual or value_table(flow.table, scale[i, component], offset[i, component])
-                values.read(rows, out[i, component])
+                values.read(components[component], out[i, component])
         return out
 
     def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
@@ -309,7 +244,21 @@ class Shard:
         return out
 
     def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
-        """The image bytes of start..stop-1 of "forward", "backward" or "frames", by one read of the file."""
+        """The image bytes of start..stop-1 of "forward", "backward" or "frames", each compared with its CRC-32.
+
+        Raises:
+            IndexError: outside 0..the number of streams.
+            InputError: the shard has no such part, or a stream is not what was written.
+        """
+        found = self.unchecked_streams(start, stop, part)
+        expected = self.part(part).crc32[start:stop].tolist()
+        for index, (stream, crc) in enumerate(zip(found, expected, strict=True), start):
+            if zlib.crc32(stream) != crc:
+                raise damaged(self.address, f"{part} {index} fails its checksum")
+        return found
+
+    def unchecked_streams(self, start: int, stop: int, part: str) -> list[memoryview]:
+        """The image bytes as they lie in the file, by one read of it; for code that reports each bad one itself."""
         streams = self.part(part)
         if not 0 <= start <= stop <= len(streams):
             raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{len(streams)} are there")
@@ -358,28 +307,12 @@ def decode_frame(stream: bytes | memoryview, height: int, width: int, out: Level
     """One RGB frame into uint8[H,W,3]; ValueError if the stream is not a JPEG of that size."""
     import cv2
 
-    from pipeline.codec import image_size
-
     if image_size(stream) != (height, width):
         raise ValueError(f"an image of another size than {width}x{height}")
     image = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None or image.shape != (height, width, 3):
         raise ValueError("an image that cannot be decoded")
     cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
-
-
-def encode_frame(frame: Levels, quality: int) -> bytes:
-    """RGB uint8[H,W,3] as a JPEG of the given quality, 1..100."""
-    import cv2
-
-    done, stream = cv2.imencode(
-        ".jpg",
-        cv2.cvtColor(frame, cv2.COLOR_RGB2BGR),
-        [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1],
-    )
-    if not done:
-        raise ValueError(f"a frame of {frame.shape[1]}x{frame.shape[0]} cannot be coded as JPEG")
-    return stream.tobytes()
 
 
 def damaged(address: ShardAddress, what: str) -> InputError:
@@ -433,7 +366,7 @@ class Invalid(Exception):
 
 
 def read_contents(address: ShardAddress) -> Contents:
-    """Attributes and tables of a shard, checked; InputError says what is wrong with the file."""
+    """Attributes and tables of a shard, checked; InputError if anything is wrong with the file."""
     with _opened(address) as (file, descriptor):
         return _read_group(_open_group(file, address.group), descriptor)
 
@@ -479,7 +412,7 @@ def _child(group: Any, name: str, opened: Callable[[Any, bytes], Any]) -> Any:
     key = name.encode()
     try:
         if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
-            raise Invalid(f"{name!r} is a link to elsewhere, which is refused")
+            raise Invalid(f"{name!r} is a link to elsewhere, which is not allowed")
         return opened(group, key)
     except (KeyError, RuntimeError) as error:
         fault = (
@@ -536,7 +469,7 @@ def _read_streams(
     """Where the streams begin in the file, their number, and the tables beside them, checked."""
     values = {name: _table(group, name, dtype, descriptor) for name, dtype in tables.items()}
     if tables_crc32(values) != _attribute(group, "tables_crc32", int):
-        raise Invalid("its tables fail their check sum")
+        raise Invalid("its tables fail their checksum")
     count = len(values["crc32"])
     expected = {"start": count + 1, "table": 256, "scale": 2 * count, "offset": 2 * count, "mean": 2 * count}
     for name, table in values.items():
@@ -593,322 +526,8 @@ def _read_flow(group: Any, descriptor: int) -> Flow:
     return Flow(begin, **tables, attributes=attributes)
 
 
-def request_of(shard: Shard) -> Request:
-    """The request that a shard answers."""
-    attributes, flow = shard.contents.attributes, shard.contents.flow
-    described = next(iter(flow.values())).attributes if flow else {}
-    names = {item.name for item in fields(Request)}
-    return Request(
-        directions=shard.directions,
-        frames=shard.has_frames,
-        frames_quality=shard.contents.frames_quality,
-        **{name: value for name, value in {**attributes, **described}.items() if name in names - {"frames"}},
-    )
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How an existing shard answers a request: done if there are neither differences nor missing parts."""
-
-    differences: list[str]
-    missing: tuple[str, ...]
-
-    @property
-    def done(self) -> bool:
-        return not self.differences and not self.missing
-
-
-def check(address: str | Path | ShardAddress, request: Request) -> Standing:
-    """Whether an existing shard opens, is whole in its tables, and is what is asked. Streams are `verify`'s work.
-
-    Raises:
-        InputError: it is no valid shard.
-    """
-    with open_shard(address) as shard:
-        made = request_of(shard)
-    return Standing(request.differences(made), request.missing(made))
-
-
-# --- writing --------------------------------------------------------------------------------------------------------
-
-
-class DiskFile(io.FileIO):
-    """A file for HDF5 to write to, which keeps the first error instead of raising it.
-
-    HDF5 ends the process, or crashes, when the last blocks of metadata cannot be written at closing (HDF5 2.0). So it
-    is told that all is well, and `new_file` raises what happened.
-    """
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        written = 0
-        while written < len(view) and self.error is None:
-            try:
-                written += super().write(view[written:])
-            except OSError as error:
-                self.error = error
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-
-@contextlib.contextmanager
-def new_file(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file of format 1.10 to write into; OSError if the disk did not take it."""
-    with DiskFile(path, "w+") as disk:
-        with h5py.File(disk, "w", libver=("v110", "v110")) as file:
-            yield file
-        if disk.error is not None:
-            raise disk.error
-
-
-class Spool:
-    """Streams on their way into a shard: appended to a nameless file, which no crash leaves behind."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by close()
-        self.start = [0]
-        self.crc32: list[int] = []
-
-    def add(self, stream: bytes | memoryview) -> None:
-        self.file.write(stream)
-        self.start.append(self.start[-1] + len(stream))
-        self.crc32.append(zlib.crc32(stream))
-
-    def tables(self) -> dict[str, npt.NDArray[Any]]:
-        return {"start": np.array(self.start, np.int64), "crc32": np.array(self.crc32, np.uint32)}
-
-    def write(self, dataset: h5py.Dataset) -> None:
-        self.file.seek(0)
-        at = 0
-        while block := self.file.read(COPY_BLOCK):
-            dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
-            at += len(block)
-
-    def close(self) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk, where the buffer cannot be flushed: it is not wanted any more
-            self.file.close()
-
-
-class ShardWriter:
-    """Writes one shard: add frames and flows as they come, then `finish`. Leaving the block without it leaves nothing.
-
-    Example:
-        with ShardWriter(path, request, codec) as writer:
-            writer.add_frames(rgb)
-            writer.add_flows("forward", quantised)
-            writer.finish(video="Class/stem", source=source, fps=25.0, frames=100, width=340, height=256, device="cpu")
-    """
-
-    def __init__(
-        self, path: str | Path, request: Request, codec: Codec | None = None, keep: Shard | None = None
-    ) -> None:
-        """Start a shard that will be renamed to `path`.
-
-        Args:
-            path: its final name; the folder is made.
-            request: what it answers; recorded for later runs to compare.
-            codec: of the flow, if there will be any.
-            keep: an existing shard of the same request but for directions and frames, whose streams are copied.
-        """
-        self.path, self.request, self.codec, self.keep = Path(path), request, codec, keep
-        self._spools: dict[str, Spool] = {}
-        self._quantised: dict[str, list[Quantised]] = {}
-        with atomic.disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for spool in self._spools.values():
-            spool.close()
-
-    def begin(self, part: str) -> None:
-        """Announce "frames", "forward" or "backward", which a part without any stream needs."""
-        if part not in self._spools:
-            with atomic.disk_errors(self.path):
-                self._spools[part] = Spool(self.path.parent)
-
-    def add_frames(self, frames: Levels) -> None:
-        """Append RGB frames uint8[n,H,W,3], coded with the request's `frames_quality`."""
-        self.add_streams(
-            "frames", (encode_frame(frame, self.request.frames_quality or 95) for frame in frames)
-        )
-
-    def add_flows(
-        self, direction: str, flows: Quantised, streams: Iterable[bytes | memoryview] | None = None
-    ) -> None:
-        """Append flows of a direction as the quantiser gave them; `streams` if they are coded already."""
-        if self.codec is None:
-            raise ValueError("flows need a codec")
-        if streams is None:
-            streams = (self.codec.encode(levels) for levels in flows.levels)
-        self.add_streams(direction, streams)
-        self._quantised.setdefault(direction, []).append(
-            Quantised(np.empty((0, 2, 0, 0), np.uint8), flows.scale, flows.offset, flows.mean, flows.clipped)
-        )
-
-    def add_streams(self, part: str, streams: Iterable[bytes | memoryview]) -> None:
-        """Append coded images to "frames", "forward" or "backward"."""
-        self.begin(part)
-        with atomic.disk_errors(self.path):
-            for stream in streams:
-                self._spools[part].add(stream)
-
-    def finish(
-        self,
-        *,
-        video: str,
-        source: Source,
-        fps: float,
-        frames: int,
-        width: int,
-        height: int,
-        device: str = "",
-        corrupt: str = "",
-    ) -> None:
-        """Write the file under a temporary name, verify what was written, and rename it.
-
-        Args:
-            video: its identity, "class/stem".
-            source: the file that it was made of.
-            fps: frames per second of the frames that were kept.
-            frames: how many were.
-            width, height: of frames and flow, in pixels.
-            device: that computed the flow; recorded, never compared.
-            corrupt: the decoder's error where the frames before it were kept.
-
-        Raises:
-            InputError: the disk is full, or what is on the disk is not what was written.
-        """
-        attributes = {
-            "format": FORMAT,
-            "version": VERSION,
-            "video": video,
-            **{f"source_{name}": value for name, value in vars(source).items()},
-            "fps": float(fps),
-            "frames": frames,
-            "width": width,
-            "height": height,
-            "size": self.request.size,
-            "every": self.request.every,
-            "start": float(self.request.start),
-            "end": None if self.request.end is None else float(self.request.end),
-            "corrupt": corrupt,
-        }
-        with (
-            atomic.writing(self.path, verify=verify_written) as temporary,
-            new_file(temporary) as file,
-        ):
-            write_attributes(file, attributes)
-            for part in ("frames", *DIRECTIONS):
-                self._write_part(file, part, device)
-
-    def _write_part(self, root: h5py.Group, part: str, device: str) -> None:
-        if part in self._spools:
-            tables = self._spools[part].tables()
-            described: dict[str, Any] = {"quality": self.request.frames_quality or 95}
-            if part != "frames":
-                tables |= self._flow_tables(part)
-                described = {key: getattr(self.request, key) for key in FLOW_ATTRIBUTES if key != "device"}
-                described["device"] = device
-            dataset = write_tables(root.create_group(group_name(part)), tables, described)
-            self._spools[part].write(dataset)
-        elif self.keep is not None and part in (
-            "frames" if self.keep.has_frames else "",
-            *self.keep.directions,
-        ):
-            copy_part(self.keep, part, root.create_group(group_name(part)))
-
-    def _flow_tables(self, direction: str) -> dict[str, npt.NDArray[Any]]:
-        assert self.codec is not None
-        added = self._quantised.get(direction, [])
-        empty = {
-            "scale": np.empty((0, 2)),
-            "offset": np.empty((0, 2)),
-            "mean": np.empty((0, 2)),
-            "clipped": np.empty(0),
-        }
-        columns = {
-            name: np.concatenate([none, *(getattr(flows, name) for flows in added)]).astype(np.float32)
-            for name, none in empty.items()
-        }
-        return {"table": self.codec.quantiser.table} | columns
-
-
-def copy_shard(shard: Shard, group: h5py.Group) -> None:
-    """Copy a whole shard into an empty group, the streams unchanged."""
-    write_attributes(group, {"format": FORMAT, "version": VERSION, **shard.contents.attributes})
-    for part in parts(shard):
-        copy_part(shard, part, group.create_group(group_name(part)))
-
-
-def group_name(part: str) -> str:
-    """Where a part lies in its shard's group."""
-    return "rgb" if part == "frames" else f"flow/{part}"
-
-
-def copy_part(shard: Shard, part: str, group: h5py.Group) -> None:
-    """Copy "frames" or the flow of a direction into a new group, the streams in blocks and unchanged."""
-    streams = shard.part(part)
-    tables: dict[str, npt.NDArray[Any]] = {"start": streams.start, "crc32": streams.crc32}
-    described: Mapping[str, Any] = {"quality": shard.contents.frames_quality}
-    if isinstance(streams, Flow):
-        tables |= {"table": streams.table, "scale": streams.scale, "offset": streams.offset}
-        tables |= {"mean": streams.mean, "clipped": streams.clipped}
-        described = streams.attributes
-    dataset = write_tables(group, tables, described)
-    total = int(streams.start[-1])
-    with shard.address.file.open("rb") as file:
-        for at in range(0, total, COPY_BLOCK):
-            file.seek(streams.begin + at)
-            block = file.read(min(COPY_BLOCK, total - at))
-            dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
-
-
-def write_tables(
-    group: h5py.Group, tables: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Any]
-) -> h5py.Dataset:
-    """Tables and attributes of one part; returns its empty stream dataset, at its final size."""
-    for name, values in tables.items():
-        group.create_dataset(name, data=values)
-    write_attributes(group, {**attributes, "tables_crc32": tables_crc32(tables)})
-    return group.create_dataset("jpeg", (int(tables["start"][-1]),), np.uint8, fillvalue=None)
-
-
-def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
-    """Scalars as int64, float64 and fixed-length UTF-8; None is left out; a mapping becomes JSON."""
-    for name, value in attributes.items():
-        if isinstance(value, Mapping):
-            value = json.dumps(value, sort_keys=True)
-        if isinstance(value, str):
-            data = value.encode()
-            group.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
-        elif value is not None:
-            group.attrs.create(name, value, dtype=np.float64 if isinstance(value, float) else np.int64)
-
-
-def verify_written(path: Path) -> None:
-    """Raise InputError unless the file is a valid shard whose streams are complete and match their check sums."""
-    with open_shard(path) as shard:
-        for fault in faults(shard):
-            raise InputError(f"{path.parent}: the shard of {shard.video} is not good as written: {fault}")
-
-
 def faults(shard: Shard) -> Iterator[str]:
-    """What is wrong inside an open shard: too few streams, or streams that fail their check sum."""
+    """What is wrong inside an open shard: too few streams, or streams that fail their checksum."""
     if shard.has_frames and len(shard.part("frames")) != shard.frame_count:
         yield f"it holds {len(shard.part('frames'))} of {shard.frame_count} frames"
     for direction in shard.directions:
@@ -916,7 +535,7 @@ def faults(shard: Shard) -> Iterator[str]:
         if not least <= flows <= shard.frame_count:
             yield f"it holds {flows} {direction} flows of {shard.frame_count} frames at step {shard.step(direction)}"
     for part, index in bad_streams(shard):
-        yield f"{part} {index} fails its check sum"
+        yield f"{part} {index} fails its checksum"
 
 
 def parts(shard: Shard) -> list[str]:
@@ -931,9 +550,10 @@ def bad_streams(shard: Shard) -> Iterator[tuple[str, int]]:
         start = 0
         while start < len(streams):
             stop = max(
-                int(np.searchsorted(streams.start, streams.start[start] + COPY_BLOCK, "right")) - 1, start + 1
+                int(np.searchsorted(streams.start, streams.start[start] + BLOCK_BYTES, "right")) - 1,
+                start + 1,
             )
-            for index, stream in enumerate(shard.streams(start, stop, part), start):
+            for index, stream in enumerate(shard.unchecked_streams(start, stop, part), start):
                 if zlib.crc32(stream) != streams.crc32[index]:
                     yield part, index
             start = stop
@@ -956,27 +576,27 @@ def index_shards(folder: str | Path, unreadable: list[ShardAddress] | None = Non
     """
     folder = Path(folder)
     loose: dict[str, ShardAddress] = {}
-    packed: dict[str, ShardAddress] = {}
+    packs: list[Path] = []
     for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            if atomic.is_temporary(name):
-                continue
-            if name.endswith(SUFFIX):
+        folders[:] = sorted(name for name in folders if not atomic.is_temporary(name))
+        for path in (Path(parent, name) for name in sorted(names) if not atomic.is_temporary(name)):
+            if path.name.endswith(SUFFIX):
                 loose[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = ShardAddress(path)
-            elif name.endswith(PACK_SUFFIX):
-                try:
-                    packed.update(index_pack(path))
-                except InputError:
-                    if unreadable is None:
-                        raise
-                    unreadable.append(ShardAddress(path))
+            elif path.name.endswith(PACK_SUFFIX):
+                packs.append(path)
+    packed: dict[str, ShardAddress] = {}
+    for path in packs:
+        try:
+            packed.update(index_pack(path))
+        except InputError:
+            if unreadable is None:
+                raise
+            unreadable.append(ShardAddress(path))
     return dict(sorted((packed | loose).items()))
 
 
 def index_pack(path: Path) -> dict[str, ShardAddress]:
-    """Shards of one pack by video id, which is the group's path. InputError if it is none or damaged."""
+    """Shards of one pack by video id, which is the group's path. InputError if it is not one, or damaged."""
     with _opened(ShardAddress(path)) as (file, _):
         root = h5py.h5g.open(file, b"/")
         if not h5py.h5a.exists(root, b"format") or _attribute(root, "format", str) != PACK_FORMAT:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 
 from pipeline.errors import InputError
-from pipeline.paths import NAME, DatasetPaths, data_root
+from pipeline.options import DataOptions, ShardSetOptions, argument, option
+from pipeline.paths import DEFAULT_METHOD, NAME, DatasetPaths, data_root
 from pipeline.shard import PACK_SUFFIX, SUFFIX, ShardAddress, index_pack, index_shards
 from pipeline.text import some
-
-DEFAULT_METHOD = "tvl1"
-"""The flow method of a command that names none; a shard set is named after its method unless the user names it."""
 
 
 class Target(NamedTuple):
@@ -58,42 +56,40 @@ def choose_shard_set(paths: DatasetPaths, wanted: str | None = None) -> str:
     raise InputError(f"{paths.shard_sets}: there are {listed}: choose one with --shards NAME")
 
 
-def shard_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The arguments and options of a command on shards: targets, dataset, shard_set, data."""
-    for option in (
-        click.option("--data", help="The data root; else $TWO_STREAM_DATA, else ./data."),
-        click.option(
-            "--set", "shard_set", help="Which set of the dataset's shards; its only one if not given."
-        ),
-        click.option("--dataset", help="All shards of a known dataset, instead of paths."),
-        click.argument(
-            "targets", nargs=-1, metavar="[SHARD|PACK|FOLDER]...", type=click.Path(path_type=Path)
-        ),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True, kw_only=True)
+class ShardArguments(ShardSetOptions, DataOptions):
+    """The shards that a command works on: by their paths, or all of a dataset's set."""
+
+    dataset: str | None = option(None, "All shards of this dataset, instead of paths.", metavar="NAME")
+    targets: tuple[Path, ...] = argument((), metavar="[SHARD|PACK|FOLDER]...", multiple=True)
+
+    def __post_init__(self) -> None:
+        if bool(self.targets) == bool(self.dataset):
+            raise click.UsageError("give either shards (files, packs, folders) or --dataset NAME")
+        if self.shards and not self.dataset:
+            raise click.UsageError("--shards goes with --dataset")
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of shards among them."""
+        if self.dataset is None:
+            return [target for target in self.targets if target.is_dir()]
+        paths = DatasetPaths(data_root(self.data), self.dataset)
+        return [paths.shards(choose_shard_set(paths, self.shards))]
 
 
-def gather(
-    targets: tuple[Path, ...], dataset: str | None, shard_set: str | None, data: str | Path | None
-) -> list[Target]:
+def gather(arguments: ShardArguments) -> list[Target]:
     """The shards that a command's arguments name, sorted.
 
     Raises:
-        click.UsageError: neither paths nor a dataset were given, or both.
         InputError: no such path, no such set, or not a single shard.
     """
-    if bool(targets) == bool(dataset):
-        raise click.UsageError("give either shards (files, packs, folders) or --dataset NAME")
-    if shard_set and not dataset:
-        raise click.UsageError("--shards goes with --dataset")
-    if dataset:
-        paths = DatasetPaths(data_root(data), dataset)
-        found = targets_in(paths.shards(choose_shard_set(paths, shard_set)), named=True)
+    if arguments.dataset:
+        found = targets_in(arguments.folders[0], named=True)
     else:
-        found = [found for target in targets for found in targets_at(target)]
+        found = [found for target in arguments.targets for found in targets_at(target)]
     if not found:
-        where = dataset or ", ".join(str(target) for target in targets)
+        where = arguments.dataset or ", ".join(map(str, arguments.targets))
         raise InputError(
             f"{where}: expected shards ({SUFFIX} or {PACK_SUFFIX} files), found none; "
             "make some with: python -m extract_flow"

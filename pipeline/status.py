@@ -1,6 +1,6 @@
 """What is done, what is missing and what failed: shards by listing folders, the rest from outcome records.
 
-No shard is opened unless asked for, so that a whole dataset is told in about a second; `verify` reads them.
+No shard is opened unless asked for, so that a whole dataset is reported in about a second; `verify` reads them.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.catalog import Dataset, known_datasets, load_dataset
+from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
+from pipeline.options import CONTEXT, DataOptions, DatasetOptions, from_options, option, options_of
 from pipeline.outcome import Outcome, read_outcomes
 from pipeline.paths import NAME, DatasetPaths, data_root
 from pipeline.shard import ShardAddress, index_shards, open_shard
+from pipeline.shard_sets import shard_sets
 from pipeline.text import size_in_bytes
 
 
 @dataclass(frozen=True)
 class SetStatus:
-    """How far one set of shards is.
+    """How far one shard set is.
 
     Attributes:
         shard_set: its name.
@@ -34,8 +37,8 @@ class SetStatus:
         stale: videos with a shard whose last attempt failed, for example with other settings -> the reason.
         missing: videos without a shard that did not fail; not tried yet, or interrupted.
         foreign: shards of videos that the dataset does not have.
-        flows: in the shards, as far as records of making them tell, or they were counted.
-        unrecorded: shards whose flows are not known so.
+        flows: in the shards, as far as they are in records of making them, or were counted.
+        unrecorded: shards whose flows are not known that way.
         bytes: of the shards.
         timed_flows, seconds: flows whose time is recorded, and what workers spent on them.
     """
@@ -59,13 +62,12 @@ class SetStatus:
         return self.timed_flows / self.seconds if self.seconds > 0 else None
 
 
-def shard_sets(paths: DatasetPaths) -> list[str]:
-    """Names of a dataset's shard sets: those with a folder, and those that only failures are recorded of."""
-    folders = {folder.name for folder in folders_in(paths.shard_sets)}
+def reported_shard_sets(paths: DatasetPaths) -> list[str]:
+    """Names of a dataset's shard sets: those that exist, and those of which only failures are recorded."""
     tried = {
         record.shard_set for folder in folders_in(paths.outcomes_root) for record in latest(folder).values()
     }
-    return sorted(name for name in folders | tried if NAME.fullmatch(name))
+    return sorted({*shard_sets(paths), *(name for name in tried if NAME.fullmatch(name))})
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -73,7 +75,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
-    """`read_outcomes`, with an unreadable file as something the user can put right."""
+    """`read_outcomes`, with an InputError for a file that cannot be read."""
     try:
         return read_outcomes(folder, shard_set)
     except OSError as error:
@@ -83,13 +85,13 @@ def latest(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
 
 
 def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: bool = False) -> SetStatus:
-    """The state of one set of shards of a dataset; reads folders and outcome records only.
+    """The state of one shard set of a dataset; reads folders and outcome records only.
 
     Args:
         dataset: whose videos count.
         paths: of the dataset.
         shard_set: the set's name.
-        count: open the shards whose flows no record tells, and count them.
+        count: open the shards whose flows are in no record, and count them.
     """
     outcomes = {
         video: record
@@ -139,9 +141,9 @@ def describe(status: SetStatus, show: int) -> list[str]:
     if status.done:
         amount = f"  {status.flows:,} flows, {size_in_bytes(status.bytes)}"
         if status.speed:
-            amount += f", {status.speed:,.1f} pairs/s and worker"
+            amount += f", {status.speed:,.1f} pairs/s per worker"
         if status.unrecorded:
-            amount += f" (no record tells the flows of {status.unrecorded:,} shards: --count opens them)"
+            amount += f" (flows of {status.unrecorded:,} shards not recorded: --count opens them)"
         lines.append(amount)
     kinds = (("failed", status.failed), ("failed, an earlier shard is there", status.stale))
     for kind, videos in kinds:
@@ -155,45 +157,54 @@ def describe(status: SetStatus, show: int) -> list[str]:
     return lines
 
 
-@click.command()
-@click.option("--dataset", default="demo", show_default=True, help="A dataset that is known.")
-@click.option("--set", "shard_set", help="This set of shards only (default: all there are).")
-@click.option(
-    "--show", type=click.IntRange(0), default=10, show_default=True, help="Names shown of each kind."
-)
-@click.option("--count", is_flag=True, help="Open shards whose flows no record tells, and count them.")
-@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
-@click.option("--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data).")
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(DatasetOptions):
+    """What to show."""
+
+    shards: str | None = option(
+        None, "This shard set only.", metavar="NAME", shown_default="all there are", replaces="--set"
+    )
+    show: int = option(10, "Names shown of each kind.", minimum=0)
+    count: bool = option(False, "Open shards whose flows are in no record, and count them.")
+    json: bool = option(False, "Everything, as JSON.")
+
+
+@click.command(context_settings=CONTEXT)
+@options_of(StatusOptions)
 @command_errors
-def command(
-    dataset: str, shard_set: str | None, show: int, count: bool, as_json: bool, data: str | None
-) -> None:
-    """Show what is done, missing and failed, and why, for each set of shards."""
-    known = load_dataset(dataset, data)
-    paths = DatasetPaths(data_root(data), dataset)
-    names = shard_sets(paths)
-    if shard_set is not None and shard_set not in names:
+def command(**values: Any) -> None:
+    """Show what is done, missing and failed, and why, for each shard set."""
+    options = from_options(StatusOptions, values)
+    dataset = choose_dataset(options.dataset, options.data)
+    if options.dataset is None:
+        click.echo(f"dataset: {dataset}", err=True)
+    known = load_dataset(dataset, options.data)
+    paths = DatasetPaths(data_root(options.data), dataset)
+    names = reported_shard_sets(paths)
+    if options.shards is not None and options.shards not in names:
         raise InputError(
-            f"dataset {dataset} has no set of shards {shard_set!r} (it has: {', '.join(names) or 'none'}); "
+            f"dataset {dataset} has no shard set {options.shards!r} (it has: {', '.join(names) or 'none'}); "
             f"make one with: python -m extract_flow --dataset {dataset}"
         )
-    statuses = [set_status(known, paths, name, count) for name in ([shard_set] if shard_set else names)]
-    if as_json:
+    wanted = [options.shards] if options.shards else names
+    statuses = [set_status(known, paths, name, options.count) for name in wanted]
+    if options.json:
         click.echo(
             json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
         )
         return
     for status in statuses:
-        click.echo("\n".join(describe(status, show)))
+        click.echo("\n".join(describe(status, options.show)))
     if not statuses:
         click.echo(f"{dataset}: no shards yet; make them with: python -m extract_flow --dataset {dataset}")
 
 
-@click.command()
-@click.option("--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data).")
+@click.command(context_settings=CONTEXT)
+@options_of(DataOptions)
 @command_errors
-def datasets_command(data: str | None) -> None:
+def datasets_command(**values: Any) -> None:
     """List the known datasets and how complete they are."""
+    data = from_options(DataOptions, values).data
     names = known_datasets(data)
     if not names:
         click.echo(
@@ -202,28 +213,32 @@ def datasets_command(data: str | None) -> None:
         )
     damaged = []
     for name in names:
-        paths = DatasetPaths(data_root(data), name)
         try:
-            dataset = load_dataset(name, data)
+            click.echo(
+                "\n".join(describe_dataset(load_dataset(name, data), DatasetPaths(data_root(data), name)))
+            )
         except InputError as error:
             damaged.append(str(error))
-            continue
-        there = sum(video.path.exists() for video in dataset.videos.values())
-        listed = len(dataset.videos) + len(dataset.missing)
-        click.echo(
-            f"{name} ({dataset.origin['kind']}): {there:,} of {listed:,} videos are there, "
-            f"{len(dataset.classes):,} classes, splits: {', '.join(map(str, dataset.splits)) or 'none'}"
-        )
-        if dataset.missing:
-            click.echo(f"  {len(dataset.missing):,} were missing when it was imported and are left out")
-        if there < len(dataset.videos):
-            lost = next(video for video in dataset.videos.values() if not video.path.exists())
-            click.echo(
-                f"  {len(dataset.videos) - there:,} are gone since it was imported, for example {lost.path}"
-            )
-        for folder in folders_in(paths.shard_sets):
-            if NAME.fullmatch(folder.name):
-                shards = len(index_shards(folder).keys() & dataset.videos.keys())
-                click.echo(f"  shards {folder.name}: {shards:,} of {len(dataset.videos):,} videos")
     if damaged:
         raise InputError("\n".join(damaged))
+
+
+def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
+    """Lines for a user: how many of a dataset's videos are there, and its shard sets."""
+    there = sum(video.path.exists() for video in dataset.videos.values())
+    listed = len(dataset.videos) + len(dataset.missing)
+    lines = [
+        f"{dataset.name} ({dataset.origin['kind']}): {there:,} of {listed:,} videos are there, "
+        f"{len(dataset.classes):,} classes, splits: {', '.join(map(str, dataset.splits)) or 'none'}"
+    ]
+    if dataset.missing:
+        lines.append(f"  {len(dataset.missing):,} were missing when it was imported and are left out")
+    if there < len(dataset.videos):
+        lost = next(video for video in dataset.videos.values() if not video.path.exists())
+        lines.append(
+            f"  {len(dataset.videos) - there:,} are gone since it was imported, for example {lost.path}"
+        )
+    for shard_set in shard_sets(paths):
+        done = len(index_shards(paths.shards(shard_set)).keys() & dataset.videos.keys())
+        lines.append(f"  shards {shard_set}: {done:,} of {len(dataset.videos):,} videos")
+    return lines

@@ -1,6 +1,6 @@
 """Decoding video: gray and RGB frames at the requested size, upright, in one pass and bounded memory.
 
-What a header says is never trusted: the frames are counted while they are decoded, sizes come from the first
+What a header claims is never trusted: the frames are counted while they are decoded, sizes come from the first
 decoded frame, and an error keeps the frames before it. A folder of numbered pictures counts as a video.
 
 Gray is the luma of the decoded frame on the full range 0..255 (a limited-range source is stretched; RGB sources use
@@ -73,7 +73,7 @@ class Selection:
     Attributes:
         short_side: the smaller side in pixels, the other to the nearest integer; None keeps the source's.
         size: exact (width, height) instead; overrides `short_side`.
-        every: keep each Nth frame, counted from the first one at or after `start`.
+        every: keep every Nth frame, counted from the first one at or after `start`.
         start, end: seconds from the video's first frame; frames at `start` <= time < `end` are used.
     """
 
@@ -114,7 +114,7 @@ class VideoReader:
         width, height: of the frames that `read` returns.
         source_width, source_height: of the source's first frame, upright.
         fps: frames per second of the selected frames (the source's rate divided by `every`).
-        header_frames: what the header says the source holds; None if it says nothing.
+        header_frames: frames of the source by its header; None if it does not have the number.
         decoded: source frames decoded so far, selected or not.
         gaps: for a folder, numbers missing between its pictures, as text for the user.
     """
@@ -182,7 +182,7 @@ class VideoReader:
         Frames before an error are returned first; the next call raises it.
 
         Raises:
-            VideoError: the video cannot be decoded further; `frames` says how far it got.
+            VideoError: the video cannot be decoded further; `frames` is how far it got.
         """
         gray = np.empty((count, self.height, self.width), np.uint8)
         rgb = np.empty((count, self.height, self.width, 3), np.uint8) if self._rgb else None
@@ -198,7 +198,7 @@ class VideoReader:
         return Frames(gray[:filled], None if rgb is None else rgb[:filled])
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice."""
+        """Close the file; safe to call twice."""
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -291,7 +291,7 @@ class VideoReader:
             # to other hosts.
             self._container = av.open(f"file:{self.path.absolute()}", options={"protocol_whitelist": "file"})
         except (FFmpegError, OSError, ValueError) as error:
-            raise VideoError(self.path, f"is no video that can be read: {_plain(error)}") from error
+            raise VideoError(self.path, f"is not a video that can be read: {_plain(error)}") from error
         # A cover picture is a video stream too, but not the video.
         streams = [s for s in self._container.streams.video if "attached_pic" not in str(s.disposition)]
         if not streams:
@@ -305,7 +305,7 @@ class VideoReader:
             size = f"{stream.codec_context.width}x{stream.codec_context.height}"
             self.close()
             raise VideoError(
-                self.path, f"its header says {size} pixels, more than the {MOST_PIXELS:,} that are allowed"
+                self.path, f"its header claims {size} pixels, more than the {MOST_PIXELS:,} that are allowed"
             )
         stream.codec_context.thread_count = 1  # work is spread over videos; threads would only add waiting
         self.header_frames = stream.frames if stream.frames > 0 else None
@@ -337,7 +337,7 @@ class VideoReader:
                 self.path, f"{path.name} cannot be read: {_plain(error)}", self.decoded
             ) from error
         if image is None:
-            raise VideoError(self.path, f"{path.name} is no picture that can be decoded", self.decoded)
+            raise VideoError(self.path, f"{path.name} is not a picture that can be decoded", self.decoded)
         return av.VideoFrame.from_ndarray(np.asarray(image, np.uint8), format="bgr24")
 
 
@@ -369,7 +369,7 @@ def turn_of_matrix(matrix: npt.NDArray[np.int32]) -> Turn:
 
 
 def _orientation(frame: av.VideoFrame) -> Turn:
-    side_data: Any = frame.side_data  # iterates over entries; its annotation says over names
+    side_data: Any = frame.side_data  # iterates over entries, though annotated as over names
     for data in side_data:
         if data.type.name == "DISPLAYMATRIX":
             return turn_of_matrix(np.frombuffer(data, np.int32, 9))
@@ -421,7 +421,7 @@ def source_digest(path: Path) -> str:
 def number_gaps(pictures: list[Path]) -> tuple[str, ...]:
     """Numbers that are missing between pictures, for example `frames 12 to 14 are missing`.
 
-    A regular stride (each fifth frame kept) is no gap: the usual difference of neighbours is the stride.
+    A regular stride (every fifth frame kept) is not a gap: the usual difference of neighbours is the stride.
     """
     numbers = [number for path in pictures if (number := _number(path.name)) is not None]
     if len(numbers) < 2:

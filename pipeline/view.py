@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from pipeline import atomic
 from pipeline.codec import Floats, Levels
 from pipeline.errors import InputError, command_errors
+from pipeline.options import CONTEXT, REQUIRED, argument, from_options, option, options_of
 from pipeline.shard import Shard, open_shard
 from pipeline.shard_sets import targets_at
 
@@ -138,49 +140,57 @@ def pictures(shard: Shard, direction: str, fastest: float) -> Iterator[Levels]:
         yield np.pad(picture, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
 
 
-@click.command(name="view")
-@click.argument("shard", type=click.Path(path_type=Path))
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="A .png or .mp4 file; <stem>.png if not given."
-)
-@click.option(
-    "--index", type=click.IntRange(0), help="PNG: which flow; the one with most motion if not given."
-)
-@click.option(
-    "--direction", type=click.Choice(["forward", "backward"]), help="The shard's first if not given."
-)
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """What to show."""
+
+    shard: Path = argument(REQUIRED, metavar="SHARD")
+    output: Path | None = option(None, "A .png or .mp4 file.", shown_default="<stem>.png")
+    index: int | None = option(
+        None, "PNG: which flow, from 0.", minimum=0, shown_default="the one with most motion"
+    )
+    direction: Literal["forward", "backward"] | None = option(
+        None, "Direction of flow.", shown_default="the shard's first"
+    )
+
+    def __post_init__(self) -> None:
+        if self.output is not None and self.output.suffix not in (".png", ".mp4"):
+            raise InputError(f"{self.output}: expected a name that ends in .png or .mp4")
+        if self.output is not None and self.output.suffix == ".mp4" and self.index is not None:
+            raise click.UsageError("--index goes with a PNG: an MP4 shows all flows")
+
+
+@click.command(context_settings=CONTEXT)
+@options_of(ViewOptions)
 @command_errors
-def command(shard: Path, output: Path | None, index: int | None, direction: str | None) -> None:
+def command(**values: Any) -> None:
     """Show a shard's flow beside its frames, as PNG or MP4.
 
     SHARD is a file, or FILE.h5pack/class/stem. Left to right: the frame if there is one, the flow in Middlebury colours
     (hue is direction, saturation speed), and its x and y as in the paper's figure 2 (gray is none, white is right or
     down). The speed of full colour is printed.
     """
-    targets = targets_at(shard)
+    options = from_options(ViewOptions, values)
+    targets = targets_at(options.shard)
     if len(targets) != 1:
-        raise InputError(f"{shard}: expected one shard, found {len(targets)}; name one of them")
-    with open_shard(targets[0].address) as opened:
-        output = output or Path(f"{opened.video.rpartition('/')[2]}.png")
-        if output.suffix not in (".png", ".mp4"):
-            raise InputError(f"{output}: expected a name that ends in .png or .mp4")
-        if output.suffix == ".mp4" and index is not None:
-            raise click.UsageError("--index goes with a PNG: an MP4 shows all flows")
-        if not opened.directions:
-            raise InputError(f"{shard}: holds frames but no flow to show")
-        direction = direction or opened.directions[0]
-        count = opened.flow_count(direction)
-        if count == 0 or (index or 0) >= count:
+        raise InputError(f"{options.shard}: expected one shard, found {len(targets)}; name one of them")
+    with open_shard(targets[0].address) as shard:
+        if not shard.directions:
+            raise InputError(f"{options.shard}: expected flow to show, found frames only")
+        output = options.output or Path(f"{shard.video.rpartition('/')[2]}.png")
+        direction = options.direction or shard.directions[0]
+        count = shard.flow_count(direction)
+        if (options.index or 0) >= count:
             raise InputError(
-                f"{shard}: holds {count} {direction} flows, so there is no flow {index or 0} to show"
+                f"{options.shard}: holds {count} {direction} flows, so there is no flow {options.index or 0} to show"
             )
         if output.suffix == ".mp4":
-            write_video(opened, output, direction)
-            click.echo(f"{output}: {count} {direction} flows of {opened.video}")
+            write_video(shard, output, direction)
+            click.echo(f"{output}: {count} {direction} flows of {shard.video}")
         else:
-            index = liveliest(opened, direction) if index is None else index
-            write_picture(opened, output, index, direction)
-            fastest = full_colour_speed(opened.flows(index, index + 1, direction))
+            index = liveliest(shard, direction) if options.index is None else options.index
+            write_picture(shard, output, index, direction)
+            fastest = full_colour_speed(shard.flows(index, index + 1, direction))
             click.echo(
-                f"{output}: {direction} flow {index} of {opened.video}; full colour is {fastest:.1f} pixels"
+                f"{output}: {direction} flow {index} of {shard.video}; full colour is {fastest:.1f} pixels"
             )

@@ -6,6 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+from pipeline.runs import chain_run_name
+
+Split = TypeVar("Split", int, str)
 
 STAGES = ("flow", "verify", "train", "score", "fuse")
 
@@ -18,30 +23,30 @@ SCRIPTS = {
 }
 
 VARIABLES = ("TASKS", "SPLITS", "STREAMS", "RUN", "PARTS", "DATASET")
-"""What the scripts read from their environment to know their work; a chain sets what it means and no more."""
+"""What the scripts read from their environment to know their work; a chain sets those it needs, no others."""
 
-# How a stage waits for the one before it. `verify` runs even if flow tasks failed, since it is what names everything
-# that is missing; it fails then, and what needs all shards never starts. Score i waits for training i alone.
+# How a stage waits for the one before it. `verify` runs even if flow tasks failed, since it lists everything that is
+# missing; it fails then, and what needs all shards never starts. Score i waits for training i alone.
 WAITS = {"verify": "afterany", "train": "afterok", "score": "aftercorr", "fuse": "afterok"}
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be submitted.
+class ChainRequest:
+    """The chain that is to be submitted.
 
     Attributes:
-        dataset: its name.
-        data: the data root, absolute.
-        logs: the folder for the logs, absolute; its name holds no backslash.
-        method: of flow.
-        shard_set: where flow goes and training reads.
-        tasks: how many tasks share the videos.
+        dataset: name of the dataset.
+        data: data root, absolute.
+        logs: folder of the logs, absolute; its name holds no backslash.
+        method: flow method.
+        shard_set: the shard set that flow writes and training reads.
+        tasks: number of flow tasks that share the videos.
         at_once: how many of them may run at a time; None for as many as SLURM allows.
-        splits, streams: what is trained and scored, one task for each pair.
-        run: beginning of the names of the runs; None for the trainer's own names.
+        splits, streams: what is trained and scored, one task for each of their `pairs`.
+        run: what the runs' names begin with; None for the trainer's own names.
         fusions: how streams are fused; empty for the evaluation's default.
-        allow_missing: go on without the videos that have no shard.
-        stages: those to submit, a run of `STAGES`.
+        allow_missing: train and score without the videos that have no shard.
+        stages: the stages to submit, consecutive ones of `STAGES`.
         arguments: by stage, more arguments for its command.
         options: by stage, more options for sbatch.
     """
@@ -68,12 +73,12 @@ class Job:
     """One sbatch command but for the number of the job that it waits for.
 
     Attributes:
-        stage: what it does.
+        stage: one of `STAGES`.
         tasks: size of the array; None for a job without one.
         environment: what the script reads from its environment.
-        options: for sbatch.
-        script: relative to the project's folder.
-        arguments: for the script, which hands them to the stage's command.
+        options: options for sbatch.
+        script: path of the job script, relative to the project's folder.
+        arguments: arguments of the script, which passes them to the stage's command.
         waits: "afterok" and the like, or None for the first of the chain.
     """
 
@@ -93,18 +98,23 @@ class Job:
         return ["sbatch", "--parsable", *self.options, *dependency, self.script, *self.arguments]
 
 
-def plan(request: Request) -> list[Job]:
+def pairs(splits: Sequence[Split], streams: Sequence[str]) -> list[tuple[Split, str]]:
+    """The split and stream of each array task of training and scoring, in the order of the tasks."""
+    return [(split, stream) for split in splits for stream in streams]
+
+
+def plan(request: ChainRequest) -> list[Job]:
     """The jobs of the chain in the order in which they are to be submitted; each waits for the one before it."""
     return [_job(request, stage, first=index == 0) for index, stage in enumerate(request.stages)]
 
 
-def _job(request: Request, stage: str, first: bool) -> Job:
+def _job(request: ChainRequest, stage: str, first: bool) -> Job:
     tasks, array = None, []
     if stage == "flow":
         tasks = request.tasks
         array = [f"--array=0-{tasks - 1}" + (f"%{request.at_once}" if request.at_once else "")]
     elif stage in ("train", "score"):
-        tasks = len(request.splits) * len(request.streams)
+        tasks = len(pairs(request.splits, request.streams))
         array = [f"--array=0-{tasks - 1}"]
     # SLURM replaces % in the name of a log, and does so in the folder's name too.
     log = f"{str(request.logs).replace('%', '%%')}/%x-{'%A_%a' if tasks else '%j'}.log"
@@ -121,7 +131,7 @@ def _job(request: Request, stage: str, first: bool) -> Job:
     )
 
 
-def _environment(request: Request, stage: str) -> dict[str, str]:
+def _environment(request: ChainRequest, stage: str) -> dict[str, str]:
     """What the stage's script reads from its environment."""
     if stage == "flow":
         return {"TASKS": str(request.tasks)}
@@ -132,22 +142,26 @@ def _environment(request: Request, stage: str) -> dict[str, str]:
     return values | ({"PARTS": "test train"} if stage == "score" and "svm" in request.fusions else {})
 
 
-def _arguments(request: Request, stage: str) -> list[str]:
+def _arguments(request: ChainRequest, stage: str) -> list[str]:
     """What the stage's command needs beside the dataset."""
     lenient = ["--allow-missing"] if request.allow_missing else []
     if stage == "flow":
-        return [f"--method={request.method}", f"--set={request.shard_set}"]
+        return [f"--method={request.method}", f"--shards={request.shard_set}"]
     if stage == "verify":
-        return [f"--set={request.shard_set}", *([] if request.allow_missing else ["--complete"])]
+        return [f"--shards={request.shard_set}", *([] if request.allow_missing else ["--complete"])]
     if stage == "train":
         return [f"--shards={request.shard_set}", *lenient]
     if stage == "score":
         return lenient
-    pairs = [(stream, split) for split in request.splits for stream in request.streams]
+    runs = [
+        chain_run_name(request.run, stream, split)
+        for split, stream in pairs(request.splits, request.streams)
+        if request.run
+    ]
     return [
         f"--split={','.join(map(str, request.splits))}",
         *(f"--stream={stream}" for stream in request.streams),
-        *(f"--run={request.run}-{stream}-split{split}" for stream, split in pairs if request.run),
+        *(f"--run={run}" for run in runs),
         *(f"--fusion={fusion}" for fusion in request.fusions),
         *lenient,
     ]

@@ -6,7 +6,7 @@ fail() {
     exit 1
 }
 
-# prepare: the site's modules and environment; from here on the log ends with one line that says how the task ended.
+# prepare: the site's modules and environment; from here on the last line of the log reports how the task ended.
 prepare() {
     local site=${TWO_STREAM_SITE:-slurm/site.env}
     ended="failed before its work began"
@@ -31,22 +31,16 @@ this_task() {
     echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 }
 
-# choose_stream_and_split: array task i takes the i-th pair of $SPLITS x $STREAMS, streams fastest. `run` holds the options
-# that name the pair's run: none, so that it is STREAM-splitK, unless RUN gives the names a beginning of their own.
-choose_stream_and_split() {
-    local streams splits
-    read -r -a streams <<<"${STREAMS:-spatial temporal}"
-    read -r -a splits <<<"${SPLITS:-1}"
-    local pairs=$((${#streams[@]} * ${#splits[@]}))
-    ((SLURM_ARRAY_TASK_ID < pairs)) || fail "array task $SLURM_ARRAY_TASK_ID: STREAMS='${streams[*]}' and" \
-        "SPLITS='${splits[*]}' make $pairs pairs: submit with --array=0-$((pairs - 1)), or name more splits"
-    stream=${streams[SLURM_ARRAY_TASK_ID % ${#streams[@]}]}
-    split=${splits[SLURM_ARRAY_TASK_ID / ${#streams[@]}]}
-    run=(${RUN:+"--run=$RUN-$stream-split$split"})
+# choose_run: `run` holds the options that name the stream, the split and the run of this array task; see
+# slurm/array_task.py.
+choose_run() {
+    local words
+    words=$(python -m slurm array-task) || fail "this array task has no stream and split of its own"
+    mapfile -t run <<<"$words"
 }
 
 # work COMMAND...: run the command; the task ends here unless it succeeds. When SLURM warns that time is up (USR1, see
-# `--signal` in the scripts) the command is told: it saves what it has and ends, and the task goes back into the queue.
+# `--signal` in the scripts) the command gets the signal: it saves what it has and ends, and the task is requeued.
 work() {
     local status interrupted=yes cancelled=no
     if [[ $warned == yes ]]; then # before, while the last command ended by itself: no time for another
@@ -65,7 +59,7 @@ work() {
         ended="cancelled, preempted or out of time (SIGTERM)"
         exit 143
     elif [[ $warned == yes ]] && ((status != 0 || SECONDS - warned_at >= save_seconds)); then
-        queue_again # also after TERM from `save`, when srun may end with 0: going on where all is done costs little
+        queue_again # also after TERM from `save`, when srun may end with 0: resuming finished work costs little
         exit 75
     elif ((status != 0)); then
         ended="failed with exit status $status"
@@ -86,10 +80,10 @@ save() {
 queue_again() {
     trap '' TERM
     if ((${SLURM_RESTART_COUNT:-0} >= max_restarts)); then
-        ended="stopped by the time limit after ${SLURM_RESTART_COUNT:-0} restarts (MAX_RESTARTS); submit it again to go on"
+        ended="stopped by the time limit after ${SLURM_RESTART_COUNT:-0} restarts (MAX_RESTARTS); submit it again to resume"
     elif scontrol requeue "$(this_task)"; then
-        ended="stopped by the time limit and back in the queue, where it will go on"
+        ended="stopped by the time limit and back in the queue, from where it will resume"
     else
-        ended="stopped by the time limit and not put back into the queue; submit it again to go on"
+        ended="stopped by the time limit and not put back into the queue; submit it again to resume"
     fi
 }

@@ -1,4 +1,4 @@
-"""What was submitted, kept beside the logs so that `status` can say what has become of it."""
+"""What was submitted, recorded beside the logs so that `status` can report on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = "two-stream chain of jobs"
 
 @dataclass(frozen=True)
 class Submitted:
-    """One job of a chain: what it does, its number, the size of its array (None without one), the sbatch command."""
+    """One job of a chain: its stage, its number, the size of its array (None without one), the sbatch command."""
 
     stage: str
     job: str
@@ -38,7 +38,7 @@ class Chain:
 
 
 def save(chain: Chain, logs: Path) -> Path:
-    """Write the record; its path."""
+    """Write the record and return its path."""
     path = logs / f"chain-{chain.jobs[0].job}.json"
     with writing(path) as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, **asdict(chain)}, indent=1))
@@ -46,7 +46,7 @@ def save(chain: Chain, logs: Path) -> Path:
 
 
 def latest(logs: Path) -> Chain | None:
-    """The chain submitted last; None if there is none. A record that cannot be read is passed over."""
+    """The chain submitted last; None if there is none. A record that cannot be read is ignored."""
     chains = [chain for path in logs.glob("chain-*.json") if (chain := _read(path)) is not None]
     return max(chains, key=lambda chain: chain.submitted, default=None)
 

@@ -1,4 +1,4 @@
-"""What is asked of SLURM: whether it would take a job, to take it, and what has become of it."""
+"""SLURM's own commands: test whether a job would be accepted, submit it, cancel it, ask for its state."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ UNFINISHED = {
     "STOPPED",
 }
 ACCESS = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
-"""Variables that say how SLURM is reached; all others that begin with SLURM_ describe a job."""
+"""Variables that determine how SLURM is reached; all others that begin with SLURM_ describe a job."""
 
 PATIENCE = 120
-"""Seconds to wait for an answer of SLURM's controller, which may be busy."""
+"""Seconds to wait for an answer from SLURM's controller, which may be busy."""
 
 # Prints the options of every stage that a site.env sets, each stage's after its name; a zero byte ends each word.
 READ_SITE = """
@@ -51,9 +51,9 @@ class Task:
 
     Attributes:
         name: `12` or `12_3`.
-        state: SLURM's word, such as "RUNNING" or "COMPLETED", or "UNKNOWN".
-        reason: why it waits or failed, where SLURM says.
-        nodes: where it runs or ran.
+        state: the state as SLURM names it, such as "RUNNING" or "COMPLETED", or "UNKNOWN".
+        reason: why it waits or failed, if SLURM gives a reason.
+        nodes: the nodes on which it runs or ran.
     """
 
     name: str
@@ -105,7 +105,7 @@ def check(job: Job, project: Path) -> None:
     """Ask SLURM whether it could ever run the job.
 
     Raises:
-        InputError: no; with SLURM's own words and what the partitions offer.
+        InputError: it could not; with SLURM's own message and what the partitions offer.
     """
     done = _sbatch([*job.command()[:1], "--test-only", *job.command()[1:]], job, project)
     if done.returncode != 0:
@@ -116,7 +116,7 @@ def submit(job: Job, project: Path, waits_for: str | None) -> str:
     """Put the job into the queue; its number.
 
     Raises:
-        InputError: SLURM refuses it, or it would wait for ever. Then it is not in the queue.
+        InputError: SLURM refuses it, or it would wait forever; either way it is not in the queue.
     """
     done = _sbatch(job.command(waits_for), job, project)
     if done.returncode != 0:
@@ -145,7 +145,7 @@ def states(job: str) -> list[Task]:
         return []
     done = _ask("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%i|%T|%r|%N")
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
-        raise InputError(f"squeue cannot tell of job {job}: {_words(done)}")
+        raise InputError(f"squeue gives no state of job {job}: {_words(done)}")
     rows = [line.split("|") for line in done.stdout.splitlines()]
     if rows:
         return [
@@ -177,7 +177,7 @@ def seconds_of(limit: str) -> float:
 
 
 def _never_starts(job: str) -> str | None:
-    """What sbatch lets pass in SLURM's default set-up: a longer time than the partition gives, or no open partition."""
+    """What sbatch accepts in SLURM's default set-up although it never starts: too long a time, or no open partition."""
     row = _ask("squeue", "-h", "-j", job, "-o", "%P|%l").stdout.splitlines()
     if not row:
         return None
@@ -221,7 +221,7 @@ def _run(
     command: Sequence[str], folder: Path | None, values: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
     # Inside a job, for example an interactive one, the variables that describe it are not the new job's. Nor is the
-    # chain to be changed by what its user has exported for another.
+    # chain to be changed by what its user has exported for another one.
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""What has become of a chain: SLURM's word on each task, our logs where it has forgotten, our outcome records."""
+"""The state of a chain: from SLURM for each task, from our logs where it has forgotten, from our outcome records."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipeline.catalog import Dataset
-from pipeline.paths import DatasetPaths
+import click
+
+from pipeline.catalog import Dataset, choose_dataset, load_dataset
+from pipeline.errors import command_errors
+from pipeline.options import CONTEXT, DatasetOptions, ShardSetOptions, from_options, option, options_of
+from pipeline.paths import DatasetPaths, data_root
+from pipeline.shard_sets import choose_shard_set, shard_sets
 from pipeline.status import describe as describe_set
-from pipeline.status import set_status, shard_sets
+from pipeline.status import set_status
 from slurm import record, scheduler
 from slurm.chain import STAGES
 from slurm.record import Submitted
@@ -24,12 +31,37 @@ SHOWN = 10
 TAIL_BYTES = 4096
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(DatasetOptions, ShardSetOptions):
+    """Options of `python -m slurm status`."""
+
+    shards: str | None = option(None, "Shard set to count.", metavar="NAME", shown_default="all")
+
+
+@click.command(context_settings=CONTEXT)
+@options_of(StatusOptions)
+@command_errors
+def command(**values: Any) -> None:
+    """Show the state of the chain submitted last, which videos failed, and the command that resumes it."""
+    options = from_options(StatusOptions, values)
+    dataset = load_dataset(choose_dataset(options.dataset, options.data), options.data)
+    paths = DatasetPaths(data_root(options.data), dataset.name)
+    shard_set = choose_shard_set(paths, options.shards) if options.shards else None
+    for line in describe(dataset, paths, shard_set, options_naming(dataset.name, options.data)):
+        click.echo(line)
+
+
+def options_naming(dataset: str, data: Path | None) -> list[str]:
+    """The options that name a dataset, for commands that are shown."""
+    return [f"--dataset={dataset}", *([f"--data={data}"] if data else [])]
+
+
 def describe(dataset: Dataset, paths: DatasetPaths, shard_set: str | None, where: Sequence[str]) -> list[str]:
     """The lines of `python -m slurm status`.
 
     Args:
-        shard_set: the set of shards to count; None for all.
-        where: the options that name the dataset, for the commands shown.
+        shard_set: the shard set to count; None for all.
+        where: options that name the dataset, for the commands shown.
     """
     chain = record.latest(paths.logs)
     if chain is None:
@@ -52,12 +84,12 @@ def is_alive(job: Submitted) -> bool:
 
 def tasks_of(job: Submitted, logs: Path) -> list[Task]:
     """Every task of a job: from SLURM, else from the last line of its log, else unknown."""
-    told = {task.name: task for task in scheduler.states(job.job)}
-    return [told.get(name) or _from_log(name, logs) for name in job.task_names()]
+    known = {task.name: task for task in scheduler.states(job.job)}
+    return [known.get(name) or _from_log(name, logs) for name in job.task_names()]
 
 
 def _from_log(name: str, logs: Path) -> Task:
-    """A task as the end of its log has it; job.sh writes that line."""
+    """A task according to the last line of its log, which job.sh writes."""
     match = re.search(rf", job {re.escape(name)} on (\S+): (.+)", (log_end(logs, name) or [""])[-1])
     if match is None:
         return Task(name, "UNKNOWN", "SLURM has forgotten it and it has no finished log")
@@ -78,7 +110,7 @@ def log_end(logs: Path, name: str) -> list[str]:
 
 
 def telling_line(lines: Sequence[str]) -> str:
-    """The line of a log that says most about a failure: the last error, else the last line."""
+    """The line of a log that best explains a failure: the last error, else the last line."""
     errors = [line for line in lines if re.match(r"error: |\w*(Error|Exception)\b|slurmstepd: error: ", line)]
     return (errors or lines or [""])[-1]
 
@@ -92,8 +124,8 @@ def _stage(job: Submitted, tasks: Sequence[Task], logs: Path) -> list[str]:
     lines = [f"  {job.stage:<7} {job.job:>8}  {counts}{why}"]
     bad = [task for task in tasks if scheduler.ended_badly(task)]
     for task in bad[:SHOWN]:
-        told = telling_line(log_end(logs, task.name)) or task.reason or "it never started"
-        lines.append(f"          {task.name} {task.state} on {task.nodes or 'no node'}: {told}")
+        why = telling_line(log_end(logs, task.name)) or task.reason or "it never started"
+        lines.append(f"          {task.name} {task.state} on {task.nodes or 'no node'}: {why}")
     if len(bad) > SHOWN:
         lines.append(f"          and {len(bad) - SHOWN} more")
     if any(log_end(logs, task.name) for task in bad[:SHOWN]):
@@ -102,14 +134,14 @@ def _stage(job: Submitted, tasks: Sequence[Task], logs: Path) -> list[str]:
 
 
 def _videos(dataset: Dataset, paths: DatasetPaths, shard_set: str | None) -> list[str]:
-    """How far each set of shards is, and which videos failed."""
+    """How complete each shard set is, and which videos failed."""
     names = [shard_set] if shard_set else shard_sets(paths)
     lines = [line for name in names for line in describe_set(set_status(dataset, paths, name), SHOWN)]
     return lines or [f"no shards yet of {len(dataset.videos):,} videos"]
 
 
 def _next(stages: dict[str, list[Task]], options: list[str], where: Sequence[str]) -> list[str]:
-    """What to do now."""
+    """What to do next."""
     tasks = [task for tasks in stages.values() for task in tasks]
     if any(task.state in scheduler.UNFINISHED for task in tasks):
         jobs = ",".join(dict.fromkeys(task.name.split("_")[0] for task in tasks))

@@ -1,4 +1,4 @@
-"""Random variation of samples: where they are cut, and the colour of their light."""
+"""Augmentation of samples: random crops and PCA colour noise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def random_box(
     """Region of a stored frame to train on: (top, left, height, width) in stored pixels.
 
     Args:
-        random: draws; the same number of them whatever the frame's size.
+        random: source of the draws, whose number does not depend on the frame's size.
         height, width: of the stored frame.
         spec: its crop and short_side give the region's side if there is no scale jitter.
         cut: "random" for anywhere in the frame, "corner" for one of the four corners or the centre.
@@ -51,12 +51,12 @@ def random_box(
 
 
 def centre_box(height: int, width: int, spec: VolumeSpec) -> Box:
-    """The region that validation looks at."""
+    """The centre crop of a stored frame, as validation uses it."""
     side = cut_side(spec, height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
 def lighting_noise(random: np.random.Generator, deviation: float) -> npt.NDArray[np.float32]:
-    """What is added to every pixel of a frame (RGB, in 0..255): float32[3]."""
+    """Colour noise to add to every pixel of a frame: RGB float32[3], in units of 0..255."""
     amount = random.normal(0, 1, 3) * deviation * _SPREAD
     return (255 * _DIRECTION @ amount).astype(np.float32)

@@ -1,14 +1,13 @@
 """The bytes of training and test samples: from shards and image files to uint8 arrays.
 
-Nothing here computes with pixels: fields and frames are decoded, cut and handed over as they are stored, and
-`train.volume` makes the network's input of them on the device.
+Pixels are not computed with here: fields and frames are decoded, cropped and passed on as they are stored;
+`train.volume` turns them into the network's input on the device.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-import os
 import signal
 import weakref
 from collections import OrderedDict
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import get_worker_info
 
-from pipeline.codec import decode_image
+from pipeline.codec import decode_image, split_components
 from pipeline.errors import InputError
 from pipeline.shard import Shard, damaged, decode_frame
 from train.augment import Box, centre_box, lighting_noise, random_box
@@ -55,7 +54,7 @@ class Item(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.source.video if isinstance(self.source, Shard) else str(self.source)
 
 
@@ -65,10 +64,10 @@ class Batch(NamedTuple):
     Attributes:
         raw: flow or frames with leading shape [B,K].
         boxes: int64[B,4] on the host, the region of each sample that the network sees.
-        flip: bool[B], samples to mirror.
+        flip: bool[B], samples to flip horizontally.
         noise: float32[B,3], added to every pixel of a frame.
         label, head: int64[B].
-        key: int64[B], what the sample's dropout masks follow from.
+        key: int64[B], seed of each sample's dropout masks.
     """
 
     raw: RawFlow | RawFrames
@@ -92,7 +91,7 @@ def pack(batch: Batch, slot: Slot) -> Batch:
 
 
 def unpack(batch: Batch) -> Batch:
-    """A batch of tensors from what a loader gives; its pixels are valid until the next but one is taken."""
+    """A batch of tensors from what a loader gives; its pixels are valid until the batch after the next is taken."""
     slot: Any = batch.raw[0]
     if isinstance(batch.boxes, Tensor):
         return batch
@@ -103,7 +102,7 @@ def unpack(batch: Batch) -> Batch:
 
 
 def network_input(batch: Batch, spec: VolumeSpec, device: torch.device | str) -> Tensor:
-    """The network's input on the device: float32[B,K,C,crop,crop], cut, resized and mirrored."""
+    """The network's input on the device: float32[B,K,C,crop,crop], cropped, resized and flipped."""
     raw = batch.raw.to(device)
     noise = batch.noise.to(device)[:, None] if isinstance(raw, RawFrames) else None
     volumes = volume(raw, spec, noise)
@@ -136,13 +135,13 @@ def read_volumes(
 
     Args:
         shard: open for reading.
-        spec: what a volume is.
+        spec: what a volume holds.
         positions: 0 .. shard_positions - 1.
         box: top, left, height, width of the part to keep; None keeps whole fields, as trajectories need them.
 
     Raises:
         InputError: damaged streams, or flow that the shard lacks.
-        ValueError: positions that are not there.
+        ValueError: positions out of range.
     """
     box = box or (0, 0, shard.height, shard.width)
     raw = _empty(spec, (len(positions),), box[2:], _bytes)
@@ -215,32 +214,35 @@ def _fill(
 def _decode(
     shard: Shard, part: str, indices: list[int], targets: list[npt.NDArray[np.uint8]], box: Box
 ) -> None:
-    """The flows or frames at indices, cut to the box, each into its target [2,H,W] or [H,W,3]."""
+    """The flows or frames at indices, cropped to the box, each into its target [2,H,W] or [H,W,3]."""
     top, left, height, width = box
-    rows, columns = slice(top, top + height), slice(left, left + width)
+    before = () if part == "frames" else (slice(None),)
+    region = (*before, slice(top, top + height), slice(left, left + width))
+    room = (*before, slice(height), slice(width))
     places: dict[int, list[npt.NDArray[np.uint8]]] = {}
     for index, target in zip(indices, targets, strict=True):
         places.setdefault(index, []).append(target)
     frame = np.empty((shard.height, shard.width, 3), np.uint8) if part == "frames" else None
     for start, stop in runs(sorted(places)):
         for index, stream in enumerate(shard.streams(start, stop, part), start):
-            # Each image is cut at once, while it is in the processor's cache.
             try:
-                if frame is not None:
-                    decode_frame(stream, shard.height, shard.width, frame)
-                    for target in places[index]:
-                        target[:height, :width] = frame[rows, columns]
-                    continue
-                image = decode_image(stream, shard.height, shard.width)
+                image = _decoded(stream, shard.height, shard.width, frame)
             except ValueError as error:
                 raise damaged(shard.address, f"{part} {index} is {error}") from error
-            # Levels as decoded: where level 0 stands for 1, the table holds the same value for both.
-            if len(image) == 2 * shard.height:
-                field = image.reshape(2, shard.height, shard.width)
-            else:
-                field = np.stack([image[: shard.height], image[-shard.height :]])
+            # Each image is cropped at once, while it is in the processor's cache.
             for target in places[index]:
-                target[:, :height, :width] = field[:, rows, columns]
+                target[room] = image[region]
+
+
+def _decoded(
+    stream: bytes | memoryview, height: int, width: int, frame: npt.NDArray[np.uint8] | None
+) -> npt.NDArray[np.uint8]:
+    """A frame [H,W,3], decoded into `frame`, or without it the levels of a flow [2,H,W]; ValueError if damaged."""
+    if frame is not None:
+        decode_frame(stream, height, width, frame)
+        return frame
+    # Levels as decoded: where level 0 stands for 1, the table holds the same value for both.
+    return split_components(decode_image(stream, height, width), height)
 
 
 def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -258,7 +260,7 @@ def read_image(path: Path, short_side: int) -> npt.NDArray[np.uint8]:
     """An image file as RGB uint8[H,W,3], its smaller side resized to `short_side` (0: as it is).
 
     Raises:
-        InputError: no readable image.
+        InputError: not a readable image.
     """
     import cv2
 
@@ -282,7 +284,7 @@ def read_image(path: Path, short_side: int) -> npt.NDArray[np.uint8]:
 
 
 class Ring:
-    """Room for batches of pixels, made before the workers are forked and used again and again.
+    """Room for batches of pixels, allocated before the workers are forked, and reused.
 
     Fresh shared memory costs more than half as much as decoding what is written to it, since every page has to be
     mapped and cleared first. Worker w writes its n-th batch to slot n modulo `slots`. A DataLoader asks a worker for
@@ -304,7 +306,7 @@ class Ring:
 
 
 class Slot:
-    """A tensor in the ring, as a worker tells of it; the main process sees the same memory."""
+    """A tensor in the ring, as a worker sends it; the main process sees the same memory."""
 
     def __init__(self, owner: int, worker: int, slot: int, shape: tuple[int, ...]) -> None:
         self.owner, self.worker, self.slot, self.shape = owner, worker, slot, shape
@@ -325,7 +327,7 @@ _rings: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
 
 
 class Sample(NamedTuple):
-    """What is to be read, decided before anything is."""
+    """What to read for one sample, decided before anything is read."""
 
     item: Item
     image: npt.NDArray[np.uint8] | None
@@ -337,12 +339,12 @@ class Sample(NamedTuple):
 
 
 class SampleReader(TorchDataset[Batch]):
-    """Reads batches for a DataLoader: each of its items is a whole (micro-)batch, so use batch_size=None or `keys`.
+    """Reads batches for a DataLoader whose batch sampler gives lists of keys: it reads each list as one batch.
 
     Attributes:
-        items: what is drawn from.
-        spec: what a volume is.
-        snippets: K.
+        items: videos or images to draw from.
+        spec: what a volume holds.
+        snippets: K, positions per sample.
     """
 
     snippets: int
@@ -366,11 +368,11 @@ class SampleReader(TorchDataset[Batch]):
 
     @property
     def whole(self) -> bool:
-        """Whether whole fields are handed over, since trajectories leave the crop."""
+        """Whether batches hold whole fields, since trajectories leave the crop."""
         return self.spec.stream == "temporal" and self.spec.stacking == "trajectory"
 
     def largest_region(self) -> tuple[int, int]:
-        """Rows and columns that hold what is handed over of any video (images as stored may be larger)."""
+        """Rows and columns that suffice for any video of a batch (images as stored may be larger)."""
         sizes = {
             (item.source.height, item.source.width) for item in self.items if isinstance(item.source, Shard)
         }
@@ -436,7 +438,7 @@ class SampleReader(TorchDataset[Batch]):
         raw[1][:] = height, width
 
     def _opened(self, shard: Shard) -> None:
-        """Keep the files read last open, but not so many that descriptors run out."""
+        """Keep the most recently read files open, but not so many that descriptors run out."""
         self._open[id(shard)] = shard
         self._open.move_to_end(id(shard))
         if len(self._open) > OPEN_FILES:
@@ -455,7 +457,7 @@ class SampleReader(TorchDataset[Batch]):
 
 
 class TrainingReader(SampleReader):
-    """Random samples: key (iteration, index) says which, together with the recipe's seed."""
+    """Random samples, determined by the recipe's seed and the key (iteration, index)."""
 
     def __init__(self, items: Sequence[Item], spec: VolumeSpec, recipe: Recipe) -> None:
         super().__init__(items, spec)
@@ -498,7 +500,7 @@ class TrainingReader(SampleReader):
 
 
 class ValidationReader(SampleReader):
-    """Fixed samples: key (_, index) is item `index`, its centre at a few equally spaced positions, not mirrored."""
+    """Fixed samples: key (_, index) is item `index`, its centre crop at a few equally spaced positions, not flipped."""
 
     def __init__(self, items: Sequence[Item], spec: VolumeSpec, snippets: int) -> None:
         super().__init__(items, spec)
@@ -516,7 +518,7 @@ class ValidationReader(SampleReader):
 
 
 def ignore_signals(worker: int) -> None:
-    """Workers leave the signals that end a run to the main process, which saves first (worker_init_fn)."""
+    """Leave the signals that end a run to the main process, which saves first (the loader's worker_init_fn)."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     keep_opencv_to_one_thread()
@@ -524,16 +526,11 @@ def ignore_signals(worker: int) -> None:
 
 
 def keep_opencv_to_one_thread() -> None:
-    """OpenCV works in the calling thread from here on.
+    """Keep OpenCV to the calling thread from now on.
 
-    Called by whatever will be forked into workers, before: a thread pool does not survive the fork, and a worker that
-    touched one would wait for its threads for ever.
+    To be called before workers are forked: a thread pool does not survive the fork, and a worker that used one would
+    wait for its threads for ever.
     """
     import cv2
 
     cv2.setNumThreads(1)
-
-
-def default_workers(processes_here: int = 1) -> int:
-    """Loader workers per process: the cores that this process may use, shared by the processes of the node."""
-    return max(1, min(16, len(os.sched_getaffinity(0)) // processes_here))

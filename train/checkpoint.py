@@ -1,7 +1,7 @@
-"""Checkpoints: everything needed to go on training, to score videos, and to start another network from.
+"""Checkpoints: everything needed to resume training, to score videos, and to initialise another network.
 
-One file is a `torch.save` of plain values and tensors, loaded with weights_only=True; docs/reference/train.md lists
-its keys. It is written under a temporary name, read back and checked, then renamed.
+A file is a `torch.save` of plain values and tensors, loaded with weights_only=True; docs/reference/train.md lists its
+keys. It is written under a temporary name, read back and checked, then renamed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import re
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +23,17 @@ from torch import Tensor
 
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.request import Request
+from pipeline.runs import RunPaths, RunRecord
 from pipeline.text import first_line
 from train.models import build
 from train.models.network import Network
 from train.volume_spec import VolumeSpec
 
 FORMAT = "two-stream checkpoint"
-VERSION = 1
-NAME = re.compile(r"checkpoint-(\d{8})\.pt")
-BEST = "best.pt"
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 does not record how the shards were made; its `run` is migrated by `RunRecord.from_dict`."""
 
 
 @dataclass
@@ -40,23 +42,26 @@ class Checkpoint:
 
     Attributes:
         weights: the network's state dict.
-        recipe: the resolved recipe, plain values.
-        run: dataset, split, shard set, seed and the like, plain values.
+        recipe: the resolved recipe as plain values.
+        run: the run's dataset, split, shard sets and so on.
         volume: what the network's input is made of.
         heads: head (dataset) name -> its class names; heads are ranges of the last layer, in this order.
-        iteration: iterations done.
-        digest: SHA-256 over weights, volume, model and heads; what scores are tied to.
-        optimiser: its state dict; empty in a file that was only made for scoring.
-        progress: what the log and the choice of the best need to go on.
+        iteration: number of iterations done.
+        requests: dataset -> how its shards were made, so that a new video can be given the same flow and frames; empty
+            for a run on images and in checkpoints of version 1.
+        digest: SHA-256 over weights, volume, model and heads; identifies the network that scores were computed with.
+        optimiser: the optimiser's state dict; empty in a file that was only made for scoring.
+        progress: accuracy and iteration of the best validation so far.
         path: the file it was read from.
     """
 
     weights: dict[str, Tensor]
     recipe: dict[str, Any]
-    run: dict[str, Any]
+    run: RunRecord
     volume: VolumeSpec
     heads: dict[str, tuple[str, ...]]
     iteration: int
+    requests: dict[str, Request] = field(default_factory=dict)
     digest: str = ""
     optimiser: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +81,7 @@ class Checkpoint:
         return network.eval()
 
     def columns(self, head: str, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Which outputs of the last layer are the given classes of a head.
+        """Outputs of the last layer for the given classes of a head: int64[classes].
 
         Raises:
             InputError: no such head, or classes it was not trained for (the message lists both).
@@ -97,7 +102,7 @@ class Checkpoint:
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 (hex) over what decides scores: weights, model, volume and heads."""
+    """SHA-256 (hex) over what determines scores: weights, model, volume and heads."""
     about = {
         "model": checkpoint.recipe["model"],
         "volume": checkpoint.volume.as_dict(),
@@ -115,7 +120,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically, with its digest.
 
     Raises:
-        InputError: the disk is full; what was there before stays.
+        InputError: the file cannot be written, for example on a full disk; an earlier file of that name stays.
     """
     checkpoint.digest = weights_digest(checkpoint)
     values = {
@@ -123,7 +128,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "version": VERSION,
         "weights": checkpoint.weights,
         "recipe": checkpoint.recipe,
-        "run": checkpoint.run,
+        "run": checkpoint.run.as_dict(),
+        "requests": {name: request.as_dict() for name, request in checkpoint.requests.items()},
         "volume": checkpoint.volume.as_dict(),
         "heads": {name: list(classes) for name, classes in checkpoint.heads.items()},
         "iteration": checkpoint.iteration,
@@ -135,7 +141,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         try:
             torch.save(values, temporary)
         except RuntimeError as error:
-            # torch's writer loses errno; a short write is all it tells of a full disk.
+            # torch's writer loses errno: a short write is all that it reports of a full disk.
             raise InputError(
                 f"{path}: the checkpoint could not be written ({first_line(error)}); is the disk full? "
                 "Earlier checkpoints are intact: free some space and run the same command again to resume"
@@ -143,10 +149,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Check the sums of every part of a checkpoint file.
+    """Verify the checksum of every part of a checkpoint file.
 
     Raises:
-        InputError: it is no such archive, or a part is damaged.
+        InputError: it is not a zip archive, or a part is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -154,46 +160,52 @@ def check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})") from error
     if bad is not None:
-        raise InputError(f"{path}: damaged checkpoint: the check sum of {bad} does not match")
+        raise InputError(f"{path}: damaged checkpoint: the checksum of {bad} does not match")
 
 
 def load_checkpoint(path: str | Path, optimiser: bool = False) -> Checkpoint:
-    """Read a checkpoint: a file, or a run folder, of which the best (else the newest valid) one is taken.
+    """Read a checkpoint: a file, or that of a run folder to score with (`RunPaths.scoring_checkpoint`).
 
     Args:
         path: file or run folder.
-        optimiser: keep the optimiser's state as well, to go on training.
+        optimiser: keep the optimiser's state as well, to resume training.
 
     Raises:
         InputError: nothing there, damaged, or not a checkpoint of this program.
     """
     path = Path(path)
     if path.is_dir():
-        return load_checkpoint(find_checkpoint(path), optimiser)
+        return load_checkpoint(RunPaths(path).scoring_checkpoint(), optimiser)
     values = read_archive(path)
     if values.get("format") != FORMAT:
         raise InputError(f"{path}: expected a checkpoint of `python -m train`, found another file")
-    if values.get("version") != VERSION:
-        raise InputError(f"{path}: checkpoint version {values.get('version')}, this program reads {VERSION}")
+    if values.get("version") not in READABLE:
+        raise InputError(
+            f"{path}: expected a checkpoint of version {' or '.join(map(str, READABLE))}, found version "
+            f"{values.get('version')}; read it with the program that wrote it"
+        )
     try:
         return Checkpoint(
             weights=values["weights"],
             recipe=values["recipe"],
-            run=values["run"],
+            run=RunRecord.from_dict(values["run"]),
             volume=VolumeSpec.from_dict(values["volume"]),
             heads={name: tuple(classes) for name, classes in values["heads"].items()},
             iteration=values["iteration"],
+            requests={
+                name: Request.from_dict(request) for name, request in values.get("requests", {}).items()
+            },
             digest=values["digest"],
             optimiser=values["optimiser"] if optimiser else {},
             progress=values["progress"],
             path=path,
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: incomplete checkpoint ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
 
 
 def read_archive(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote, as a mapping, on the CPU; nothing in the file is executed.
+    """The mapping that `torch.save` wrote, its tensors on the CPU; nothing in the file is executed.
 
     Raises:
         InputError: missing, damaged, or with anything but tensors and plain values in it.
@@ -213,22 +225,16 @@ def read_archive(path: Path) -> dict[str, Any]:
     return dict(values)
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """Numbered checkpoints of a run folder, newest first."""
-    if not run.is_dir():
-        return []
-    return sorted((path for path in run.iterdir() if NAME.fullmatch(path.name)), reverse=True)
+def link_best(run: RunPaths, iteration: int) -> None:
+    """Make best.pt the checkpoint of an iteration: a hard link where the file system has them, else a copy."""
+    with atomic.writing(run.best) as temporary:
+        try:
+            temporary.hardlink_to(run.checkpoint(iteration))
+        except OSError:
+            shutil.copyfile(run.checkpoint(iteration), temporary)
 
 
-def find_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run to score with: the best by validation if there is one, else the newest.
-
-    Raises:
-        InputError: the folder holds none.
-    """
-    if (run / BEST).is_file():
-        return run / BEST
-    found = checkpoints(run)
-    if not found:
-        raise InputError(f"{run}: no checkpoint there yet; train first: python -m train --run {run.name} ...")
-    return found[0]
+def remove_old_checkpoints(run: RunPaths, keep: int) -> None:
+    """Remove all but the newest `keep` numbered checkpoints, and at least one; best.pt stays."""
+    for old in run.checkpoints()[max(keep, 1) :]:
+        old.unlink(missing_ok=True)

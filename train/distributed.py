@@ -1,12 +1,12 @@
-"""Processes that train one network together: under torchrun, under srun, or one alone.
+"""Processes that train one network together: under torchrun, under srun, or a single one.
 
 torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. srun sets SLURM_PROCID, SLURM_STEP_NUM_TASKS
-and SLURM_LOCALID; the meeting point then follows from the job, without resolving a node's name:
+and SLURM_LOCALID; the rendezvous then follows from the job, without resolving a node's name:
 
 - address: MASTER_ADDR if set; else 127.0.0.1 if the step runs on one node; else SLURM_LAUNCH_NODE_IPADDR, the address
   of the node that ran srun, which in a batch job is the first one, where rank 0 runs;
 - port: MASTER_PORT if set; else 20000 + (job id * 16 + step) modulo 20000, so that the tasks of an array, each of which
-  has a job id of its own, do not meet on a shared node.
+  has its own job id, do not collide on a shared node.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands among those that train together."""
+    """A process's rank among those that train together, and where they meet."""
 
     rank: int = 0
     size: int = 1
@@ -47,7 +47,7 @@ class Place:
 
 
 def find_place(environment: Mapping[str, str]) -> Place:
-    """The process's place, from the variables that torchrun or srun set; alone without either.
+    """The process's place, from the variables that torchrun or srun set; a single process without either.
 
     Raises:
         InputError: incomplete or contradictory variables.
@@ -87,13 +87,13 @@ def find_place(environment: Mapping[str, str]) -> Place:
         raise InputError(f"started as one of several processes, but {error.args[0]} is not set") from error
     except ValueError as error:
         raise InputError(
-            f"started as one of several processes, but a variable is no number: {error}"
+            f"started as one of several processes, but a variable holds no number: {error}"
         ) from error
     return Place()
 
 
 def interface_towards(address: str) -> str | None:
-    """Name of the network interface that reaches an address (no packet is sent); None if that cannot be found out."""
+    """Name of the network interface that reaches an address (no packet is sent); None if it cannot be determined."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, 9))
@@ -111,7 +111,7 @@ def interface_towards(address: str) -> str | None:
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together, as this one sees them."""
+    """The processes that train together, seen from this one."""
 
     place: Place
     device: torch.device
@@ -129,10 +129,6 @@ class World:
     def first(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
-        return bool(self.largest(float(flag)))
 
     def largest(self, value: float) -> float:
         """The largest of the processes' values."""
@@ -164,8 +160,18 @@ class World:
         if found := [text for text in dict.fromkeys(errors) if text]:
             self.fail("\n".join(found))
 
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """End every process, by `agree`, if any leaves the block with an InputError."""
+        error = None
+        try:
+            yield
+        except InputError as found:
+            error = str(found)
+        self.agree(error)
+
     def fail(self, error: str) -> NoReturn:
-        """End every process with an error that all of them know: InputError in the first, which tells it."""
+        """End every process with an error that all of them know: InputError in the first, which prints it."""
         if self.first:
             raise InputError(error)
         sys.exit(1)
@@ -192,10 +198,13 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 
 @contextlib.contextmanager
 def join(device: str = "auto") -> Iterator[World]:
-    """Meet the other processes, if any; they part when the block ends.
+    """Join the other processes, if any, until the block ends.
+
+    Args:
+        device: as for `choose_device`.
 
     Raises:
-        InputError: no meeting was possible (the message names address and port), or an unusable device.
+        InputError: the processes could not meet (the message names address and port), or an unusable device.
     """
     place = find_place(os.environ)
     chosen = choose_device(device, place.local_rank)
@@ -205,7 +214,7 @@ def join(device: str = "auto") -> Iterator[World]:
         yield World(place, chosen)
         return
     if interface := interface_towards(place.address):
-        # gloo would look the host's own name up instead, which need not resolve.
+        # Otherwise gloo looks up the host's own name, which need not resolve.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
         dist.init_process_group(

@@ -1,4 +1,4 @@
-"""Starting from other weights: a run's checkpoint or a torchvision-style state dict."""
+"""Initial weights from elsewhere: a run's checkpoint or a torchvision-style state dict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from train.checkpoint import FORMAT, find_checkpoint, read_archive
+from pipeline.runs import RunPaths
+from train.checkpoint import FORMAT, read_archive
 from train.models.network import Network
 
 WRAPPERS = ("state_dict", "model_state", "model")
@@ -19,10 +20,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]
     """Weights of a file or run folder, and the class names of its last layer if the file knows them.
 
     Raises:
-        InputError: unreadable, or no state dict.
+        InputError: unreadable, or not a state dict.
     """
     if path.is_dir():
-        path = find_checkpoint(path)
+        path = RunPaths(path).scoring_checkpoint()
     values = read_archive(path)
     classes = None
     if values.get("format") == FORMAT:
@@ -44,11 +45,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]
 
 
 def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
-    """Load other weights into a network; returns in words what was done.
+    """Load weights of a file into a network; returns a description of what was done.
 
     A first layer for RGB becomes one for flow by its mean over the three channels, repeated for every input channel
-    (Wang et al. 2015, cross-modality). The last layer is kept if it is for the same classes (a run's checkpoint) or
-    has the same size (a plain state dict); otherwise it starts afresh.
+    (Wang et al. 2015, cross-modality). The last layer is loaded if it is for the same classes (a run's checkpoint) or
+    has the same size (a plain state dict); otherwise it keeps its random initial weights.
 
     Raises:
         InputError: names or shapes that do not fit, all of them in one message.
@@ -85,7 +86,7 @@ def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
             + "".join(f"  missing {name} {list(own[name].shape)}\n" for name in missing)
             + "".join(f"  unexpected {name} {list(weights[name].shape)}\n" for name in unexpected)
             + "".join(f"  {line}\n" for line in sorted(wrong))
-            + "choose the --model that they were made with"
+            + "choose the --model that they were trained with"
         )
     network.load_state_dict(weights, strict=False)
     return "; ".join(notes) or "every layer taken over"
@@ -97,12 +98,18 @@ def cross_modality(filters: Tensor, channels: int) -> Tensor:
 
 
 def freeze(network: Network, trained: str, partial_bn: bool) -> list[nn.Module]:
-    """Switch off learning where the recipe wants it; returns the normalisations that must stay in evaluation mode.
+    """Freeze the layers that the recipe does not train.
 
     Args:
         network: changed in place.
-        trained: "all", or "last" for the last layer alone, over features that stay as they are.
+        trained: "all", or "last" for the last layer alone, on features that stay fixed.
         partial_bn: freeze every batch normalisation but the first (TSN).
+
+    Returns:
+        The batch normalisations that must stay in evaluation mode.
+
+    Raises:
+        InputError: partial_bn for a network without batch normalisation.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     frozen = norms if trained == "last" else norms[1:] if partial_bn else []

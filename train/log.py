@@ -1,4 +1,4 @@
-"""What a run writes about itself: log.jsonl, curves.png and, where tensorboard is installed, its events."""
+"""What a run writes as it trains: log.jsonl, curves.png and, where tensorboard is installed, events."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import atomic
-
-LOG = "log.jsonl"
-CURVES = "curves.png"
+from pipeline.runs import RunPaths
 
 
 class RunLog:
     """The log of a run folder, one JSON object per line: an iteration ("loss") or a validation ("validation")."""
 
     def __init__(self, folder: Path, resumed_at: int, tensorboard: bool) -> None:
-        """Open the log; records of iterations after `resumed_at`, which will be done again, are dropped."""
-        self.path = folder / LOG
+        """Open the log; records of iterations after `resumed_at`, which will be repeated, are dropped."""
+        self.path = RunPaths(folder).log
         kept = [record for record in read_log(folder) if record.get("iteration", 0) <= resumed_at]
         with atomic.writing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -33,13 +31,13 @@ class RunLog:
                 self._events.add_scalar(name, value, record["iteration"])
 
     def close(self) -> None:
-        """Flush what is still held back."""
+        """Flush what is still buffered."""
         if self._events is not None:
             self._events.close()
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Numbers of a nested record with names like validation/demo/accuracy, without the iteration."""
+    """Numbers of a nested record under names like validation/demo/accuracy, without the iteration."""
     found: list[tuple[str, float]] = []
     for name, value in record.items():
         if isinstance(value, Mapping):
@@ -55,12 +53,12 @@ def open_events(folder: Path, resumed_at: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
+    return SummaryWriter(str(RunPaths(folder).tensorboard), purge_step=resumed_at + 1)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Records of a run's log in order; a last line that was cut short by a crash is left out."""
-    path = folder / LOG
+    """Records of a run's log in order; a last line cut short by a crash is left out."""
+    path = RunPaths(folder).log
     if not path.is_file():
         return []
     records = []
@@ -109,6 +107,7 @@ def draw_curves(folder: Path) -> Path:
     right.set_ylim(0, 1.02)
     rate.plot([record["iteration"] for record in steps], [record["learning_rate"] for record in steps])
     rate.set(xlabel="iteration", ylabel="learning rate", yscale="log")
-    with atomic.writing(folder / CURVES) as temporary:
+    path = RunPaths(folder).curves
+    with atomic.writing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    return folder / CURVES
+    return path

@@ -1,6 +1,7 @@
 """Recipes: everything that decides what a training run learns, as one flat TOML file.
 
-The shipped ones lie in train/recipes/; a run saves its own, resolved, so that it can be repeated from that file alone.
+Those shipped are in train/recipes/; a run saves its own, resolved, so that it can be repeated from that file alone.
+Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -16,65 +17,81 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from pipeline.errors import InputError
-from pipeline.runs import STREAMS
+from pipeline.options import option
+from pipeline.runs import STREAMS, RunRecord
 from train.models import MODELS
 from train.volume_spec import COLOUR_MEAN, COLOUR_STD, STACKINGS, VOLUME_DIRECTIONS, VolumeSpec
 
 FOLDER = Path(__file__).parent / "recipes"
 
 
-def _key(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+def _key(default: Any, help: str, choices: tuple[str, ...] = (), multiple: bool = False) -> Any:
+    commas = isinstance(default, tuple) and not multiple
+    sentence = f"{help[0].upper()}{help[1:]}."
+    made = option(default, sentence, choices=choices or None, multiple=multiple, commas=commas)
+    return field(default=default, metadata={**made.metadata, "help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A resolved recipe; each attribute is a key of the TOML file and an option of `python -m train`."""
+    """A resolved recipe; each attribute is a key of the TOML file and an option of `python -m train`.
 
-    stream: str = _key("either", "which stream the recipe is for", ("either", *STREAMS))
+    `stream` alone is not an option of its own: the command has --stream, the stream to train.
+    """
+
+    stream: str = field(
+        default="either",
+        metadata={"help": "stream that the recipe is for", "choices": ("either", *STREAMS)},
+    )
     model: str = _key("cnn_m_2048", "network", MODELS)
-    width: float = _key(1.0, "filters per layer as a share of the published number (ResNets)")
-    dropout: float = _key(0.9, "share of features dropped before the last layers")
-    pretrained: bool = _key(False, "the recipe starts from other weights: --init must be given")
-    trained: str = _key("all", "layers that learn", ("all", "last"))
-    partial_bn: bool = _key(False, "freeze every batch normalisation but the first")
-    sync_bn: bool = _key(False, "batch statistics over all processes")
+    width: float = _key(1.0, "filters per layer as a fraction of the published number (ResNets)")
+    dropout: float = _key(0.9, "dropout ratio before the last layers")
+    pretrained: bool = _key(False, "the recipe starts from pre-trained weights: --init must be given")
+    trained: str = _key("all", "layers that are trained", ("all", "last"))
+    partial_bn: bool = _key(False, "freeze every batch normalisation but the first (TSN)")
+    sync_bn: bool = _key(False, "compute batch statistics over all processes")
     # The input volume.
     crop: int = _key(224, "side of the network's input in pixels")
-    short_side: int = _key(256, "smaller side of the video as the network sees it; 0: as stored")
+    short_side: int = _key(256, "smaller side of the video as the network sees it, in pixels; 0: as stored")
     length: int = _key(10, "L, flow fields per volume")
-    stacking: str = _key("stack", "how fields are stacked", STACKINGS)
-    direction: str = _key("forward", "direction of flow; both is bi-directional", VOLUME_DIRECTIONS)
-    mean_subtraction: bool = _key(True, "subtract each field's mean vector")
+    stacking: str = _key("stack", "how flow fields are stacked", STACKINGS)
+    direction: str = _key("forward", "direction of the flow; both is bi-directional", VOLUME_DIRECTIONS)
+    mean_subtraction: bool = _key(True, "subtract each flow field's mean vector")
     flow_scale: float = _key(1.0, "network input per pixel of flow")
-    colour_mean: tuple[float, ...] = _key(COLOUR_MEAN, "colour that becomes 0, in 0..255")
-    colour_std: tuple[float, ...] = _key(COLOUR_STD, "colour difference that becomes 1")
+    colour_mean: tuple[float, ...] = _key(COLOUR_MEAN, "RGB mean that is subtracted, in 0..255")
+    colour_std: tuple[float, ...] = _key(COLOUR_STD, "RGB standard deviation that is divided by, in 0..255")
     # Sampling and augmentation.
-    batch: int = _key(256, "videos per iteration, over all processes")
+    batch: int = _key(256, "batch size: videos per iteration, over all processes")
     segments: int = _key(1, "snippets per video whose logits are averaged (TSN)")
-    cut: str = _key("random", "where crops are cut: anywhere, or at corners and centre", ("random", "corner"))
-    scales: tuple[float, ...] = _key(
-        (), "scale jitter: sides of the cut region as shares of the smaller side"
+    cut: str = _key(
+        "random", "where crops are taken: anywhere, or at corners and centre", ("random", "corner")
     )
-    flip: bool = _key(True, "mirror half of the samples; x flow is negated")
+    scales: tuple[float, ...] = _key((), "scale jitter: crop sides as fractions of the smaller side")
+    flip: bool = _key(True, "flip half of the samples horizontally; x flow is negated")
     lighting: float = _key(0.1, "standard deviation of the PCA colour noise (Krizhevsky 2012)")
     # The schedule.
-    iterations: int = _key(80_000, "iterations; overriding it scales steps and warm-up")
-    learning_rate: float = _key(0.01, "learning rate at the start")
-    schedule: str = _key("step", "how it falls", ("step", "cosine", "constant"))
-    steps: tuple[int, ...] = _key((), "iterations after which a step schedule multiplies it by factor")
+    iterations: int = _key(80_000, "training iterations; overriding it scales steps and warmup")
+    learning_rate: float = _key(0.01, "initial learning rate")
+    schedule: str = _key("step", "learning rate schedule", ("step", "cosine", "constant"))
+    steps: tuple[int, ...] = _key(
+        (), "iterations at which a step schedule multiplies the learning rate by factor"
+    )
     factor: float = _key(0.1, "what a step multiplies the learning rate by")
-    warmup: int = _key(0, "iterations over which the learning rate rises from 0")
-    momentum: float = _key(0.9, "of SGD")
-    nesterov: bool = _key(False, "Nesterov's momentum")
-    weight_decay: float = _key(5e-4, "of SGD")
-    clip: float = _key(0.0, "largest norm of the gradient; 0: no limit")
-    precision: str = _key("auto", "auto is bf16 on a GPU and fp32 on a CPU", ("auto", "fp32", "bf16"))
+    warmup: int = _key(0, "iterations of linear warm-up of the learning rate")
+    momentum: float = _key(0.9, "momentum of SGD")
+    nesterov: bool = _key(False, "use Nesterov momentum")
+    weight_decay: float = _key(5e-4, "weight decay of SGD")
+    clip: float = _key(0.0, "gradient clipping: largest norm of the gradient; 0: none")
+    precision: str = _key(
+        "auto", "precision of the network; auto is bf16 on a GPU and fp32 on a CPU", ("auto", "fp32", "bf16")
+    )
     # What it learns from.
-    also: tuple[str, ...] = _key((), "further datasets, each with a head of its own")
+    also: tuple[str, ...] = _key((), "a further dataset with its own head; may be repeated", multiple=True)
     add_classes: str = _key("", "dataset whose classes join the head (train/added_classes/)")
-    validation: str = _key("0", "share of the training groups held out, or `test` for the test list")
-    seed: int = _key(0, "of every random choice")
+    validation: str = _key(
+        "0", "fraction of the training groups held out for validation, or `test` for the test list"
+    )
+    seed: int = _key(0, "seed of every random choice")
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -131,7 +148,7 @@ class Recipe:
         return VolumeSpec.from_dict({"stream": stream, **{name: getattr(self, name) for name in names}})
 
     def learning_rate_at(self, iteration: int) -> float:
-        """Learning rate of an iteration, counted from 0."""
+        """Learning rate of an iteration; iterations are counted from 0."""
         if iteration < self.warmup:
             return self.learning_rate * (iteration + 1) / (self.warmup + 1)
         if self.schedule == "step":
@@ -161,10 +178,10 @@ def names() -> list[str]:
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A shipped recipe by name, or a TOML file, with some keys overridden.
 
-    Overriding `iterations` alone scales `steps` and `warmup` with it.
+    Overriding `iterations` scales `steps` and `warmup` in proportion, unless they are overridden themselves.
 
     Raises:
-        InputError: unknown recipe or key (the message suggests the nearest), or a value of the wrong kind.
+        InputError: unknown recipe or key (the message suggests the nearest), or a value of the wrong type.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
@@ -197,10 +214,10 @@ def scaled(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def coerce(key: str, value: Any) -> Any:
-    """A value as the key's type.
+    """A value converted to the type of its key.
 
     Raises:
-        InputError: unknown key, or a value of another kind.
+        InputError: unknown key, or a value of the wrong type.
     """
     if key not in KEYS:
         raise InputError(f"unknown key {key!r}{nearest(key, list(KEYS))}; keys are: {', '.join(KEYS)}")
@@ -243,10 +260,12 @@ def nearest(word: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def to_toml(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """A resolved recipe as TOML, and the run's dataset, split and the like in a table that `load_recipe` skips."""
+def to_toml(recipe: Mapping[str, Any], run: RunRecord) -> str:
+    """A run's recipe.toml: the resolved recipe, and the run's record in a table that `load_recipe` skips.
+
+    Args:
+        recipe: its keys and plain values (`Recipe.as_dict`).
+        run: what is recorded beside them.
+    """
     lines = [f"{key} = {json.dumps(value)}" for key, value in recipe.items()]
-    lines += ["", "[run]"] + [
-        f"{key} = {json.dumps(value)}" for key, value in run.items() if value is not None
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + run.as_toml()

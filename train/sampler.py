@@ -1,6 +1,6 @@
-"""Which videos, and which positions of them, make a batch: all follows from (seed, iteration, index) alone.
+"""Which videos, and which of their positions, make a batch: a function of (seed, iteration, index) alone.
 
-So a resumed run and any number of processes see the same samples, whoever reads them.
+So a resumed run, and any number of processes, see the same samples, whichever process reads them.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Schedule:
     """Batch sampler for a DataLoader: the keys of every read of a rank, from one iteration to the last.
 
     Attributes:
-        micro_batches: for each micro-batch of an iteration, the indices of its reads; reads are of at most `read`
-            samples, so that workers start handing over early and need little memory.
+        micro_batches: for each micro-batch of an iteration, the indices of its reads; a read has at most `read`
+            samples, so that the first ones arrive early and workers need little memory.
     """
 
     def __init__(self, indices: range, micro_batch: int, start: int, stop: int, read: int = 32) -> None:

@@ -1,31 +1,35 @@
-"""What a run learns from: datasets, splits, heads, shards that are there and groups that are held out."""
+"""What a run learns from: datasets, splits, heads, the shards that exist, and groups that are held out."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.catalog import Dataset, load_dataset
 from pipeline.errors import InputError
+from pipeline.machine import usable_cores
 from pipeline.paths import DatasetPaths, data_root
+from pipeline.request import Request, request_of
 from pipeline.shard import Shard, ShardAddress, index_shards, open_shard
-from train.augment import Box, centre_box, lighting_noise, random_box
-from train.batches import Item, keep_opencv_to_one_thread, read_volumes, shard_positions
+from pipeline.shard_sets import choose_shard_set
+from pipeline.text import many
+from train.batches import Item, shard_positions
 from train.recipe import Recipe
-from train.sampler import generator
-from train.volume import RawFrames, VolumeSpec, cut, mirror, volume
+from train.volume_spec import VolumeSpec
 
 ADDED = Path(__file__).parent / "added_classes"
-IMAGES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
-LISTED = 40
+IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
+MOST_LISTED = 40
 PARALLEL_FROM = 512
+"""Number of shards from which they are opened in several processes."""
 
 
 @dataclass(frozen=True)
@@ -34,53 +38,32 @@ class TrainingData:
 
     Attributes:
         heads: head name -> class names; heads are ranges of the last layer, in this order.
-        train, validation: labelled videos; validation is empty unless asked for.
-        left_out: videos of the lists that could not be used (only with --allow-missing).
-        shards: dataset -> the shard set that was taken.
+        train, validation: labelled videos or images; validation is empty unless the recipe asks for it.
+        left_out: number of videos of the lists that could not be used (only with --allow-missing).
+        shard_sets: dataset -> the shard set that is read.
+        requests: dataset -> how its shards were made (`common_request`).
     """
 
     heads: dict[str, tuple[str, ...]]
     train: list[Item]
     validation: list[Item]
-    left_out: int
-    shards: dict[str, str]
-
-
-def choose_shards(paths: DatasetPaths, wanted: str | None) -> str:
-    """The shard set to read: the wanted one, the only one, or `tvl1`.
-
-    Raises:
-        InputError: none there, or several without a choice.
-    """
-    root = paths.shards("x").parent
-    there = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
-    if wanted:
-        if wanted not in there:
-            raise InputError(f"{root}: no shard set {wanted!r} (there: {', '.join(there) or 'none'})")
-        return wanted
-    if len(there) == 1:
-        return there[0]
-    if "tvl1" in there:
-        return "tvl1"
-    if there:
-        raise InputError(f"{root}: several shard sets ({', '.join(there)}): choose one with --shards NAME")
-    raise InputError(
-        f"{root}: no shards yet; make them first: python -m extract_flow --dataset {paths.dataset} --rgb"
-    )
+    left_out: int = 0
+    shard_sets: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)
 
 
 def open_shards(
     addresses: Mapping[str, ShardAddress], ids: Sequence[str], spec: VolumeSpec
 ) -> tuple[dict[str, Shard], dict[str, str]]:
-    """Open every shard of a list and see whether it can give a volume.
+    """Open the shards of a list of videos.
 
     Returns:
-        Usable shards by video, and what is wrong with each of the others.
+        Shards that offer at least one volume, by video id; and what is wrong with each of the others.
     """
     if len(ids) >= PARALLEL_FROM:
         from joblib import Parallel, delayed
 
-        jobs = min(8, len(os.sched_getaffinity(0)))
+        jobs = min(8, usable_cores())
         checked = Parallel(n_jobs=jobs)(delayed(check_shard)(addresses.get(video), spec) for video in ids)
     else:
         checked = [check_shard(addresses.get(video), spec) for video in ids]
@@ -92,7 +75,7 @@ def open_shards(
 
 
 def check_shard(address: ShardAddress | None, spec: VolumeSpec) -> Shard | str:
-    """The shard, open, or what is wrong with it."""
+    """The open shard, or what is wrong with it."""
     if address is None:
         return "no shard"
     try:
@@ -102,18 +85,18 @@ def check_shard(address: ShardAddress | None, spec: VolumeSpec) -> Shard | str:
     if shard_positions(shard, spec):
         return shard
     if spec.stream == "spatial":
-        return f"{address}: no RGB frames" if shard.frame_count else f"{address}: no frame at all"
+        return f"{address}: no RGB frames" if shard.frame_count else f"{address}: no frames at all"
     if lacking := [direction for direction in spec.directions if direction not in shard.directions]:
         return f"{address}: no {' and '.join(lacking)} flow"
     return f"{address}: no flow, the video has {shard.frame_count} frame(s)"
 
 
 def explain(problems: Mapping[str, str], total: int, dataset: str, spec: VolumeSpec) -> str:
-    """One message for all that is missing or broken."""
+    """One message for all videos of a list that cannot be used."""
     lines = [f"{len(problems)} of {total} videos of {dataset} cannot be used:"]
-    lines += [f"  {video}: {what}" for video, what in list(problems.items())[:LISTED]]
-    if len(problems) > LISTED:
-        lines.append(f"  and {len(problems) - LISTED} more")
+    lines += [f"  {video}: {what}" for video, what in list(problems.items())[:MOST_LISTED]]
+    if len(problems) > MOST_LISTED:
+        lines.append(f"  and {len(problems) - MOST_LISTED} more")
     wanted = "--rgb" if spec.stream == "spatial" else f"--direction {spec.direction}"
     lines.append(
         f"make them with: python -m extract_flow --dataset {dataset} {wanted}\n"
@@ -123,9 +106,9 @@ def explain(problems: Mapping[str, str], total: int, dataset: str, spec: VolumeS
 
 
 def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Split off whole groups until about `share` of every class's videos are held out.
+    """Hold out whole groups until about `share` of every class's videos are held out.
 
-    A group is never split, and no class loses its last training group. The choice follows from the seed alone.
+    A group is never split, and no class loses its last training group. The choice depends on the seed alone.
 
     Returns:
         Training items and validation items, each in the order given.
@@ -145,7 +128,7 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     out: dict[int, int] = dict.fromkeys(total, 0)
     for label in sorted(total):
         for group in order:
-            # The next group is taken if that comes nearer to the share than stopping.
+            # The next group is held out if that comes nearer to the share than stopping here.
             if out[label] and out[label] >= share * total[label] - 0.5 * groups[group].get(label, 0):
                 break
             if group in held or label not in groups[group]:
@@ -155,7 +138,9 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
                 for other, count in groups[group].items():
                     out[other] += count
     if not held:
-        raise InputError("validation: every class has a single group, so that none can be held out")
+        raise InputError(
+            "validation: every class has a single group, so none can be held out; use --validation test or 0"
+        )
     return [item for item in items if item.group not in held], [item for item in items if item.group in held]
 
 
@@ -163,7 +148,7 @@ def added_classes(dataset: str, other: str) -> list[str]:
     """Classes of `other` that join the head of `dataset`: the shipped list train/added_classes/DATASET+OTHER.txt.
 
     Raises:
-        InputError: no such list.
+        InputError: there is no such list.
     """
     path = ADDED / f"{dataset}+{other}.txt"
     if not path.is_file():
@@ -173,6 +158,102 @@ def added_classes(dataset: str, other: str) -> list[str]:
         )
     lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
+
+
+def common_request(made: Mapping[str, Request], spec: VolumeSpec, where: str) -> Request:
+    """How the shards of a set were made, as far as the network's input depends on it.
+
+    Args:
+        made: video id -> how its shard was made; not empty.
+        spec: the network's input, which decides what has to agree: flow for the temporal stream, frames for the
+            spatial one, and for both the size and the part of the video.
+        where: what messages call the set.
+
+    Returns:
+        The request with the directions and frames that the input is made of, and source_bytes 0. What the input does
+        not depend on is as in most of the shards.
+
+    Raises:
+        InputError: shards that were made in different ways; the message groups them by what differs.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for video, request in made.items():
+        groups[json.dumps(relevant_facts(request, spec), sort_keys=True)].append(video)
+    usual, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
+    if others:
+        facts, lines = json.loads(usual[0]), []
+        for text, videos in others:
+            found = json.loads(text)
+            differing = ", ".join(
+                f"{name} {found.get(name)} instead of {facts.get(name)}"
+                for name in sorted({**facts, **found})
+                if facts.get(name) != found.get(name)
+            )
+            lines.append(f"  {many(len(videos), 'video')} (for example {videos[0]}): {differing}\n")
+        raise InputError(
+            f"{where}: expected shards that were all made in the same way, found {many(len(usual[1]), 'video')} made "
+            f"in one way and\n{''.join(lines)}make those again with the options of the others: python -m extract_flow "
+            "--overwrite, or choose another set with --shards"
+        )
+    return dataclasses.replace(
+        made[usual[1][0]], source_bytes=0, directions=spec.directions, frames=spec.stream == "spatial"
+    )
+
+
+def relevant_facts(request: Request, spec: VolumeSpec) -> dict[str, Any]:
+    """What of a request the network's input depends on, as plain values; parameters of the method by their names."""
+    facts = request.as_dict()
+    parameters = facts.pop("parameters")
+    for name in ("source_bytes", "directions", "frames"):
+        del facts[name]
+    if spec.stream == "temporal":
+        del facts["frames_quality"]
+        return {**facts, **parameters}
+    for name in ("method", "step", "quantiser", "image", "quality"):
+        del facts[name]
+    return facts
+
+
+class ShardFinder:
+    """Opens the shards of several datasets for one network, and collects what is wrong with them.
+
+    Attributes:
+        shard_sets: dataset -> the shard set that is read.
+        problems: a message for each list of videos of which some cannot be used.
+        left_out: number of videos that cannot be used.
+    """
+
+    def __init__(self, root: Path, spec: VolumeSpec, shard_set: str | None) -> None:
+        self._root, self._spec, self._wanted = root, spec, shard_set
+        self.shard_sets: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.left_out = 0
+        self._made: dict[str, dict[str, Request]] = defaultdict(dict)
+
+    def items(self, dataset: Dataset, ids: Sequence[str], labels: Mapping[str, int], head: int) -> list[Item]:
+        """The usable videos of a list, each with its column of the last layer (`labels`, by class) and its head."""
+        name = dataset.name
+        paths = DatasetPaths(self._root, name)
+        if name not in self.shard_sets:
+            self.shard_sets[name] = choose_shard_set(paths, self._wanted)
+        folder = paths.shards(self.shard_sets[name])
+        usable, broken = open_shards(index_shards(folder), ids, self._spec)
+        if broken:
+            self.left_out += len(broken)
+            self.problems.append(explain(broken, len(ids), name, self._spec))
+        self._made[name] |= {video: request_of(shard) for video, shard in usable.items()}
+        return [
+            Item(shard, labels[dataset.videos[video].label], head, f"{name}:{dataset.videos[video].group}")
+            for video, shard in usable.items()
+        ]
+
+    def requests(self) -> dict[str, Request]:
+        """Dataset -> how its shards were made; InputError if they were made in different ways."""
+        return {
+            name: common_request(made, self._spec, f"{name}, shard set {self.shard_sets[name]}")
+            for name, made in self._made.items()
+            if made
+        }
 
 
 def gather(
@@ -187,75 +268,63 @@ def gather(
     """Everything a run on shards learns from, found and checked before the first iteration.
 
     Raises:
-        InputError: unknown datasets or splits; missing or broken shards, all of them in one message.
+        InputError: unknown datasets or splits; missing or broken shards, all of them in one message; shards of a set
+            that were made in different ways.
     """
-    root = data_root(data)
+    found = ShardFinder(data_root(data), spec, shard_set)
     heads: dict[str, tuple[str, ...]] = {}
     train: list[Item] = []
     validation: list[Item] = []
-    problems: list[str] = []
-    left_out = 0
-    sets: dict[str, str] = {}
-
-    def items(dataset: Dataset, ids: Sequence[str], labels: Mapping[str, int], head: int) -> list[Item]:
-        nonlocal left_out
-        paths = DatasetPaths(root, dataset.name)
-        if dataset.name not in sets:
-            sets[dataset.name] = choose_shards(paths, shard_set)
-        usable, broken = open_shards(index_shards(paths.shards(sets[dataset.name])), ids, spec)
-        if broken:
-            left_out += len(broken)
-            problems.append(explain(broken, len(ids), dataset.name, spec))
-        groups = {video: f"{dataset.name}:{dataset.videos[video].group}" for video in usable}
-        return [
-            Item(shard, labels[dataset.videos[video].label], head, groups[video])
-            for video, shard in usable.items()
-        ]
-
     for head, dataset_name in enumerate((name, *recipe.also)):
         if dataset_name in heads:
             raise InputError(f"dataset {dataset_name} is named twice")
         dataset = load_dataset(dataset_name, data)
         chosen = dataset.split(split)
         start = sum(map(len, heads.values()))
-        classes = list(dataset.classes)
-        labels = {label: start + i for i, label in enumerate(classes)}
-        here = items(dataset, chosen.train, labels, head)
+        labels = {label: start + i for i, label in enumerate(dataset.classes)}
+        here = found.items(dataset, chosen.train, labels, head)
+        heads[dataset_name] = dataset.classes
         if head == 0 and recipe.add_classes:
             other = load_dataset(recipe.add_classes, data)
-            joining = added_classes(name, other.name)
-            if unknown := [label for label in joining if label not in other.classes]:
-                raise InputError(f"dataset {other.name} has no class {', '.join(unknown)}")
-            # Their videos are none of this dataset's, so all of the other's training list may be learnt from.
+            joining = joining_classes(name, other)
+            # None of its videos is in this dataset, so all of the other's training list may be learnt from.
             extra = [video for video in other.split(split).train if other.videos[video].label in joining]
-            classes += [f"{other.name}/{label}" for label in joining]
-            here += items(
-                other,
-                extra,
-                {label: start + len(dataset.classes) + i for i, label in enumerate(joining)},
-                head,
-            )
-        heads[dataset_name] = tuple(classes)
+            columns = {label: len(dataset.classes) + i for i, label in enumerate(joining)}
+            here += found.items(other, extra, columns, head)
+            heads[dataset_name] += tuple(f"{other.name}/{label}" for label in joining)
         if recipe.held_out == "test":
-            validation += items(dataset, chosen.test, labels, head)
-        else:
-            here, held = hold_out(here, recipe.held_out, recipe.seed) if here else (here, [])
+            validation += found.items(dataset, chosen.test, labels, head)
+        elif here:
+            here, held = hold_out(here, recipe.held_out, recipe.seed)
             validation += held
         train += here
-    if problems and not allow_missing:
-        raise InputError("\n".join(problems))
+    if found.problems and not allow_missing:
+        raise InputError("\n".join(found.problems))
     if not train:
         raise InputError(
-            f"dataset {name}, split {split}: no video left to train on" + "".join(f"\n{p}" for p in problems)
+            f"dataset {name}, split {split}: no video left to train on"
+            + "".join(f"\n{problem}" for problem in found.problems)
         )
-    return TrainingData(heads, train, validation, left_out, sets)
+    return TrainingData(heads, train, validation, found.left_out, found.shard_sets, found.requests())
+
+
+def joining_classes(name: str, other: Dataset) -> list[str]:
+    """`added_classes`, all of which the other dataset has.
+
+    Raises:
+        InputError: no such list, or a class that the other dataset lacks.
+    """
+    joining = added_classes(name, other.name)
+    if unknown := [label for label in joining if label not in other.classes]:
+        raise InputError(f"dataset {other.name} has no class {', '.join(unknown)}")
+    return joining
 
 
 def gather_images(folder: Path, name: str) -> TrainingData:
-    """A folder of images per class: FOLDER/train/<class>/* to learn from, FOLDER/val/<class>/* to validate on.
+    """A folder of images per class: FOLDER/train/<class>/* to train on, FOLDER/val/<class>/* to validate on.
 
     Raises:
-        InputError: not such a layout, or classes of val that train lacks.
+        InputError: another layout, or classes of val that train lacks.
     """
     train_folder = folder / "train"
     classes = (
@@ -280,93 +349,11 @@ def gather_images(folder: Path, name: str) -> TrainingData:
         for entry in entries:
             label = classes.index(entry.name)
             files = sorted(
-                file.name for file in os.scandir(entry.path) if Path(file.name).suffix.lower() in IMAGES
+                file.name
+                for file in os.scandir(entry.path)
+                if Path(file.name).suffix.lower() in IMAGE_SUFFIXES
             )
             found += [Item(Path(entry.path, file), label, 0, file) for file in files]
     if not parts["train"]:
-        raise InputError(f"{train_folder}: no images there ({', '.join(sorted(IMAGES))})")
-    return TrainingData({name: tuple(classes)}, parts["train"], parts["val"], 0, {})
-
-
-class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
-    """One split of a dataset as a `torch.utils.data.Dataset`, for code of your own: item i is (volume, label).
-
-    Volumes are float32[C,crop,crop] on the CPU, the same as the trainer's. With `augment` each call gives a random
-    position, crop and flip (and colour noise on frames) that follow from (seed, epoch, i): call `set_epoch` before
-    every epoch. Otherwise it is the centre of the middle position.
-
-    Attributes:
-        classes: class names; labels are their indices.
-        videos: identities, in the order of the items.
-    """
-
-    def __init__(
-        self,
-        dataset: str,
-        split: int,
-        part: str,
-        spec: VolumeSpec,
-        *,
-        data: str | os.PathLike[str] | None = None,
-        shards: str | None = None,
-        augment: bool = False,
-        lighting: float = 0.1,
-        seed: int = 0,
-        allow_missing: bool = False,
-    ) -> None:
-        """Find the shards of a split.
-
-        Args:
-            dataset: its name, as in `python -m pipeline datasets`.
-            split: its number.
-            part: "train" or "test".
-            spec: what a volume is.
-            data: the data root, see `pipeline.paths`.
-            shards: the shard set; by default the only one, or tvl1.
-            augment: random samples instead of fixed ones.
-            lighting: standard deviation of the colour noise.
-            seed: of the random samples.
-            allow_missing: leave out videos whose shards are missing or broken instead of raising.
-
-        Raises:
-            InputError: unknown names, missing or broken shards (all of them in one message).
-            ValueError: `part` is neither "train" nor "test".
-        """
-        keep_opencv_to_one_thread()
-        if part not in ("train", "test"):
-            raise ValueError(f"part: expected train or test, found {part!r}")
-        catalogue = load_dataset(dataset, data)
-        ids = getattr(catalogue.split(split), part)
-        paths = DatasetPaths(data_root(data), dataset)
-        folder = paths.shards(choose_shards(paths, shards))
-        usable, broken = open_shards(index_shards(folder), ids, spec)
-        if broken and not allow_missing:
-            raise InputError(explain(broken, len(ids), dataset, spec))
-        self.spec, self.augment, self.lighting, self.seed, self.epoch = spec, augment, lighting, seed, 0
-        self.classes = catalogue.classes
-        self.videos = tuple(usable)
-        self._shards = list(usable.values())
-        self._labels = [catalogue.label(video) for video in usable]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the random samples of an epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        shard, spec = self._shards[index], self.spec
-        available = shard_positions(shard, spec)
-        random = generator(self.seed, self.epoch, index)
-        position, flip, noise = available // 2, False, None
-        box: Box = centre_box(shard.height, shard.width, spec)
-        if self.augment:
-            position, flip = int(random.integers(available)), bool(random.integers(2))
-            box = random_box(random, shard.height, shard.width, spec)
-            noise = torch.from_numpy(lighting_noise(random, self.lighting))
-        with shard:
-            raw = read_volumes(shard, spec, [position])
-        volumes = volume(raw, spec, noise[None] if noise is not None and isinstance(raw, RawFrames) else None)
-        inputs = cut(volumes, np.array([box]), spec.crop)
-        return (mirror(inputs, spec) if flip else inputs)[0], self._labels[index]
+        raise InputError(f"{train_folder}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return TrainingData({name: tuple(classes)}, parts["train"], parts["val"])

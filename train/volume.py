@@ -26,7 +26,7 @@ class RawFlow(NamedTuple):
         levels: uint8[...,L,2,H,W]; smaller fields are padded at the bottom and right.
         table: float32[...,L,256], the flow of each level; [...,1,256] if all fields share one.
         scale, offset, mean: float32[...,L,2]; flow = table[level] * scale + offset, of which mean is the mean vector.
-        size: int64[...,2], rows and columns that are really there.
+        size: int64[...,2], rows and columns without the padding.
         zoom: float32[...], pixels of the network's frame per stored pixel.
     """
 
@@ -60,9 +60,9 @@ def position_count(spec: VolumeSpec, frames: int, flows: int, step: int = 1) -> 
     A video too short for a full volume has one position, whose volume repeats the last flow; one without flow has none.
 
     Args:
-        spec: what a volume is.
-        frames, flows: how many the shard holds.
-        step: frames between the two of a pair, as the shard says.
+        spec: what a volume holds.
+        frames, flows: their number in the shard.
+        step: frames between the two of a pair, as the shard records it.
     """
     if spec.stream == "spatial":
         return max(frames, 0)
@@ -147,7 +147,7 @@ def follow(flow: Tensor, size: Tensor) -> Tensor:
 
     Args:
         flow: float32[N,L,2,H,W] in stored pixels, means not subtracted.
-        size: int64[N,2], rows and columns of each field that are really there.
+        size: int64[N,2], rows and columns of each field without its padding.
 
     Returns:
         float32[N,L,2,H,W].
@@ -216,12 +216,12 @@ def frame_volume(raw: RawFrames, spec: VolumeSpec, noise: Tensor | None = None) 
 
 
 def volume(raw: RawFlow | RawFrames, spec: VolumeSpec, noise: Tensor | None = None) -> Tensor:
-    """`flow_volume` or `frame_volume`, as the bytes ask for: float32[...,C,H,W]."""
+    """`flow_volume` or `frame_volume`, by the kind of bytes: float32[...,C,H,W]."""
     return flow_volume(raw, spec) if isinstance(raw, RawFlow) else frame_volume(raw, spec, noise)
 
 
 def mirror(inputs: Tensor, spec: VolumeSpec) -> Tensor:
-    """Mirrored volumes [...,C,H,W]: columns reversed, and x components of flow change sign."""
+    """Horizontally flipped volumes [...,C,H,W]: columns reversed, and x components of flow negated."""
     mirrored = inputs.flip(-1)
     if spec.stream == "temporal":
         mirrored[..., 0::2, :, :].neg_()
@@ -229,9 +229,9 @@ def mirror(inputs: Tensor, spec: VolumeSpec) -> Tensor:
 
 
 def cut(volumes: Tensor, boxes: npt.NDArray[np.int64] | Tensor, crop: int) -> Tensor:
-    """Square network inputs cut from volumes; regions of another size are resized (bilinear, antialiased).
+    """Square crops of volumes; regions of another size are resized (bilinear, antialiased).
 
-    Values are left as they are, so flow vectors do not grow or shrink with a jittered region (as in TSN).
+    Values are not scaled: flow vectors do not grow or shrink with a jittered region (as in TSN).
 
     Args:
         volumes: float32[N,C,H,W].
@@ -278,5 +278,5 @@ def resize(volumes: Tensor, side: int) -> Tensor:
 
 
 def mirror_where(inputs: Tensor, flip: Tensor, spec: VolumeSpec) -> Tensor:
-    """Volumes [N,C,H,W], of which those with flip[N] set are mirrored."""
+    """Volumes [N,C,H,W], of which those with flip[N] set are flipped horizontally."""
     return torch.where(flip.to(inputs.device)[:, None, None, None], mirror(inputs, spec), inputs)

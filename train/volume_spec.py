@@ -1,4 +1,4 @@
-"""What a network's input is made of: chosen by a recipe, kept by every checkpoint. Nothing here loads torch."""
+"""What a network's input holds: chosen by a recipe, kept in every checkpoint. Nothing here loads torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOUR_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """What one network input is made of; part of the recipe and of every checkpoint.
+    """What one network input holds; part of the recipe and of every checkpoint.
 
     Attributes:
         stream: "spatial" (one RGB frame) or "temporal" (a stack of flow fields).

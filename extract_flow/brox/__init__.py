@@ -8,7 +8,7 @@ from extract_flow import dispatch
 from extract_flow.brox.parameters import PRESETS, Parameters
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 __all__ = ["PRESETS", "Parameters", "create"]
 

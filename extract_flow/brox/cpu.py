@@ -29,7 +29,7 @@ from numba.extending import intrinsic
 
 from extract_flow.brox import rules, solver
 from extract_flow.brox.parameters import Parameters
-from extract_flow.methods import FlowMethod
+from extract_flow.flow_method import FlowMethod
 from pipeline.compiled import inlined, kernel
 
 Floats = npt.NDArray[np.float32]

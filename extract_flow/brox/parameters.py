@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from extract_flow.parameters import option
+from pipeline.options import option
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Parameters:
     pyramid: str = option(
         "centred",
         "'centred': levels share their centre, area means down, linear up; 'opencv': OpenCV's resampling",
-        ("centred", "opencv"),
+        choices=("centred", "opencv"),
     )
     border: str = option(
         "mask",
         "where the flow leads out of the frame: 'mask' drops the data term, 'mirror' reflects the frame (OpenCV)",
-        ("mask", "mirror"),
+        choices=("mask", "mirror"),
     )
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from numba import cuda
 from numba.cuda import config
 
-from extract_flow.methods import DeviceMemoryError
+from extract_flow.flow_method import DeviceMemoryError
 from pipeline.errors import InputError
 
 SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", False))

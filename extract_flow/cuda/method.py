@@ -16,7 +16,7 @@ from numba import cuda
 
 from extract_flow.cuda import device as devices
 from extract_flow.cuda import quantise
-from extract_flow.methods import FlowMethod
+from extract_flow.flow_method import FlowMethod
 from pipeline.codec import Quantised, Quantiser
 
 LANES = 2

@@ -1,4 +1,4 @@
-"""What OpenCV's CPU methods share: one single-threaded solver per thread, spread over pairs."""
+"""What OpenCV's CPU methods share: one single-threaded solver per thread, each with its share of the pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.methods import FlowMethod
+from extract_flow.flow_method import FlowMethod
 from pipeline.errors import InputError
 
 Field = npt.NDArray[np.float32]
@@ -67,7 +67,7 @@ class OpenCvMethod(FlowMethod):
                 field = self._solvers[share].calc(frames[before], frames[after], None)
                 result[i] = field[:height, :width].transpose(2, 0, 1)
 
-        # OpenCV's own threads would compete with other workers, and DIS divides its work, and so its result, by them.
+        # OpenCV's own threads would compete with other workers, and the result of DIS depends on their number.
         threads_before = cv2.getNumThreads()
         cv2.setNumThreads(1)
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from extract_flow.opencv.farneback import PRESETS, Parameters, arguments
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 __all__ = ["PRESETS", "Parameters", "create"]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract_flow.parameters import check_positive, option
+from extract_flow.parameters import check_positive
+from pipeline.options import option
 
 LEAST_SIDE = 16
 """OpenCV refuses frames whose sides are both below 12 pixels."""
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)

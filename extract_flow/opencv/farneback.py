@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract_flow.parameters import check_positive, option
+from extract_flow.parameters import check_choice, check_positive
+from pipeline.options import option
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,13 @@ class Parameters:
     scale_step: float = option(0.5, "size of each level relative to the finer one")
     window: int = option(13, "width of the averaging window in pixels")
     iterations: int = option(10, "iterations at each level")
-    neighbourhood: int = option(5, "width of the neighbourhood of the polynomials", choices=(5, 7))
+    neighbourhood: int = option(5, "width of the neighbourhood of the polynomials: 5 or 7")
     sigma: float = option(1.1, "standard deviation of the polynomials' weights; 1.1 for 5 pixels, 1.5 for 7")
     gaussian: bool = option(False, "average with a Gaussian window instead of a box: better, slower")
 
     def __post_init__(self) -> None:
         check_positive(self, "scales", "window", "iterations", "sigma")
+        check_choice(self, "neighbourhood", 5, 7)
         if not 0 < self.scale_step < 1:
             raise ValueError(f"scale_step: expected between 0 and 1, found {self.scale_step}")
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.methods import DeviceMemoryError, FlowMethod
+from extract_flow.flow_method import DeviceMemoryError, FlowMethod
 from pipeline.errors import InputError
 
 INSTEAD = "this project's own `tvl1` and `brox` run on NVIDIA GPUs without OpenCV's help"
@@ -90,7 +90,7 @@ class OpenCvCudaMethod(FlowMethod):
     def flow(self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         result = np.empty((len(pairs), 2, *frames.shape[1:]), np.float32)
         if self._size not in ((), frames.shape[1:]):
-            # OpenCV's TV-L1 lowers its number of scales for good when a small frame comes along.
+            # OpenCV's TV-L1 lowers its number of scales, and keeps it low, when it gets a small frame.
             self._solver = self._make()
         self._size = frames.shape[1:]
         held = [-1, -1]  # the frame that lies in each GpuMat: neighbouring pairs share one
@@ -107,7 +107,7 @@ class OpenCvCudaMethod(FlowMethod):
         return result
 
     def _upload(self, frames: npt.NDArray[np.uint8], frame: int, held: list[int], keep: int) -> int:
-        """Which GpuMat holds the frame, uploaded if it must be, over a frame other than `keep`."""
+        """Which GpuMat holds the frame; uploads it if neither does, without replacing the frame `keep`."""
         if frame in held:
             return held.index(frame)
         place = 1 if held[0] == keep else 0

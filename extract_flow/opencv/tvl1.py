@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract_flow.parameters import check_positive, option
+from extract_flow.parameters import check_choice, check_positive
 from pipeline.errors import InputError
+from pipeline.options import option
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ class Parameters:
     epsilon: float = option(0.01, "stop when the mean squared change of flow is below its square")
     inner_iterations: int = option(30, "inner iterations of a warp")
     outer_iterations: int = option(10, "outer iterations of a warp, each after a median filter")
-    median: int = option(5, "width of the median filter", choices=(1, 3, 5))
+    median: int = option(5, "width of the median filter: 1 (none), 3 or 5")
     gamma: float = option(0.0, "weight of the illumination term")
 
     def __post_init__(self) -> None:
         check_positive(self, "tau", "lambda_", "theta", "scales", "warps", "epsilon")
         check_positive(self, "inner_iterations", "outer_iterations")
+        check_choice(self, "median", 1, 3, 5)
         if not 0 < self.scale_step < 1:
             raise ValueError(f"scale_step: expected between 0 and 1, found {self.scale_step}")
 

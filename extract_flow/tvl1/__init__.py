@@ -1,4 +1,4 @@
-"""Our TV-L1 (Zach, Pock, Bischof 2007) behind the interface of `extract_flow.methods`."""
+"""Our TV-L1 (Zach, Pock, Bischof 2007) behind the interface of `extract_flow.flow_method`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from extract_flow import dispatch
 from extract_flow.tvl1.parameters import PRESETS, Parameters
 
 if TYPE_CHECKING:
-    from extract_flow.methods import FlowMethod
+    from extract_flow.flow_method import FlowMethod
 
 __all__ = ["PRESETS", "Parameters", "create"]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from extract_flow.parameters import option
+from pipeline.options import option
 
 GRADIENTS = ("target", "warped", "blended")
 """What `gradient` may be; the sweeps know each by its place here."""
@@ -30,13 +29,15 @@ class Parameters:
         0.1, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never"
     )
     interpolation: str = option(
-        "bspline", "how the target is interpolated: bspline, or cubic as in cv2.remap", ("bspline", "cubic")
+        "bspline",
+        "how the target is interpolated: bspline, or cubic as in cv2.remap",
+        choices=("bspline", "cubic"),
     )
     gradient: str = option(
         "blended",
         "gradient of the warped image (warped), blended with the first frame's (blended), or the target's gradient, "
         "warped, as OpenCV (target)",
-        GRADIENTS,
+        choices=GRADIENTS,
     )
     mask: bool = option(True, "drop the data term where the target lies outside the frame")
     blur: float = option(0.4, "sigma of the Gaussian that both frames are smoothed with first, in pixels")
@@ -51,11 +52,11 @@ class Parameters:
         positive = {"tau": self.tau, "lambda": self.lambda_, "theta": self.theta, "warps": self.warps,
                     "iterations": self.iterations}  # fmt: skip
         for name, value in positive.items():
-            if not (np.isfinite(value) and value > 0):
+            if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be above 0, found {value}")
         for name, value in {"epsilon": self.epsilon, "warp-stop": self.warp_stop, "scales": self.scales,
                             "blur": self.blur, "edges": self.edges}.items():  # fmt: skip
-            if not (np.isfinite(value) and value >= 0):
+            if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be 0 or more, found {value}")
         if self.tau > 0.25:
             raise ValueError(f"tau must be at most 0.25, or the iterations do not converge, found {self.tau}")

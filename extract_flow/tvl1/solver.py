@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.methods import FlowMethod
+from extract_flow.flow_method import FlowMethod
 from extract_flow.tvl1 import cpu
 from extract_flow.tvl1.interpolation import KERNELS, SPLINE_PREFILTER, gaussian
 from extract_flow.tvl1.parameters import GRADIENTS, Parameters

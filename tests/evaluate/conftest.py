@@ -11,10 +11,11 @@ from made_shards import make_shard
 from pipeline import catalog
 from pipeline.catalog import Dataset, Split, Video
 from pipeline.paths import DatasetPaths
+from pipeline.runs import RunRecord
 from train.checkpoint import Checkpoint, save_checkpoint
 from train.models import build
 from train.recipe import Recipe, to_toml
-from train.volume import VolumeSpec
+from train.volume_spec import VolumeSpec
 
 CLASSES = ("Bow", "Wave é")
 LENGTHS = (9, 30, 4, 12, 2, 40)
@@ -26,7 +27,7 @@ def add_run(paths: DatasetPaths, stream: str, split: int = 1, seed: int = 0, **v
     values: dict[str, object] = {"crop": 24, "short_side": 32, "length": 5, **volume}
     spec = VolumeSpec(stream=stream, **values)  # type: ignore[arg-type]
     recipe = Recipe(model="resnet18", dropout=0.5, iterations=1, **values).as_dict()  # type: ignore[arg-type]
-    run = {"dataset": paths.dataset, "split": split, "stream": stream, "shards": f"{paths.dataset}=tvl1"}
+    run = RunRecord(paths.dataset, stream, split, {paths.dataset: "tvl1"})
     network = build("resnet18", spec.channels, len(CLASSES), 0.5, spec.crop)
     folder = paths.run(f"{stream}-split{split}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from test_results import both
 
 from evaluate import report, results
 from evaluate.report import RunStory
-from train.volume import VolumeSpec
+from train.volume_spec import VolumeSpec
 
 
 def made_report(folder: Path, splits: tuple[int, ...] = (1, 2)) -> Path:

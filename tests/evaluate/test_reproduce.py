@@ -9,22 +9,23 @@ from click.testing import CliRunner
 
 from evaluate import reproduce
 from evaluate.__main__ import main
-from evaluate.reproduce import Setting
+from evaluate.published import experiments, published_rows
+from evaluate.reproduce import Reproduction
 from pipeline.paths import DatasetPaths
 from train.recipe import load_recipe
 
-TABLES = reproduce.experiments()["tables"]
+TABLES = experiments()["tables"]
 
 
-def setting(dataset: str = "ucf101", **changes: object) -> Setting:
+def setting(dataset: str = "ucf101", **changes: object) -> Reproduction:
     values: dict[str, object] = {"dataset": dataset, "splits": (1,), "data": Path("/nowhere"), **changes}
-    return Setting(**values)  # type: ignore[arg-type]
+    return Reproduction(**values)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("run", reproduce.experiments()["runs"])
+@pytest.mark.parametrize("run", experiments()["runs"])
 def test_every_run_of_the_paper_has_its_recipe(run: str) -> None:
     recipe = load_recipe(run)
-    about = reproduce.experiments()["runs"][run]
+    about = experiments()["runs"][run]
     assert recipe.stream in ("either", about["stream"])
     assert recipe.pretrained == ("init" in about)
     assert ("needs_backward" in about) == (recipe.direction == "both")
@@ -87,8 +88,8 @@ def test_figures_of_the_paper_are_not_shown_for_other_datasets() -> None:
         cell.published for _, made in reproduce.cells(TABLES["1b"], setting("demo")) for cell in made
     ]
     assert set(published) == {None}
-    assert reproduce.published_rows("demo", 1) == {}
-    assert reproduce.published_rows("ucf101", None)["fusion by SVM"] == "88.0"
+    assert published_rows("demo", 1) == {}
+    assert published_rows("ucf101", None)["fusion by SVM"] == "88.0"
 
 
 def test_miniatures_keep_what_the_table_compares_and_yield_to_the_user() -> None:

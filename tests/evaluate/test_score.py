@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,32 +14,44 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from conftest import add_run
 
-from evaluate import score, score_file
+from evaluate import commands, inference, score, score_file
 from evaluate.__main__ import main
-from evaluate.score import Views, Work
+from evaluate.inference import Compute
+from evaluate.score import Measurement
+from evaluate.score_file import Scores
+from evaluate.views import Views
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
-from pipeline.shard import open_shard
-from train.checkpoint import load_checkpoint
+from pipeline.runs import RunPaths
+from pipeline.shard import ShardAddress, index_shards, open_shard
+from train.checkpoint import Checkpoint, load_checkpoint
 
 
-def work_of(paths: DatasetPaths, stream: str, views: Views | None = None, part: str = "test") -> Work:
+def measurement_of(
+    paths: DatasetPaths, stream: str, views: Views | None = None, part: str = "test"
+) -> Measurement:
     dataset = load_dataset("tiny", paths.data)
-    run = f"{stream}-split1"
-    checkpoint = load_checkpoint(paths.run(run))
-    return Work(paths, dataset, checkpoint, run, 1, part, "tvl1", views or Views(4, 10))
+    run = RunPaths(paths.run(f"{stream}-split1"))
+    checkpoint = load_checkpoint(run.folder)
+    return Measurement(dataset, run, checkpoint, 1, part, paths.shards("tvl1"), views or Views(4, 10))
 
 
-def slow_scores(work: Work, video: str) -> np.ndarray:
+def scored(measurement: Measurement, *options: Any, **named: Any) -> Scores | None:
+    """The scores of the whole list, or None while other tasks have some left."""
+    state = score.score(measurement, score.scoring_state(measurement), *options, **named)
+    return None if state.todo else state.scored
+
+
+def slow_scores(measurement: Measurement, video: str) -> np.ndarray:
     """Logits of every view, from the shard's public reader and the formulas, one view at a time."""
-    spec, network = work.checkpoint.volume, work.checkpoint.model()
-    with open_shard(work.paths.shard("tvl1", video)) as shard:
+    spec, network = measurement.checkpoint.volume, measurement.checkpoint.model()
+    with open_shard(measurement.shards / f"{video}.h5") as shard:
         if spec.stream == "spatial":
             count = shard.frame_count
         else:
             count = max(shard.flow_count() - spec.length + 1, 1)
-        frames = min(work.views.frames, count)
+        frames = min(measurement.views.frames, count)
         places = (
             [int(np.floor(i * (count - 1) / (frames - 1) + 0.5)) for i in range(frames)]
             if frames > 1
@@ -73,19 +87,24 @@ def slow_scores(work: Work, video: str) -> np.ndarray:
 
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
 def test_scores_are_those_of_a_slow_reference(scored_data: DatasetPaths, stream: str) -> None:
-    work = work_of(scored_data, stream)
-    columns = work.checkpoint.columns("tiny", work.dataset.classes)
-    forward = score.network_forward(work.checkpoint, columns, "cpu", half=False)
-    shards, _ = score.shards_of(work)
+    measurement = measurement_of(scored_data, stream)
+    columns = measurement.checkpoint.columns("tiny", measurement.dataset.classes)
+    network = inference.load_network(measurement.checkpoint)
+    forward = inference.logits_forward(network, columns, Compute())
+    shards, _ = score.listed_shards(measurement)
     names = [name for name in shards if name.startswith("Bow")]
-    for place, outputs in score.score_views(
-        forward, work.checkpoint.volume, [shards[name] for name in names], work.views, batch=70
+    for place, outputs in inference.view_outputs(
+        forward,
+        measurement.checkpoint.volume,
+        [shards[name] for name in names],
+        measurement.views,
+        Compute(batch=70),
     ):
-        expected = slow_scores(work, names[place])
+        expected = slow_scores(measurement, names[place])
         by_position = outputs.reshape(-1, 10, 2)
         # The reference lists corners then centre of the straight views, then of the mirrored ones, as crop_views does.
         np.testing.assert_allclose(by_position, expected.reshape(-1, 10, 2), atol=2e-4)
-        logits, softmax = score.video_scores(outputs)
+        logits, softmax = inference.video_scores(outputs)
         np.testing.assert_allclose(logits, expected.mean(0), atol=2e-4)
         powers = np.exp(expected - expected.max(1, keepdims=True))
         np.testing.assert_allclose(softmax, (powers / powers.sum(1, keepdims=True)).mean(0), atol=2e-4)
@@ -93,15 +112,15 @@ def test_scores_are_those_of_a_slow_reference(scored_data: DatasetPaths, stream:
 
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
 def test_scores_do_not_depend_on_batches_workers_or_tasks(own_data: DatasetPaths, stream: str) -> None:
-    work = work_of(own_data, stream, Views(3, 5))
-    reference = score.score(work, batch=1000)
+    measurement = measurement_of(own_data, stream, Views(3, 5))
+    reference = scored(measurement, Compute(batch=1000))
     assert reference is not None
     for batch, workers, tasks in ((7, 0, 1), (40, 2, 1), (64, 0, 3)):
-        score.discard(work)
+        score.discard(measurement)
         merged = None
         for task in range(tasks):
             assert merged is None
-            merged = score.score(work, batch=batch, workers=workers, task=task, tasks=tasks)
+            merged = scored(measurement, Compute(batch=batch, workers=workers), task, tasks)
         assert merged is not None
         assert merged.videos == reference.videos
         np.testing.assert_allclose(merged.logits, reference.logits, atol=1e-5)
@@ -111,7 +130,7 @@ def test_scores_do_not_depend_on_batches_workers_or_tasks(own_data: DatasetPaths
 
 
 def test_videos_with_fewer_positions_than_asked_for_take_each_once(own_data: DatasetPaths) -> None:
-    merged = score.score(work_of(own_data, "temporal", Views(25, 1)))
+    merged = scored(measurement_of(own_data, "temporal", Views(25, 1)))
     assert merged is not None
     lengths = {f"Bow/v_{number}": flows for number, flows in enumerate((9, 30, 4, 12))}
     for video, views in zip(merged.videos, merged.views, strict=True):
@@ -122,7 +141,7 @@ def test_videos_with_fewer_positions_than_asked_for_take_each_once(own_data: Dat
 def test_interrupted_scoring_goes_on_where_it_stopped(
     own_data: DatasetPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = work_of(own_data, "spatial", Views(3, 1))
+    measurement = measurement_of(own_data, "spatial", Views(3, 1))
     seen: list[str] = []
 
     class Stop(Exception):
@@ -134,38 +153,38 @@ def test_interrupted_scoring_goes_on_where_it_stopped(
             raise Stop
 
     with pytest.raises(Stop):
-        score.score(work, progress=stop_after_three)
-    assert not work.file.exists()
+        scored(measurement, progress=stop_after_three)
+    assert not measurement.file.exists()
     again: list[str] = []
-    merged = score.score(work, progress=again.append)
-    assert sorted(seen + again) == sorted(work.videos)
+    merged = scored(measurement, progress=again.append)
+    assert sorted(seen + again) == sorted(measurement.videos)
     assert merged is not None
-    assert work.file.exists()
-    assert not work.parts.exists()
+    assert measurement.file.exists()
+    assert not measurement.parts.exists()
 
 
 def test_scores_of_another_checkpoint_are_made_again(own_data: DatasetPaths) -> None:
-    work = work_of(own_data, "spatial", Views(2, 1))
-    first = score.score(work)
+    measurement = measurement_of(own_data, "spatial", Views(2, 1))
+    first = scored(measurement)
     add_run(own_data, "spatial", seed=5)
-    changed = work_of(own_data, "spatial", Views(2, 1))
-    second = score.score(changed)
+    changed = measurement_of(own_data, "spatial", Views(2, 1))
+    second = scored(changed)
     assert first is not None
     assert second is not None
     assert first.checkpoint != second.checkpoint
-    assert score_file.read_scores(work.file).checkpoint == second.checkpoint
+    assert score_file.read_scores(measurement.file).checkpoint == second.checkpoint
     assert not np.allclose(first.logits, second.logits)
 
 
 def test_a_damaged_score_file_is_made_again(own_data: DatasetPaths) -> None:
-    work = work_of(own_data, "spatial", Views(2, 1))
-    first = score.score(work)
-    work.file.write_bytes(work.file.read_bytes()[:500])
-    second = score.score(work)
+    measurement = measurement_of(own_data, "spatial", Views(2, 1))
+    first = scored(measurement)
+    measurement.file.write_bytes(measurement.file.read_bytes()[:500])
+    second = scored(measurement)
     assert first is not None
     assert second is not None
     np.testing.assert_array_equal(first.logits, second.logits)
-    assert score_file.read_scores(work.file).videos == first.videos
+    assert score_file.read_scores(measurement.file).videos == first.videos
 
 
 def test_missing_shards_are_named_or_left_out_and_counted(own_data: DatasetPaths) -> None:
@@ -178,7 +197,9 @@ def test_missing_shards_are_named_or_left_out_and_counted(own_data: DatasetPaths
     allowed = CliRunner().invoke(main, [*arguments, "--workers", "0", "--allow-missing"])
     assert allowed.exit_code == 0, allowed.output
     assert "1 videos have no shard" in " ".join(allowed.output.split())
-    assert len(score_file.read_scores(own_data.scores("spatial-split1", "test-2x1")).videos) == 7
+    assert (
+        len(score_file.read_scores(RunPaths(own_data.run("spatial-split1")).scores("test-2x1")).videos) == 7
+    )
 
 
 def test_a_checkpoint_for_something_else_is_refused_with_both_values(own_data: DatasetPaths) -> None:
@@ -190,7 +211,7 @@ def test_a_checkpoint_for_something_else_is_refused_with_both_values(own_data: D
         score.check_checkpoint(temporal, dataset, None, 10)
     temporal.heads = {"tiny": ("Bow", "Wave é", "Kick")}
     with pytest.raises(InputError, match="fit together"):
-        score.check_checkpoint(temporal, dataset, None, None)
+        inference.load_network(temporal)
     temporal.heads = {"tiny": ("Bow", "Kick")}
     with pytest.raises(InputError, match="has 2 classes and lacks 1 of the 2 asked for: Wave é"):
         score.check_checkpoint(temporal, dataset, None, None)
@@ -202,15 +223,15 @@ def test_a_stream_without_its_flow_says_how_to_make_it(own_data: DatasetPaths) -
     add_run(own_data, "temporal", direction="both", length=4)
     make_shard(own_data.shard("tvl1", "Bow/v_0"), "Bow/v_0", 9, ("forward",), height=36, width=48)
     with pytest.raises(InputError, match=r"no forward and backward flow.*--direction both"):
-        score.score(work_of(own_data, "temporal", Views(2, 1)))
+        scored(measurement_of(own_data, "temporal", Views(2, 1)))
 
 
 def test_mirrored_videos_have_the_same_averaged_scores(scored_data: DatasetPaths) -> None:
     """Mirroring a volume (x flow negated) permutes its ten views."""
-    work = work_of(scored_data, "temporal")
-    spec = work.checkpoint.volume
-    network = work.checkpoint.model()
-    from evaluate.views import crop_views
+    measurement = measurement_of(scored_data, "temporal")
+    spec = measurement.checkpoint.volume
+    network = measurement.checkpoint.model()
+    from evaluate.inference import crop_views
     from train.volume import mirror
 
     whole = torch.randn(
@@ -245,3 +266,62 @@ def test_group_options_before_a_subcommand_are_refused_rather_than_ignored(own_d
     result = CliRunner().invoke(main, ["--dataset", "tiny", "score"])
     assert result.exit_code == 2
     assert "--dataset belongs after 'score'" in result.output
+
+
+def test_a_command_walks_a_shard_set_once_and_builds_each_network_once(
+    own_data: DatasetPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked: list[Path] = []
+    built: list[Path | None] = []
+
+    def index(folder: Path) -> dict[str, ShardAddress]:
+        walked.append(folder)
+        return index_shards(folder)
+
+    def load(checkpoint: Checkpoint) -> Any:
+        built.append(checkpoint.path)
+        return inference.load_network(checkpoint)
+
+    monkeypatch.setattr(commands, "index_shards", index)
+    monkeypatch.setattr(score, "index_shards", index)
+    monkeypatch.setattr(score, "load_network", load)
+    options = ["--dataset", "tiny", "--data", str(own_data.data), "--frames", "1", "--crops", "1"]
+    result = CliRunner().invoke(main, [*options, "--workers", "0"])
+    assert result.exit_code == 0, result.output
+    assert walked == [own_data.shards("tvl1")]
+    assert len(built) == len(set(built)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fuse", "scores.h5", "--split", "1"], "leave it out with score FILEs"),
+        (["--weights", "1,2"], "--weights goes with --fusion weighted"),
+        (["--on", "logits", "--fusion", "svm"], "goes with --fusion average or weighted"),
+        (["--train-frames", "5"], "go with --fusion svm"),
+        (["features", "film.mp4", "--run", "x", "--part", "train"], "choose videos of a dataset"),
+        (["features", "--like", "shard.h5"], "--like goes with VIDEOs"),
+        (["predict", "film.mp4", "--run", "a/run", "--dataset", "tiny"], "goes with a --run that is a name"),
+        (["reproduce", "--table", "1b", "--other", "hmdb51"], "no run of table 1b needs a second dataset"),
+        (["predict", "film.mp4", "--run", "a/run", "--shards", "tvl1"], "No such option"),
+        (["predict", "film.mp4", "--run", "a/run", "--allow-missing"], "No such option"),
+        (["predict", "film.mp4", "--run", "a/run", "--overwrite"], "No such option"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    own_data: DatasetPaths, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("TWO_STREAM_DATA", str(own_data.data))
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_run_is_named_or_given_by_path(own_data: DatasetPaths, tmp_path: Path) -> None:
+    options = ["--dataset", "tiny", "--data", str(own_data.data), "--frames", "1", "--crops", "1"]
+    copied = tmp_path / "copied"
+    shutil.copytree(own_data.run("temporal-split1"), copied)
+    for run, folder in (("temporal-split1", own_data.run("temporal-split1")), (str(copied), copied)):
+        result = CliRunner().invoke(main, ["score", *options, "--workers", "0", "--run", run])
+        assert result.exit_code == 0, result.output
+        assert RunPaths(folder).scores("test-1x1").is_file()

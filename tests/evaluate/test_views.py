@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate import views
-from train.volume import VolumeSpec
+from evaluate import inference, views
+from train.volume_spec import VolumeSpec
 
 
 @given(st.integers(1, 3000), st.integers(1, 60))
@@ -40,7 +40,7 @@ def test_no_position_is_an_error(available: int, count: int) -> None:
 def test_crops_are_corners_centre_and_their_mirrors(height: int, width: int, size: int, crops: int) -> None:
     volume = torch.randn(3, 4, height, width)
     spec = VolumeSpec("temporal", crop=size, short_side=0, length=2)
-    cut = torch.stack(views.crop_views(volume, spec, crops), dim=1).numpy()
+    cut = torch.stack(inference.crop_views(volume, spec, crops), dim=1).numpy()
     y, x = (height - size) // 2, (width - size) // 2
     centre = volume[:, :, y : y + size, x : x + size]
     corners = [
@@ -62,7 +62,7 @@ def test_crops_are_corners_centre_and_their_mirrors(height: int, width: int, siz
 
 def test_mirrored_frames_keep_their_colours() -> None:
     volume = torch.rand(1, 3, 6, 6)
-    cut = torch.stack(views.crop_views(volume, VolumeSpec("spatial", crop=6, short_side=0), 10), dim=1)
+    cut = torch.stack(inference.crop_views(volume, VolumeSpec("spatial", crop=6, short_side=0), 10), dim=1)
     torch.testing.assert_close(cut[0, 9], volume[0].flip(-1))
 
 
@@ -72,8 +72,8 @@ def test_ten_views_of_mirrored_flow_are_the_same_ten_views() -> None:
     mirror = volume.flip(-1).clone()
     mirror[:, 0::2] *= -1
     spec = VolumeSpec("temporal", crop=6, short_side=0, length=3)
-    straight = torch.stack(views.crop_views(volume, spec, 10), dim=1)
-    mirrored = torch.stack(views.crop_views(mirror, spec, 10), dim=1)
+    straight = torch.stack(inference.crop_views(volume, spec, 10), dim=1)
+    mirrored = torch.stack(inference.crop_views(mirror, spec, 10), dim=1)
     torch.testing.assert_close(mirrored[:, [6, 5, 8, 7, 9, 1, 0, 3, 2, 4]], straight)
 
 
@@ -88,7 +88,7 @@ def test_impossible_crops_are_refused(arguments: tuple[int, int, int, int], mess
 def test_crops_are_resized_to_the_size_that_the_network_was_trained_for() -> None:
     """A shard stored at 32 pixels, a network that sees 16: a crop of 12 is 24 stored pixels, shrunk."""
     volume = torch.rand(2, 3, 32, 40)
-    cut = torch.stack(views.crop_views(volume, VolumeSpec("spatial", crop=12, short_side=16), 5), dim=1)
+    cut = torch.stack(inference.crop_views(volume, VolumeSpec("spatial", crop=12, short_side=16), 5), dim=1)
     assert cut.shape == (2, 5, 3, 12, 12)
     expected = torch.nn.functional.interpolate(
         volume[:, :, :24, 16:], size=(12, 12), mode="bilinear", antialias=True, align_corners=False

@@ -1,4 +1,4 @@
-"""OpenCV's methods behind the interface of extract_flow/methods.py."""
+"""OpenCV's methods behind the interface of extract_flow/flow_method.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 from rendered_clips import moving_texture
 
 from extract_flow import methods
-from extract_flow.methods import DeviceMemoryError, load
+from extract_flow.flow_method import DeviceMemoryError
+from extract_flow.methods import load
 from pipeline.codec import codec
 from pipeline.errors import InputError
+from pipeline.options import spec_of
 
 CPU_METHODS = ["dis", "farneback", "opencv-tvl1"]
 QUICK = {
@@ -112,7 +114,7 @@ def test_too_few_frames_have_no_flow(count: int) -> None:
 )
 def test_every_parameter_has_a_line_of_help(name: str) -> None:
     module = methods.module(name)
-    assert all(field.metadata["help"] for field in dataclasses.fields(module.Parameters))
+    assert all(spec_of(field).help for field in dataclasses.fields(module.Parameters))
     assert isinstance(module.PRESETS["default"], module.Parameters)
 
 

@@ -1,4 +1,4 @@
-"""A worker that dies or hangs costs the task it had in work, and nothing else."""
+"""A worker that dies or hangs costs the task it was working on, and nothing else."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_those_in_work_beside_a_hanging_task_are_done() -> None:
 
 
 def several(link: Link, slot: int, first: Ready | None) -> None:
-    """Workers that want to be three, and say what they were told."""
+    """Workers that want to be three, and report what they were given."""
     link.ready(Ready("gpu", 3, 1))
     while (message := link.receive()) is not None:
         time.sleep(0.2)
@@ -123,10 +123,10 @@ def several(link: Link, slot: int, first: Ready | None) -> None:
 
 def test_the_first_worker_says_how_many_and_the_others_know_it() -> None:
     events = list(supervise(["a"] * 12, several, (), workers=1))
-    told = {event.result for event in events if isinstance(event, Finished)}
+    reported = {event.result for event in events if isinstance(event, Finished)}
     assert [event.workers for event in events if isinstance(event, Started)] == [3]
-    assert told <= {(0, None), (1, Ready("gpu", 3, 1)), (2, Ready("gpu", 3, 1))}
-    assert (0, None) in told
+    assert reported <= {(0, None), (1, Ready("gpu", 3, 1)), (2, Ready("gpu", 3, 1))}
+    assert (0, None) in reported
 
 
 def test_results_and_progress_are_told_and_workers_are_counted() -> None:

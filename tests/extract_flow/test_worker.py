@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from rendered_clips import clip
 
-from extract_flow.extract import Settings, Task
-from extract_flow.methods import DeviceMemoryError, FlowMethod, load, resolve
+from extract_flow.clip import VideoTask
+from extract_flow.flow_method import DeviceMemoryError, FlowMethod
+from extract_flow.methods import load, resolve
+from extract_flow.settings import ExtractionSettings
 from extract_flow.worker import Overlapped, make
+from pipeline.codec import codec
 from pipeline.outcome import Outcome
 from pipeline.shard import open_shard
 from pipeline.video import Selection
@@ -53,7 +56,7 @@ class Device(FlowMethod):
 class Pipe:
     """A link whose other end is this test."""
 
-    def __init__(self, tasks: list[Task]) -> None:
+    def __init__(self, tasks: list[VideoTask]) -> None:
         self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for message in [*enumerate(tasks), None]:
             self._tasks.put(message)
@@ -76,25 +79,27 @@ class Pipe:
         self.busy_now.discard(task)
 
 
-SETTINGS = Settings(
+SETTINGS = ExtractionSettings(
     "dis",
     asdict(resolve("dis", "ultrafast")),
     Selection(None),
     ("forward", "backward"),
-    codec_preset="lossless",
+    codec=codec("lossless"),
 )
 
 
-def tasks_of(folder: Path, sizes: list[tuple[int, int]]) -> list[Task]:
+def tasks_of(folder: Path, sizes: list[tuple[int, int]]) -> list[VideoTask]:
     """Clips of (frames, width)."""
     tasks = []
     for i, (frames, width) in enumerate(sizes):
         path = clip(folder / f"{i}.avi", frames=frames, width=width, seed=i)
-        tasks.append(Task(f"c/{i}", path, folder / f"out/{i}.h5"))
+        tasks.append(VideoTask(f"c/{i}", path, folder / f"out/{i}.h5"))
     return tasks
 
 
-def run(tasks: list[Task], device: Device, threads: int = 3, settings: Settings = SETTINGS) -> Pipe:
+def run(
+    tasks: list[VideoTask], device: Device, threads: int = 3, settings: ExtractionSettings = SETTINGS
+) -> Pipe:
     link = Pipe(tasks)
     Overlapped(link, settings, device, "a device", threads).run()  # type: ignore[arg-type]
     assert sorted(link.results) == list(range(len(tasks)))
@@ -102,7 +107,7 @@ def run(tasks: list[Task], device: Device, threads: int = 3, settings: Settings 
     return link
 
 
-def assert_same_as_one_by_one(tasks: list[Task], folder: Path) -> None:
+def assert_same_as_one_by_one(tasks: list[VideoTask], folder: Path) -> None:
     method = load("dis", preset="ultrafast")
     for task in tasks:
         alone = task._replace(shard=folder / task.shard.name)
@@ -152,7 +157,7 @@ def test_an_error_of_one_clip_costs_that_clip(tmp_path: Path) -> None:
     link = run(tasks, Device(refuses=64))
     assert [link.results[i].status for i in range(5)] == ["done", "failed", "failed", "failed", "done"]
     assert "a kernel failed" in link.results[1].reason
-    assert "is no video" in link.results[2].reason
+    assert "is not a video" in link.results[2].reason
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.h5", "4.h5"]
 
 
@@ -176,7 +181,7 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> No
     peaks = []
     for frames in (40, 40, 320):
         path = clip(tmp_path / f"{frames}.avi", frames=frames, width=160, height=120)
-        task = Task(f"c/{frames}", path, tmp_path / f"out/{len(peaks)}.h5")
+        task = VideoTask(f"c/{frames}", path, tmp_path / f"out/{len(peaks)}.h5")
         tracemalloc.start()
         assert make(0, task, SETTINGS, method, "cpu").outcome.frames == frames
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -160,16 +160,21 @@ def test_the_number_of_jobs_and_threads_changes_no_byte(clips: Path, tmp_path: P
 def test_overlapped_stages_change_no_byte(clips: Path, tmp_path: Path) -> None:
     from dataclasses import asdict
 
-    from extract_flow.extract import Settings
+    from extract_flow.extraction import Destination, find_videos
+    from extract_flow.extraction import extract as extract_videos
     from extract_flow.methods import resolve
-    from extract_flow.run import Run, find_videos, run
+    from extract_flow.options import Execution
+    from extract_flow.settings import ExtractionSettings
     from pipeline.paths import OutputPaths
 
-    settings = Settings("dis", asdict(resolve("dis", "ultrafast")), Selection(None), ("forward", "backward"))
+    settings = ExtractionSettings(
+        "dis", asdict(resolve("dis", "ultrafast")), Selection(None), ("forward", "backward")
+    )
     for name, overlap in (("serial", False), ("overlapped", True)):
         tasks = find_videos([clips], OutputPaths(tmp_path / name))
-        how = Run("cpu", jobs=3, overlap=overlap)
-        outcomes = run(tasks, settings, how, tmp_path / name, tmp_path / name / "outcomes", "", plain=True)
+        execution = Execution(device="cpu", jobs=3, overlap=overlap)
+        destination = Destination(tmp_path / name, tmp_path / name / "outcomes")
+        outcomes = extract_videos(tasks, settings, execution, destination, plain=True)
         assert {outcome.status for outcome in outcomes} == {"done"}
     assert contents(tmp_path / "serial") == contents(tmp_path / "overlapped")
     assert_sound(tmp_path / "overlapped")

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from rendered_clips import clip
 
 from evaluate.score_file import read_scores
 from pipeline.paths import DatasetPaths
+from pipeline.runs import RunPaths
 from pipeline.shard import index_shards, open_shard
 from train.checkpoint import load_checkpoint
 
 FOLDER = Path(__file__).resolve().parent / "70a616d"
-PROJECT = FOLDER.parents[2]
 STREAMS = ("spatial", "temporal")
 SPARSE = (slice(None), slice(None), slice(None, None, 8), slice(None, None, 8))
 
@@ -36,17 +37,15 @@ def old(tmp_path: Path) -> DatasetPaths:
     return DatasetPaths(tmp_path / "data", "old")
 
 
-def command(old: DatasetPaths, *words: str) -> str:
-    """Standard output of `python -m WORDS` on the old dataset."""
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "--dataset", old.dataset, "--data", str(old.data)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def invoke(package: str, *words: str) -> Result:
+    """How `python -m PACKAGE WORDS` ends."""
+    return CliRunner().invoke(importlib.import_module(f"{package}.__main__").main, words)
+
+
+def command(old: DatasetPaths, package: str, *words: str) -> None:
+    """Run `python -m PACKAGE WORDS` on the old dataset."""
+    done = invoke(package, *words, "--dataset", old.dataset, "--data", str(old.data))
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("shard_set", ["tvl1", "packed"])
@@ -73,7 +72,7 @@ def test_shards_read_as_when_they_were_made(expected: dict[str, Any], shard_set:
 
 def test_shards_pass_the_verification(old: DatasetPaths) -> None:
     for shard_set in ("tvl1", "packed"):
-        command(old, "pipeline", "verify", "--complete", "--set", shard_set)
+        command(old, "pipeline", "verify", "--complete", "--shards", shard_set)
 
 
 @pytest.mark.parametrize(("stream", "channels"), [("spatial", 3), ("temporal", 6)])
@@ -89,7 +88,9 @@ def test_checkpoints_give_the_network_that_was_trained(
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_score_files_read_as_when_they_were_written(expected: dict[str, Any], stream: str) -> None:
-    scores = read_scores(DatasetPaths(FOLDER / "data", "old").scores(f"{stream}-split1", "test-3x5"))
+    scores = read_scores(
+        RunPaths(DatasetPaths(FOLDER / "data", "old").run(f"{stream}-split1")).scores("test-3x5")
+    )
     assert scores.videos == tuple(expected[f"{stream} videos"])
     for name in ("logits", "softmax", "views"):
         np.testing.assert_array_equal(getattr(scores, name), expected[f"{stream} scores {name}"])
@@ -98,7 +99,7 @@ def test_score_files_read_as_when_they_were_written(expected: dict[str, Any], st
 def test_runs_are_scored_and_fused_as_before(old: DatasetPaths, expected: dict[str, Any]) -> None:
     """Both from the old score files as they are, and from the old shards again."""
     views = ("--frames", "3", "--crops", "5")
-    files = {stream: old.scores(f"{stream}-split1", "test-3x5") for stream in STREAMS}
+    files = {stream: RunPaths(old.run(f"{stream}-split1")).scores("test-3x5") for stream in STREAMS}
     before = {stream: file.read_bytes() for stream, file in files.items()}
     command(old, "evaluate", *views)
     assert {stream: file.read_bytes() for stream, file in files.items()} == before
@@ -123,3 +124,17 @@ def test_an_interrupted_run_is_resumed_to_the_same_weights(old: DatasetPaths) ->
     assert resumed.weights.keys() == finished.keys()
     for name, weights in resumed.weights.items():
         torch.testing.assert_close(weights, finished[name], rtol=1e-4, atol=1e-5)
+
+
+def test_predicting_with_an_old_checkpoint_asks_for_a_shard_like_its_own(
+    old: DatasetPaths, tmp_path: Path
+) -> None:
+    """Checkpoints of then do not record how their shards were made."""
+    words = ("predict", str(clip(tmp_path / "new.mp4")), "--run", str(old.run("temporal-split1")))
+    refused = invoke("evaluate", *words)
+    assert refused.exit_code == 1
+    assert "--like SHARD" in refused.output
+    shard = old.shards("tvl1") / "Left" / "v_Left_g01_c01.h5"
+    done = invoke("evaluate", *words, "--like", str(shard), "--device", "cpu", "--frames", "2")
+    assert done.exit_code == 0, done.output
+    assert "Left" in done.output

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.codec import codec
-from pipeline.shard import Request, Shard, ShardWriter, Source
+from pipeline.request import Request
+from pipeline.shard import Shard, Source
+from pipeline.shard_writer import ShardWriter
 
 WIDTH, HEIGHT = 33, 18
 
@@ -39,7 +41,6 @@ def request(preset: str = "default", **changes: object) -> Request:
     coding = codec(preset)
     usual = Request(
         source_bytes=1000,
-        size="source",
         method="dis",
         parameters={"finest": 2, "patch": 8.0},
         quantiser=coding.quantiser.name,

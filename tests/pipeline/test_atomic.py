@@ -90,9 +90,53 @@ def test_a_full_disk_is_told_as_such(tmp_path, error):
     assert names(tmp_path) == []
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(PermissionError), atomic.writing(tmp_path / "x"):
-        raise PermissionError
+@pytest.mark.parametrize("writing", [atomic.writing, atomic.writing_folder])
+def test_whatever_keeps_a_file_from_being_written_is_an_error_with_its_path_and_reason(tmp_path, writing):
+    (tmp_path / "file").write_text("no folder")
+    with (
+        pytest.raises(InputError, match="file/x: cannot be written: File exists"),
+        writing(tmp_path / "file/x"),
+    ):
+        pass
+    with pytest.raises(InputError, match="x: cannot be written: Permission denied"), writing(tmp_path / "x"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    error = OSError(errno.EIO, "Input/output error", "/elsewhere")
+    with pytest.raises(InputError, match="written: Input/output error: /elsewhere"), writing(tmp_path / "x"):
+        raise error
+    assert names(tmp_path) == ["file"]
+
+
+def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path):
+    for error in (ValueError, KeyboardInterrupt, BrokenPipeError):
+        with pytest.raises(error), atomic.writing(tmp_path / "x"):
+            raise error
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_being_replaced_when_the_process_died_is_put_back(tmp_path, monkeypatch):
+    with atomic.writing_folder(tmp_path / "out") as temporary:
+        (temporary / "first").write_text("")
+    rename = Path.rename
+
+    def die_at_the_second(self: Path, target: Path) -> Path:
+        if target == tmp_path / "out":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt), atomic.writing_folder(tmp_path / "out") as temporary:
+        (temporary / "second").write_text("")
+    monkeypatch.undo()
+    assert names(tmp_path) == [".out.replaced"]
+    assert atomic.is_temporary(".out.replaced")
+    assert atomic.sweep(tmp_path) == []
+    with pytest.raises(ValueError), atomic.writing_folder(tmp_path / "out"):
+        raise ValueError
+    assert names(tmp_path / "out") == ["first"]
+    with atomic.writing_folder(tmp_path / "out") as temporary:
+        (temporary / "third").write_text("")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["third"]
 
 
 def abandoned(folder: Path, then: str) -> subprocess.Popen[str]:

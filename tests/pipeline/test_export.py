@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import HEIGHT, WIDTH, make_shard
 
-from pipeline import catalog, export, status
+from pipeline import catalog, export, import_flow, status
 from pipeline.catalog import Dataset, Video
 from pipeline.shard import open_shard
 
@@ -122,14 +122,14 @@ def test_a_video_name_that_leads_out_of_the_output_is_refused(tmp_path, video):
 def test_names_survive_export_and_import(tmp_path, name, layout):
     make_shard(tmp_path / "shards" / "Class" / f"{name}.h5", video=f"Class/{name}", flows=1)
     run(export.command, tmp_path / "shards", "--layout", layout, "--output", tmp_path / "out")
-    run(export.import_command, tmp_path / "out", "--bound", 20, "--output", tmp_path / "back")
+    run(import_flow.command, tmp_path / "out", "--bound", 20, "--output", tmp_path / "back")
     with open_shard(tmp_path / "back" / "Class" / f"{name}.h5") as shard:
         assert shard.video == f"Class/{name}"
 
 
 def test_imported_flow_is_the_images_bytes_exactly(tmp_path, shard_file):
     run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out", "--bound", 12)
-    run(export.import_command, tmp_path / "out", "--bound", 12, "--output", tmp_path / "back")
+    run(import_flow.command, tmp_path / "out", "--bound", 12, "--output", tmp_path / "back")
     folder = tmp_path / "out" / "A" / "v"
     with open_shard(tmp_path / "back" / "A" / "v.h5") as shard:
         levels = shard.levels(0, 4)
@@ -148,7 +148,7 @@ def test_a_datasets_imported_flow_is_recorded_for_status(tmp_path):
     video = Video("c/v", tmp_path / "v.avi", "c", "v")
     catalog.save(Dataset("mine", ("c",), {"c/v": video}, {}), tmp_path, tmp_path)
     given = ["--dataset", "mine", "--data", tmp_path]
-    run(export.import_command, tmp_path / "in", "--bound", 20, *given)
+    run(import_flow.command, tmp_path / "in", "--bound", 20, *given)
     assert "3 flows" in run(status.command, *given)
 
 
@@ -156,7 +156,7 @@ def test_a_datasets_imported_flow_is_recorded_for_status(tmp_path):
 def test_step_and_direction_survive_export_and_import(tmp_path, step, direction):
     images(tmp_path / "in" / "v", *[f"flow_{c}_{i}.jpg" for c in "xy" for i in (1, 2, 3)])
     given = [tmp_path / "in", "--bound", 20, "--step", step, "--direction", direction]
-    run(export.import_command, *given, "--output", tmp_path / "out")
+    run(import_flow.command, *given, "--output", tmp_path / "out")
     with open_shard(tmp_path / "out" / "v.h5") as shard:
         assert shard.directions == (direction,)
         assert (shard.flow_count(direction), shard.frame_count) == (3, 3 + step)
@@ -169,7 +169,7 @@ def test_step_and_direction_survive_export_and_import(tmp_path, step, direction)
 def test_import_with_a_preset_recodes(tmp_path, shard_file):
     run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out")
     run(
-        export.import_command,
+        import_flow.command,
         tmp_path / "out",
         "--bound",
         20,
@@ -186,12 +186,12 @@ def test_import_with_a_preset_recodes(tmp_path, shard_file):
 def test_importing_again_is_done_and_with_another_bound_refused(tmp_path, shard_file):
     run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out")
     arguments = [tmp_path / "out", "--output", tmp_path / "back"]
-    run(export.import_command, *arguments, "--bound", 20)
-    assert "1 there already" in run(export.import_command, *arguments, "--bound", 20)
+    run(import_flow.command, *arguments, "--bound", 20)
+    assert "1 there already" in run(import_flow.command, *arguments, "--bound", 20)
     assert "bound: asked 15.0, the shard has 20.0" in run(
-        export.import_command, *arguments, "--bound", 15, status=1
+        import_flow.command, *arguments, "--bound", 15, status=1
     )
-    assert "1 imported" in run(export.import_command, *arguments, "--bound", 15, "--overwrite")
+    assert "1 imported" in run(import_flow.command, *arguments, "--bound", 15, "--overwrite")
 
 
 def images(folder: Path, *names: str, height: int = HEIGHT) -> Path:
@@ -218,9 +218,7 @@ def images(folder: Path, *names: str, height: int = HEIGHT) -> Path:
 )
 def test_incomplete_folders_are_told(tmp_path, files, message):
     images(tmp_path / "in" / "v", *files)
-    output = run(
-        export.import_command, tmp_path / "in", "--bound", 20, "--output", tmp_path / "out", status=1
-    )
+    output = run(import_flow.command, tmp_path / "in", "--bound", 20, "--output", tmp_path / "out", status=1)
     assert message in output
 
 
@@ -234,7 +232,7 @@ def test_images_of_different_sizes_or_none_are_told(tmp_path):
         (b"x" * 50, "none"),
     ):
         (folder / "flow_y_2.jpg").write_bytes(content)
-        output = run(export.import_command, *arguments, status=1)
+        output = run(import_flow.command, *arguments, status=1)
         assert "flow_y_2.jpg" in output
         assert message in output
     assert list((tmp_path / "out").rglob("*.h5")) == []
@@ -242,5 +240,5 @@ def test_images_of_different_sizes_or_none_are_told(tmp_path):
 
 def test_options_that_mean_nothing_are_refused(tmp_path, shard_file):
     run(export.command, shard_file, "--layout", "npy", "--output", tmp_path, "--bound", 20, status=2)
-    run(export.import_command, tmp_path, "--bound", 20, status=2)
-    assert "found none" in run(export.import_command, tmp_path, "--bound", 20, "--output", tmp_path, status=1)
+    run(import_flow.command, tmp_path, "--bound", 20, status=2)
+    assert "found none" in run(import_flow.command, tmp_path, "--bound", 20, "--output", tmp_path, status=1)

@@ -88,7 +88,7 @@ def test_a_damaged_shard_stops_its_pack_and_stays(folder):
     with (folder / "B" / "v1.h5").open("r+b") as file:
         file.seek(place + 5)
         file.write(b"\xff\xff\xff")
-    assert "check sum" in run(folder, status=1)
+    assert "checksum" in run(folder, status=1)
     assert "B/v1.h5" in files(folder)
     assert "B.h5pack" not in files(folder)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, check_name, check_video_id, data_root
+from pipeline.runs import RunPaths
 
 
 def test_data_root_is_the_option_then_the_environment_then_data_here(
@@ -83,7 +84,7 @@ def test_every_path_of_a_dataset_lies_below_its_root() -> None:
         paths.shards("tvl1"),
         paths.outcomes("flow"),
         paths.run("r"),
-        paths.scores("r", "test"),
+        RunPaths(paths.run("r")).scores("test"),
         paths.results("r"),
         paths.logs,
     ):

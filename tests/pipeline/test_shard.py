@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import pickle
 import subprocess
@@ -19,16 +20,9 @@ from made_shards import HEIGHT, WIDTH, make_shard, request, smooth_flow, smooth_
 from pipeline import atomic
 from pipeline.codec import PRESETS, codec
 from pipeline.errors import InputError
-from pipeline.shard import (
-    ShardAddress,
-    ShardWriter,
-    Source,
-    check,
-    faults,
-    index_shards,
-    open_shard,
-    request_of,
-)
+from pipeline.request import check, request_of
+from pipeline.shard import ShardAddress, Source, faults, index_shards, open_shard
+from pipeline.shard_writer import ShardWriter
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -181,7 +175,7 @@ def test_the_same_request_is_done_and_a_smaller_one_too(tmp_path):
         ({"parameters": {"finest": 2}}, "patch: asked None, the shard has 8.0"),
         ({"quality": 90}, "quality: asked 90, the shard has 75"),
         ({"quantiser": "linear bound=20"}, "quantiser"),
-        ({"size": "340x256"}, "size: asked 340x256, the shard has source"),
+        ({"size": (340, 256)}, "size: asked 340x256, the shard has source"),
         ({"source_bytes": 1001}, "source_bytes: asked 1001, the shard has 1000"),
         ({"every": 2}, "every"),
         ({"start": 0.5}, "start"),
@@ -271,6 +265,25 @@ def test_every_flipped_byte_of_the_streams_is_found(whole, tmp_path):
             assert len(list(faults(shard))) == 1, place
 
 
+def test_no_flipped_bit_of_a_stream_is_read_as_data(whole, tmp_path):
+    """Most flipped bits of a JPEG still decode, to other pixels; so every read compares the CRC-32."""
+    data = bytearray(whole.read_bytes())
+    with open_shard(whole) as shard:
+        layout = {part: shard.part(part) for part in ("frames", "forward")}
+    damaged = tmp_path / "d.h5"
+    for part, streams in layout.items():
+        for bit in range(3, 8 * int(streams.start[-1]), 101):
+            index = int(np.searchsorted(streams.start, bit // 8, "right")) - 1
+            data[streams.begin + bit // 8] ^= 1 << bit % 8
+            damaged.write_bytes(data)
+            data[streams.begin + bit // 8] ^= 1 << bit % 8
+            with open_shard(damaged) as shard:
+                reads = [shard.frames] if part == "frames" else [shard.levels, shard.flows]
+                for read in (*reads, functools.partial(shard.streams, part=part)):
+                    with pytest.raises(InputError, match=rf"d\.h5: .*{part} {index} fails its checksum"):
+                        read(0, len(streams))
+
+
 @settings(max_examples=300, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_anywhere_is_an_input_error_a_fault_or_changes_nothing(whole, place, bit):
@@ -305,7 +318,7 @@ def test_a_truncated_file_is_an_input_error(whole, part):
         (lambda file: file.attrs.modify("width", 10**6), "size of"),
         (lambda file: file.attrs.create("video", "variable", dtype=h5py.string_dtype()), "fixed length"),
         (lambda file: file["flow/forward"].attrs.modify("parameters", np.bytes_(b"[1]")), "JSON"),
-        (lambda file: file["flow/forward/scale"].__setitem__((0, 0), 9), "check sum"),
+        (lambda file: file["flow/forward/scale"].__setitem__((0, 0), 9), "checksum"),
         (lambda file: file["flow/forward"].__delitem__("mean"), "'mean'"),
         (lambda file: [file.__delitem__("flow"), file.__delitem__("rgb")], "neither frames nor flow"),
     ],
@@ -361,7 +374,7 @@ def test_bytes_of_other_files_are_not_read(tmp_path):
 
 
 def retabled(path: Path, start: np.ndarray) -> None:
-    """Replace the table of starts, with a check sum that agrees."""
+    """Replace the table of starts, with a checksum that agrees."""
     from pipeline.shard import FLOW_TABLES, STREAM_TABLES, tables_crc32
 
     with h5py.File(path, "r+") as file:

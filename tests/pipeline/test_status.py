@@ -76,7 +76,7 @@ def test_flows_that_no_record_tells_are_counted_in_the_shards(paths: DatasetPath
 
 
 def test_a_set_that_only_failed_is_told_too(paths: DatasetPaths) -> None:
-    assert status.shard_sets(paths) == ["brox", "dis"]
+    assert status.reported_shard_sets(paths) == ["brox", "dis"]
     found = status.set_status(catalog.load_dataset("mine", paths.data), paths, "brox")
     assert (found.done, found.failed, found.speed) == (0, {"b/1": "no GPU"}, None)
 
@@ -88,11 +88,11 @@ def test_the_command_tells_reasons_and_limits_their_number(paths: DatasetPaths) 
     assert "dis: 3 of 6 done, 2 missing, 1 failed" in told.output
     assert "failed: a/2: the file is empty" in told.output
     assert "100 flows, 1.1 kB, 20.0 pairs/s" in told.output
-    brief = CliRunner().invoke(status.command, [*call, "--set", "dis", "--show", "0"])
+    brief = CliRunner().invoke(status.command, [*call, "--shards", "dis", "--show", "0"])
     assert "brox" not in brief.output
     assert "1 more" in brief.output
     assert "a/2" not in brief.output
-    unknown = CliRunner().invoke(status.command, [*call, "--set", "tvl1"])
+    unknown = CliRunner().invoke(status.command, [*call, "--shards", "tvl1"])
     assert unknown.exit_code == 1
     assert "it has: brox, dis" in unknown.output
 

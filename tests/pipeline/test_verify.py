@@ -48,7 +48,7 @@ def test_each_bad_shard_is_named_with_its_fault_and_repair_deletes_only_those(fo
     flip(folder / "A" / "one.h5", "frames", 2)
     (folder / "B" / "three.h5").write_bytes(b"")
     output = run(folder, status=1)
-    assert "frames 2 fails its check sum" in output
+    assert "frames 2 fails its checksum" in output
     assert "A/one.h5" in output
     assert "B/three.h5" in output
     assert "two.h5" not in output
@@ -141,4 +141,4 @@ def test_a_dataset_without_the_set_lists_the_sets(tmp_path):
     (tmp_path / "some" / "shards" / "dis").mkdir(parents=True)
     (tmp_path / "some" / "shards" / "farneback").mkdir(parents=True)
     assert "there are dis, farneback" in run("--dataset", "some", "--data", tmp_path, status=1)
-    assert "'brox'" in run("--dataset", "some", "--set", "brox", "--data", tmp_path, status=1)
+    assert "'brox'" in run("--dataset", "some", "--shards", "brox", "--data", tmp_path, status=1)

@@ -281,7 +281,7 @@ def test_a_bad_picture_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "3.png").write_bytes(b"no picture")
     with VideoReader(tmp_path, SOURCE_SIZE) as reader:
         assert len(reader.read(10).gray) == 3
-        with pytest.raises(VideoError, match=r"3\.png is no picture") as caught:
+        with pytest.raises(VideoError, match=r"3\.png is not a picture") as caught:
             reader.read(10)
     assert caught.value.frames == 3
 

@@ -14,9 +14,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 RECORDING_PYTHON = """\
 #!{python}
-# Stands in for `python`: notes its arguments and surroundings, then sleeps or fails as STAND_IN_... say.
+# Stands in for `python`: records its arguments and surroundings, then sleeps or fails as STAND_IN_... say. Only the job
+# scripts' own question, which stream and split a task works on, is answered by the real program.
 import json, os, signal, sys, time, uuid
 arguments = sys.argv[1:]
+if arguments == ["-m", "slurm", "array-task"]:
+    os.environ["PYTHONPATH"] = {project!r}
+    os.execv(sys.executable, [sys.executable, *arguments])
 record = {{"arguments": arguments, "environment": dict(os.environ), "began": time.time(), "signal": None}}
 file = os.path.join({folder!r}, uuid.uuid4().hex)
 def save():
@@ -74,7 +78,9 @@ class Recorder:
         programs.mkdir()
         records.mkdir()
         python = programs / "python"
-        python.write_text(RECORDING_PYTHON.format(python=sys.executable, folder=str(records)))
+        python.write_text(
+            RECORDING_PYTHON.format(python=sys.executable, folder=str(records), project=str(PROJECT))
+        )
         python.chmod(python.stat().st_mode | stat.S_IXUSR)
         site = project / "slurm" / "site.env"
         site.write_text(site.read_text() + f"prepare_node() {{ PATH='{programs}':$PATH; }}\n")

@@ -17,7 +17,7 @@ from pipeline.catalog import Video
 from pipeline.errors import InputError
 from pipeline.plan import costs, shares
 from slurm import record, scheduler, state
-from slurm.chain import STAGES, Request, as_shell_script, plan
+from slurm.chain import STAGES, ChainRequest, as_shell_script, plan
 
 # Stands in for sbatch: prints its surroundings and its arguments, each ended by a zero byte, to stderr, and a number.
 SBATCH = """
@@ -30,7 +30,7 @@ sbatch() {
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
 
 
-def request(**changes: object) -> Request:
+def request(**changes: object) -> ChainRequest:
     usual: dict[str, object] = {
         "dataset": "ucf101",
         "data": Path("/data"),
@@ -46,7 +46,7 @@ def request(**changes: object) -> Request:
         "streams": ["spatial", "temporal"],
         "stages": STAGES,
     }
-    return Request(**(usual | changes))  # type: ignore[arg-type]
+    return ChainRequest(**(usual | changes))  # type: ignore[arg-type]
 
 
 def run_script(script: str) -> list[list[str]]:
@@ -99,8 +99,8 @@ def test_each_stage_waits_for_what_it_needs() -> None:
 
 def test_what_the_stages_are_told_fits_together() -> None:
     jobs = {job.stage: job for job in plan(request(shard_set="brox", run="try", fusions=["svm"], splits=[2]))}
-    assert "--set=brox" in jobs["flow"].arguments
-    assert {"--set=brox", "--complete"} <= set(jobs["verify"].arguments)
+    assert "--shards=brox" in jobs["flow"].arguments
+    assert {"--shards=brox", "--complete"} <= set(jobs["verify"].arguments)
     assert "--shards=brox" in jobs["train"].arguments
     assert jobs["train"].environment == {"SPLITS": "2", "STREAMS": "spatial temporal", "RUN": "try"}
     assert jobs["score"].environment == {**jobs["train"].environment, "PARTS": "test train"}

@@ -142,7 +142,7 @@ def assert_same_shards(shards: Path, expected: Path) -> None:
 
 def assert_complete(run: Commands, shard_set: str, unrecorded: int = 0) -> None:
     """Every video has one shard, every shard is valid, each video counts once, and nothing half made is left."""
-    verified = run("pipeline", "verify", "--deep", "--complete", f"--set={shard_set}")
+    verified = run("pipeline", "verify", "--deep", "--complete", f"--shards={shard_set}")
     assert "54 good, 0 bad" in verified.stdout
     status = set_status(load_dataset("demo", run.data), run.paths, shard_set)
     assert (status.done, dict(status.failed), dict(status.stale), status.missing) == (54, {}, {}, ())

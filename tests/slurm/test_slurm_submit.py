@@ -61,6 +61,7 @@ def user(cluster: Cluster, recorder: Recorder, tmp_path: Path) -> User:
     known = {name: Video(name, videos / f"{name}.avi", name[0], name) for name in names}
     splits = {number: Split(number, ("a/x", "b/x"), ("a/y", "b/y")) for number in (1, 2)}
     catalog.save(Dataset("toy", ("a", "b"), known, splits), videos, data)
+    (data / "toy" / "shards" / "tvl1").mkdir(parents=True)  # so that a chain may begin with training
     return User(cluster, recorder, data)
 
 

@@ -31,9 +31,9 @@ from train.batches import (
     shard_positions,
     unpack,
 )
+from train.loader import as_it_is
 from train.recipe import Recipe
 from train.sampler import Schedule
-from train.trainer import as_it_is
 from train.volume import RawFlow, VolumeSpec, cut, flow_indices, flow_volume, mirror, volume
 
 SIZES = ((18, 33), (26, 20), (18, 33), (21, 21))
@@ -168,6 +168,24 @@ def test_a_damaged_stream_is_named(tmp_path: Path) -> None:
     assert data.count(stream) == 1
     path.write_bytes(data.replace(stream, bytes(len(stream))))
     with pytest.raises(InputError, match=r"a\.h5: damaged shard: forward 1"):
+        read_volumes(shard, VolumeSpec(length=3), [0])
+
+
+def test_a_flipped_bit_that_still_decodes_is_an_error(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "a.h5", "C/a", flows=3)
+    shard = open_shard(path)
+    data = bytearray(path.read_bytes())
+    whole = bytes(shard.streams(1, 2)[0])
+    for bit in range(len(whole) * 4, len(whole) * 8):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        image = cv2.imdecode(np.frombuffer(changed, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if image is not None:
+            break
+    at = data.index(whole) + bit // 8
+    data[at] = changed[bit // 8]
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.h5: damaged shard: forward 1 fails its checksum"):
         read_volumes(shard, VolumeSpec(length=3), [0])
 
 

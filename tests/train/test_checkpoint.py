@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
+from pipeline.request import Request
+from pipeline.runs import RunPaths, RunRecord
 from train.checkpoint import (
     Checkpoint,
-    checkpoints,
-    find_checkpoint,
+    link_best,
     load_checkpoint,
     read_archive,
+    remove_old_checkpoints,
     save_checkpoint,
     weights_digest,
 )
@@ -39,7 +41,7 @@ def checkpoint(iteration: int = 7, seed: int = 0) -> Checkpoint:
     return Checkpoint(
         network.state_dict(),
         recipe.as_dict(),
-        {"split": 1},
+        RunRecord("a", "temporal", 1),
         SPEC,
         HEADS,
         iteration,
@@ -154,11 +156,11 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, request: pytest.Fi
 
 def test_the_best_is_scored_with_and_else_the_newest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint there yet"):
-        find_checkpoint(tmp_path)
+        RunPaths(tmp_path).scoring_checkpoint()
     for iteration in (3, 12):
         save_checkpoint(tmp_path / f"checkpoint-{iteration:08d}.pt", checkpoint(iteration))
     assert load_checkpoint(tmp_path).iteration == 12
-    assert [path.name for path in checkpoints(tmp_path)] == [
+    assert [path.name for path in RunPaths(tmp_path).checkpoints()] == [
         "checkpoint-00000012.pt",
         "checkpoint-00000003.pt",
     ]
@@ -176,3 +178,61 @@ def test_other_files_are_told_apart(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(InputError, match="no such file"):
         load_checkpoint(tmp_path / "none.pt")
+
+
+def test_how_the_shards_were_made_comes_back(tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.requests = {
+        "a": Request(0, size=(340, 256), method="brox", parameters={"alpha": 0.2, "levels": [1, 2]}, step=2),
+        "b": Request(0, directions=(), frames=True, frames_quality=90),
+    }
+    save_checkpoint(tmp_path / "checkpoint-00000007.pt", saved)
+    assert load_checkpoint(tmp_path).requests == saved.requests
+
+
+def test_a_checkpoint_of_version_1_has_no_requests_and_its_shard_sets_are_migrated(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, checkpoint())
+    values = torch.load(path, weights_only=True)
+    del values["requests"]
+    values |= {
+        "version": 1,
+        "run": {"dataset": "a", "split": 1, "stream": "temporal", "shards": "a=tvl1,b=x"},
+    }
+    torch.save(values, path)
+    loaded = load_checkpoint(path)
+    assert loaded.requests == {}
+    assert loaded.run == RunRecord("a", "temporal", 1, {"a": "tvl1", "b": "x"})
+    torch.save({**values, "version": 3}, path)
+    with pytest.raises(InputError, match="expected a checkpoint of version 1 or 2, found version 3"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("run", {"dataset": "a"}), ("requests", {"a": {"source_bytes": "x"}}), ("requests", [1]), ("heads", 3)],
+)
+def test_damaged_values_are_an_error_that_names_the_file(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, checkpoint())
+    torch.save({**torch.load(path, weights_only=True), key: value}, path)
+    with pytest.raises(InputError, match=r"checkpoint-00000007\.pt: damaged checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_stays_when_its_checkpoint_is_removed(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError("no links on this file system")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    run = RunPaths(tmp_path)
+    for iteration in (1, 2, 3):
+        save_checkpoint(run.checkpoint(iteration), checkpoint(iteration))
+    link_best(run, 1)
+    remove_old_checkpoints(run, keep=1)
+    assert run.checkpoints() == [run.checkpoint(3)]
+    assert load_checkpoint(tmp_path).iteration == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.runs import RunRecord
 from train.recipe import KEYS, Recipe, load_recipe, names, nearest, parse, to_toml
 
 PAPER = [name for name in names() if name.startswith(("spatial-", "temporal-"))]
@@ -66,7 +67,7 @@ def test_cosine_and_warm_up() -> None:
 def test_a_resolved_recipe_repeats_itself(tmp_path: Path) -> None:
     recipe = load_recipe("modern", {"also": ["a", "b"], "learning_rate": 3e-05, "validation": "0.1"})
     path = tmp_path / "recipe.toml"
-    path.write_text(to_toml(recipe.as_dict(), {"dataset": 'qu"ote\\', "split": 1, "init": None}))
+    path.write_text(to_toml(recipe.as_dict(), RunRecord('qu"ote\\', "temporal", 1)))
     assert load_recipe(str(path)) == recipe
 
 

@@ -19,13 +19,19 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
+from pipeline.runs import RunPaths, RunRecord
 from train.batches import TrainingReader, network_input
-from train.checkpoint import checkpoints, load_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distributed import Place, World
+from train.interrupt import RESUME_LATER
 from train.log import read_log
+from train.losses import Samples, head_losses, join, split
+from train.meter import Meter
 from train.models import build
+from train.options import LoopOptions
 from train.recipe import Recipe, load_recipe
-from train.trainer import RESUME_LATER, Options, Samples, head_losses, join, split, train
+from train.sampler import Schedule
+from train.trainer import Trainer, train
 from train.training_data import TrainingData, gather, gather_images
 
 ALONE = World(Place(), torch.device("cpu"))
@@ -45,14 +51,15 @@ def run(
     **options: Any,
 ) -> int:
     """Train quietly in this process."""
-    options = {"tensorboard": False, "log_every": 1, "checkpoint_every": 1000, **options}
+    options = {"workers": 0, "tensorboard": False, "log_every": 1, "checkpoint_every": 1000, **options}
     say = (said if said is not None else []).append
     spec = recipe.volume(stream)
-    return train(recipe, spec, material, about or {"split": 1}, Options(folder, **options), ALONE, init, say)
+    record = RunRecord(**{"dataset": "tiny", "stream": stream, "split": 1, **(about or {})})
+    return train(recipe, spec, material, record, folder, LoopOptions(**options), ALONE, init, say)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(checkpoints(folder)[0]).weights
+    return load_checkpoint(RunPaths(folder).checkpoints()[0]).weights
 
 
 def losses(folder: Path) -> list[float]:
@@ -240,7 +247,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
     run(tmp_path / "straight", material)
     folder = tmp_path / "run"
     run(folder, material, checkpoint_every=2, stop_after=5)
-    newest = checkpoints(folder)[0]
+    newest = RunPaths(folder).checkpoints()[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     said: list[str] = []
     assert run(folder, material, said=said) == 0
@@ -255,7 +262,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
 
 def test_without_a_valid_checkpoint_nothing_is_overwritten(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path, material, stop_after=2)
-    for path in checkpoints(tmp_path):
+    for path in RunPaths(tmp_path).checkpoints():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="none of its 1 checkpoints can be read"):
         run(tmp_path, material)
@@ -279,6 +286,24 @@ def test_another_configuration_is_refused_with_its_differences(
         run(tmp_path, material, resume="no")
 
 
+def test_shards_that_were_made_again_differently_are_refused_on_resuming(
+    material: TrainingData, tmp_path: Path
+) -> None:
+    run(tmp_path, material, stop_after=2)
+    saved = load_checkpoint(tmp_path)
+    assert saved.requests == material.requests
+    assert saved.requests["tiny"].directions == ("forward",)
+    again = dataclasses.replace(material.requests["tiny"], step=2)
+    with pytest.raises(InputError, match="shards of tiny: step: "):
+        run(tmp_path, dataclasses.replace(material, requests={"tiny": again}))
+    # Checkpoints of version 1 do not record it.
+    saved = load_checkpoint(RunPaths(tmp_path).checkpoint(2), optimiser=True)
+    saved.requests = {}
+    save_checkpoint(RunPaths(tmp_path).checkpoint(2), saved)
+    assert run(tmp_path, material) == 0
+    assert load_checkpoint(tmp_path).requests == material.requests
+
+
 def test_a_complete_run_is_left_alone(material: TrainingData, tmp_path: Path) -> None:
     run(tmp_path, material)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -295,7 +320,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(material: TrainingData, tmp_pat
         InputError, match=r"(the loss is (nan|inf) at iteration \d+ \(learning rate 1e\+30\))"
     ):
         run(tmp_path, material, recipe, checkpoint_every=20)
-    assert checkpoints(tmp_path) == []
+    assert RunPaths(tmp_path).checkpoints() == []
+
+
+def test_a_loss_that_is_not_finite_is_seen_before_the_update(material: TrainingData, tmp_path: Path) -> None:
+    spec = RECIPE.volume("temporal")
+    record, options = RunRecord("tiny", "temporal", 1), LoopOptions(tensorboard=False)
+    trainer = Trainer(
+        RECIPE, spec, material, record, RunPaths(tmp_path), options, ALONE, None, None, lambda _: None
+    )
+    with torch.no_grad():
+        trainer.network.last_layer.bias[0] = float("inf")
+    before = {name: parameter.clone() for name, parameter in trainer.network.named_parameters()}
+    schedule = Schedule(trainer.indices, trainer.micro_batch, 0, 1)
+    batches = (trainer.reader.__getitems__(keys) for keys in schedule)
+    with pytest.raises(InputError, match=r"the loss is nan at iteration 1 .* stopped before the update"):
+        trainer.step(batches, schedule.micro_batches, 0.05, 0.0, Meter(["tiny"], 1, None, print))
+    for name, parameter in trainer.network.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 def test_weights_that_are_not_finite_are_not_saved(material: TrainingData, tmp_path: Path) -> None:
@@ -306,14 +348,14 @@ def test_weights_that_are_not_finite_are_not_saved(material: TrainingData, tmp_p
         InputError, match=r"weights are not finite after iteration 1 \(learning rate 3e\+38\)"
     ):
         run(tmp_path, material, recipe)
-    assert checkpoints(tmp_path) == []
+    assert RunPaths(tmp_path).checkpoints() == []
 
 
 def test_the_newest_and_the_best_are_kept(tiny: DatasetPaths, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, validation="0.3", iterations=8)
     material = gather("tiny", 1, RECIPE.volume("temporal"), recipe, tiny.data)
     run(tmp_path, material, recipe, checkpoint_every=1, validate_every=2, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == [
+    assert [path.name for path in RunPaths(tmp_path).checkpoints()] == [
         "checkpoint-00000008.pt",
         "checkpoint-00000007.pt",
     ]

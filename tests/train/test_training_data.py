@@ -15,10 +15,13 @@ from tiny_dataset import CLASSES, GROUPS, RECIPE, TAKES
 
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
+from pipeline.request import Request, request_of
 from pipeline.shard import open_shard
+from pipeline.shard_sets import choose_shard_set
 from train.batches import Item, read_volumes
 from train.recipe import Recipe
-from train.training_data import VideoVolumes, added_classes, choose_shards, gather, gather_images, hold_out
+from train.training_data import added_classes, common_request, gather, gather_images, hold_out
+from train.video_volumes import VideoVolumes
 from train.volume import VolumeSpec, cut, volume
 
 SPEC = RECIPE.volume("temporal")
@@ -140,18 +143,18 @@ def test_shards_without_what_the_volume_needs_are_told(tiny: DatasetPaths, tmp_p
 
 def test_shard_sets_are_chosen_by_name_or_because_there_is_one(tmp_path: Path) -> None:
     paths = DatasetPaths(tmp_path, "d")
-    with pytest.raises(InputError, match="make them first"):
-        choose_shards(paths, None)
+    with pytest.raises(InputError, match="no shards yet; make them with"):
+        choose_shard_set(paths, None)
     paths.shards("brox").mkdir(parents=True)
-    assert choose_shards(paths, None) == "brox"
+    assert choose_shard_set(paths, None) == "brox"
     paths.shards("dis").mkdir()
-    with pytest.raises(InputError, match=r"several shard sets \(brox, dis\)"):
-        choose_shards(paths, None)
-    assert choose_shards(paths, "dis") == "dis"
-    with pytest.raises(InputError, match="no shard set 'nv'"):
-        choose_shards(paths, "nv")
+    with pytest.raises(InputError, match=r"brox, dis.*choose one with --shards"):
+        choose_shard_set(paths, None)
+    assert choose_shard_set(paths, "dis") == "dis"
+    with pytest.raises(InputError, match="shard set 'nv'"):
+        choose_shard_set(paths, "nv")
     paths.shards("tvl1").mkdir()
-    assert choose_shards(paths, None) == "tvl1"
+    assert choose_shard_set(paths, None) == "tvl1"
 
 
 # --- images ---
@@ -213,3 +216,70 @@ def test_validation_of_the_recipe_reaches_the_groups(tiny: DatasetPaths) -> None
     material = gather("tiny", 1, VolumeSpec(crop=32, short_side=36, length=4), recipe, tiny.data)
     assert len({item.group for item in material.validation}) == 1
     assert len(material.validation) == len(CLASSES) * TAKES
+
+
+# --- how the shards were made ---
+
+
+def temporal(**changes: object) -> Request:
+    from made_shards import request
+
+    return dataclasses.replace(request(), **changes)  # type: ignore[arg-type]
+
+
+def test_the_common_request_is_what_the_network_s_input_depends_on() -> None:
+    """Sizes of the videos, parts that the stream does not read and their settings may vary."""
+    made = {
+        "a/1": temporal(source_bytes=5, frames=True, frames_quality=90),
+        "a/2": temporal(source_bytes=6, frames=True, frames_quality=80),
+        "a/3": temporal(source_bytes=7, directions=("forward", "backward")),
+    }
+    common = common_request(made, VolumeSpec(), "d")
+    assert common.differences(temporal(source_bytes=0)) == []
+    assert (common.source_bytes, common.directions, common.frames) == (0, ("forward",), False)
+    frames = {
+        "a/1": temporal(frames=True, frames_quality=90),
+        "a/2": temporal(frames=True, frames_quality=90, method="brox", parameters={"alpha": 1}, step=2),
+        "a/3": temporal(frames=True, frames_quality=90, directions=(), method=""),
+    }
+    spatial = common_request(frames, VolumeSpec(stream="spatial"), "d")
+    assert (spatial.directions, spatial.frames, spatial.frames_quality) == ((), True, 90)
+
+
+@pytest.mark.parametrize(
+    ("stream", "change", "found"),
+    [
+        ("temporal", {"step": 2}, "step 2 instead of 1"),
+        ("temporal", {"parameters": {"finest": 2, "patch": 4.0}}, "patch 4.0 instead of 8.0"),
+        ("temporal", {"quality": 50}, "quality 50 instead of"),
+        ("temporal", {"short_side": 256}, "short_side 256 instead of None"),
+        ("spatial", {"frames_quality": 50}, "frames_quality 50 instead of 90"),
+        ("spatial", {"size": (340, 256)}, r"size \[340, 256\] instead of None"),
+        ("spatial", {"every": 2}, "every 2 instead of 1"),
+    ],
+)
+def test_shards_that_were_made_differently_are_grouped_by_what_differs(
+    stream: str, change: dict[str, object], found: str
+) -> None:
+    usual = temporal(frames=True, frames_quality=90)
+    made = {f"a/{i}": usual for i in range(5)}
+    made |= {f"b/{i}": dataclasses.replace(usual, **change) for i in range(2)}  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=rf"5 videos made(.|\n)*2 videos \(for example b/0\): {found}"):
+        common_request(made, VolumeSpec(stream=stream), "demo")  # type: ignore[arg-type]
+
+
+def test_a_set_with_a_shard_of_another_kind_is_refused_before_training(
+    tiny: DatasetPaths, tmp_path: Path
+) -> None:
+    from made_shards import make_shard
+
+    shutil.copytree(tiny.data, tmp_path / "data")
+    paths = DatasetPaths(tmp_path / "data", "tiny")
+    made = gather("tiny", 1, SPEC, RECIPE, paths.data).requests["tiny"]
+    with open_shard(paths.shard("tvl1", "Left/v_Left_g00_c00")) as shard:
+        assert made.differences(dataclasses.replace(request_of(shard), source_bytes=0)) == []
+    make_shard(paths.shard("tvl1", "Left/v_Left_g00_c00"), "Left/v_Left_g00_c00", preset="lossless")
+    with pytest.raises(
+        InputError, match=r"tiny, shard set tvl1: (.|\n)*1 video \(for example Left/v_Left_g00_c00"
+    ):
+        gather("tiny", 1, SPEC, RECIPE, paths.data)

@@ -12,7 +12,8 @@ from pipeline import catalog
 from pipeline.catalog import Dataset, Split, Video
 from pipeline.codec import codec
 from pipeline.paths import DatasetPaths
-from pipeline.shard import ShardWriter, Source
+from pipeline.shard import Source
+from pipeline.shard_writer import ShardWriter
 from train.recipe import Recipe
 
 CLASSES = ("Left", "Right", "Up")

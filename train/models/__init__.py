@@ -1,7 +1,7 @@
 """Networks by name. All take inputs [N,channels,H,W] and dropout keys, and return logits [N,classes].
 
 Parameter names and shapes are torchvision's, so that its state dicts load as they are. Several heads (multi-task
-training) are ranges of one last layer: `train.checkpoint.Checkpoint.columns` says which.
+training) are ranges of one last layer, see `train.checkpoint.Checkpoint.columns`.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class CnnM2048(Network):
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.full8.weight, std=0.01)
-        # Dropout makes what it keeps larger; without this the first losses at dropout 0.9 are five times ln(classes).
+        # Dropout scales up what it keeps; without this the first losses at dropout 0.9 are five times ln(classes).
         for layer in (self.full7, self.full8):
             layer.weight.data.mul_((1 - dropout) ** 0.5)
 

@@ -1,6 +1,6 @@
-"""Dropout whose masks follow from (seed, iteration, index) of the sample, not from a generator's state.
+"""Dropout whose masks are a function of the sample's (seed, iteration, index), not of a generator's state.
 
-So a sample is dropped alike on any number of processes, in any micro-batch, on a CPU or a GPU, and after resuming.
+So a sample has the same mask on any number of processes, in any micro-batch, on a CPU or a GPU, and after resuming.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class KeyedDropout(nn.Module):
 
     Attributes:
         p: share of the features set to zero.
-        layer: tells apart the dropout layers of one network.
+        layer: number of the layer, so that a network's dropout layers have different masks.
     """
 
     def __init__(self, p: float, layer: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What every network offers beside its forward pass."""
+"""The interface of the networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Network(nn.Module):
 
     @abstractmethod
     def penultimate(self, inputs: Tensor, keys: Tensor | None = None) -> Tensor:
-        """What the last layer sees: float[N,F] from inputs [N,C,H,W]; keys int64[N] seed the dropout."""
+        """Input of the last layer: float[N,F] from inputs [N,C,H,W]; keys int64[N] seed the dropout."""
 
     def forward(self, inputs: Tensor, keys: Tensor | None = None) -> Tensor:
         """Logits [N,classes]."""

@@ -144,7 +144,7 @@ def resampling() -> dict[str, float]:
 
 def out_of_memory() -> dict[str, object]:
     """What an allocation that fails is told as, and that the method works on afterwards."""
-    from extract_flow.methods import DeviceMemoryError
+    from extract_flow.flow_method import DeviceMemoryError
 
     class CudaAPIError(Exception):
         code = 2

@@ -11,7 +11,7 @@ pytest.importorskip("numba.cuda", reason="needs numba-cuda: pip install -e .[cud
 
 from extract_flow import methods
 from extract_flow.cuda import device, kernel
-from extract_flow.methods import DeviceMemoryError
+from extract_flow.flow_method import DeviceMemoryError
 from pipeline.errors import InputError
 
 

@@ -1,6 +1,6 @@
-"""One video on its way into a shard: decode, flow, encode, write, in pieces, so that its length costs no memory.
+"""One video into a shard: decode, flow, encode, write; in pieces, so that a long video needs no more memory.
 
-The stages are apart so that a worker can run them one after the other (CPU) or overlapped (GPU, see `worker.py`);
+The stages are separate so that a worker can run them one after the other (CPU) or overlapped (GPU, see `worker.py`);
 the bytes in the shard are the same.
 """
 
@@ -8,36 +8,45 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.methods import FlowMethod
-from pipeline import codec, shard
-from pipeline.codec import Codec, Quantised, Quantiser
+from extract_flow.flow_method import FlowMethod
+from extract_flow.settings import ExtractionSettings
+from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError
 from pipeline.outcome import Outcome
 from pipeline.paths import fault_of_part
-from pipeline.shard import Request, Shard, ShardAddress, ShardWriter, Source
-from pipeline.video import Selection, VideoError, VideoReader, list_pictures
+from pipeline.request import Request, check
+from pipeline.shard import Shard, ShardAddress, Source, open_shard
+from pipeline.shard_writer import ShardWriter, encode_frame
+from pipeline.text import many
+from pipeline.video import VideoError, VideoReader, source_bytes, source_digest
 
 CHUNK_BYTES = 1 << 28
 BYTES_PER_PIXEL = 16
-"""Of a frame and pair in work: gray 1, RGB 3, flow 8, levels 2 and what encoding takes."""
+"""Memory of a frame and its pair in progress: gray 1, RGB 3, flow 8, levels 2 and what encoding takes."""
 LEAST_FRAMES_KEPT = 2
 HEADER_SLACK = 1
-"""Headers that promise one frame too many (every HMDB-51 clip) are not worth a note."""
+"""Frames by which a header may be wrong without a note: every HMDB-51 clip promises one too many."""
 
 
-class Task(NamedTuple):
-    """A video to extract: its identity, where it lies, where its shard goes, and the pack that holds it if one does."""
+class VideoTask(NamedTuple):
+    """A video to extract.
+
+    Attributes:
+        video: its identity, "class/stem" in a dataset.
+        path: the file, or the folder of pictures.
+        shard: where its shard goes.
+        packed: where its shard is now if a pack holds it.
+    """
 
     video: str
     path: Path
@@ -47,66 +56,6 @@ class Task(NamedTuple):
     def existing(self) -> ShardAddress | None:
         """Where its shard is now, if anywhere; a loose one counts before a packed one."""
         return ShardAddress(self.shard) if self.shard.exists() else self.packed
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a run makes of every video.
-
-    Attributes:
-        method: name of the flow method.
-        parameters: its resolved options, by name.
-        selection: which frames, and their size.
-        directions: "forward" and "backward", either or both.
-        step: frames between the two of a pair.
-        codec_preset, bound, quality: of the flow's codec, as `pipeline.codec.codec` takes them.
-        rgb: whether RGB frames are stored.
-        rgb_quality: their JPEG quality.
-        on_corrupt: "fail", or "keep" the frames before the error if there are at least 2.
-        overwrite: make shards anew that were made with other settings.
-    """
-
-    method: str
-    parameters: Mapping[str, Any]
-    selection: Selection = dataclasses.field(default_factory=Selection)
-    directions: tuple[str, ...] = ("forward",)
-    step: int = 1
-    codec_preset: str = "default"
-    bound: float | None = None
-    quality: int | None = None
-    rgb: bool = True
-    rgb_quality: int = 90
-    on_corrupt: Literal["fail", "keep"] = "fail"
-    overwrite: bool = False
-
-    @functools.cached_property
-    def codec(self) -> Codec:
-        """The codec of the flow; InputError for options that the preset refuses."""
-        return codec.codec(self.codec_preset, self.bound, self.quality)
-
-    def request(self, source_bytes: int) -> Request:
-        """What a shard of a video of that many bytes must match to count as done."""
-        selection = self.selection
-        if selection.size is not None:
-            size = f"{selection.size[0]}x{selection.size[1]}"
-        else:
-            size = "source" if selection.short_side is None else f"short side {selection.short_side}"
-        return Request(
-            source_bytes=source_bytes,
-            size=size,
-            every=selection.every,
-            start=selection.start,
-            end=selection.end,
-            directions=self.directions,
-            method=self.method,
-            parameters=self.parameters,
-            step=self.step,
-            quantiser=self.codec.quantiser.name,
-            image=self.codec.image,
-            quality=self.codec.quality,
-            frames=self.rgb,
-            frames_quality=self.rgb_quality if self.rgb else None,
-        )
 
 
 class Piece(NamedTuple):
@@ -124,46 +73,26 @@ class Piece(NamedTuple):
     pairs: Mapping[str, npt.NDArray[np.int64]]
 
 
-def source_bytes(path: Path) -> int:
-    """Bytes of a video file, or of the pictures of a folder; VideoError if there is none."""
-    try:
-        if path.is_dir():
-            return sum(picture.stat().st_size for picture in list_pictures(path))
-        return path.stat().st_size
-    except OSError as error:
-        raise VideoError(path, f"cannot be read: {(error.strerror or str(error)).lower()}") from error
-
-
-def source_digest(path: Path) -> str:
-    """SHA-256 of a video file; of a folder, over the names and digests of its pictures in order."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for picture in list_pictures(path):
-        digest.update(picture.name.encode(errors="surrogateescape") + b"\0" + source_digest(picture).encode())
-    return digest.hexdigest()
-
-
-def is_done(task: Task, settings: Settings) -> bool:
-    """Whether the task's shard is there, whole in its tables, and what was asked for; opens the shard only."""
+def is_done(task: VideoTask, settings: ExtractionSettings) -> bool:
+    """Whether the task's shard exists, has intact tables, and is what was asked for; no stream is read."""
     address = task.existing()
     try:
-        return address is not None and shard.check(address, settings.request(source_bytes(task.path))).done
+        return address is not None and check(address, settings.request(source_bytes(task.path))).done
     except InputError:
         return False
 
 
 class Clip:
-    """One video in work; a context manager that leaves nothing behind unless `finish` was reached.
+    """One video in progress; a context manager that leaves nothing behind unless `finish` was reached.
 
     Attributes:
-        task: what to do.
-        error: what ended it; pieces of it that are still on their way are dropped.
+        task: the video and where its shard goes.
+        settings: what to make of it.
+        error: what ended it; its remaining pieces are dropped.
     """
 
-    def __init__(self, task: Task, settings: Settings, device: str) -> None:
-        """Begin; nothing is opened yet.
+    def __init__(self, task: VideoTask, settings: ExtractionSettings, device: str) -> None:
+        """Prepare; nothing is opened yet.
 
         Args:
             task: the video.
@@ -180,7 +109,8 @@ class Clip:
         self._reader: VideoReader | None = None
         self._writer: ShardWriter | None = None
         self._keep: Shard | None = None
-        self._frames = self._flows = 0
+        self._source_bytes = self._frames = self._flows = 0
+        self._missing: tuple[str, ...] = ()
         self._corrupt = ""
 
     def __enter__(self) -> Clip:
@@ -190,7 +120,7 @@ class Clip:
         self.close()
 
     def close(self) -> None:
-        """Let go of the video, of the old shard, and of what was spooled for the new one."""
+        """Close the video and the old shard, and drop what was spooled for the new one."""
         for held in (self._reader, self._keep):
             if held is not None:
                 held.close()
@@ -199,7 +129,7 @@ class Clip:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of the block to a stage."""
+        """Add the time that the block takes to a stage."""
         before = time.perf_counter()
         try:
             yield
@@ -211,21 +141,20 @@ class Clip:
         self._stages[name] += seconds
 
     def open(self, on_frame: Callable[[], None] | None = None) -> bool:
-        """Look at the shard that is there, and open the video; False if there is nothing to do.
+        """Check the existing shard, and open the video; False if there is nothing to do.
 
         Raises:
             VideoError: no frame can be decoded.
-            InputError: the shard that is there was made with other settings.
+            InputError: the existing shard was made with other settings, or a name that cannot be stored.
         """
         for part in self.task.video.split("/"):
             if fault := fault_of_part(part):
                 raise InputError(
                     f"{str(self.task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it"
                 )
-        size = source_bytes(self.task.path)
-        self._source_bytes = size
-        request = self.settings.request(size)
-        self._missing = self._look_at_shard(request)
+        self._source_bytes = source_bytes(self.task.path)
+        request = self.settings.request(self._source_bytes)
+        self._missing = self._missing_parts(request)
         if not self._missing:
             return False
         with self.stage("decode"):
@@ -238,14 +167,18 @@ class Clip:
             self._writer.begin(part)
         return True
 
-    def _look_at_shard(self, request: Request) -> tuple[str, ...]:
-        """The parts that must be made; keeps the shard open whose other parts will be copied."""
+    def _missing_parts(self, request: Request) -> tuple[str, ...]:
+        """The parts to make; keeps the existing shard open if its other parts will be copied.
+
+        Raises:
+            InputError: the existing shard was made with other settings, and is not to be replaced.
+        """
         everything = ("frames",) * request.frames + request.directions
         address = self.task.existing()
         if address is None:
             return everything
         try:
-            standing = shard.check(address, request)
+            standing = check(address, request)
         except InputError as error:
             self._notes.append(f"made again, because it was damaged: {error}")
             return everything
@@ -254,10 +187,10 @@ class Clip:
                 return everything
             raise InputError(
                 f"{address} was made with other settings ({'; '.join(standing.differences)}): ask for the "
-                "same, use another --set or --output, or --overwrite to make it anew"
+                "same, use another --shards or --output, or replace it with --overwrite"
             )
         if standing.missing:
-            self._keep = shard.open_shard(address)
+            self._keep = open_shard(address)
         return standing.missing
 
     def pieces(self, batch_pairs: int) -> Iterator[Piece]:
@@ -298,13 +231,13 @@ class Clip:
         if self._keep is not None and self._keep.frame_count != self._frames:
             raise InputError(
                 f"{self.task.shard}: holds {self._keep.frame_count} frames, but {self.task.path} now decodes to "
-                f"{self._frames}: the video or the decoder changed; use --overwrite after deleting the shard"
+                f"{self._frames}: the video or the decoder changed; delete the shard and extract it again"
             )
         whole = self.settings.selection.end is None and not self._corrupt
         if whole and reader.header_frames and abs(reader.header_frames - reader.decoded) > HEADER_SLACK:
             self._notes.append(f"its header says {reader.header_frames} frames, it holds {reader.decoded}")
         if self._frames <= self.settings.step:
-            self._notes.append(f"{self._frames} frame(s) at step {self.settings.step}: it has no flow")
+            self._notes.append(f"{many(self._frames, 'frame')} at step {self.settings.step}: it has no flow")
 
     def store(self, piece: Piece, flows: Mapping[str, Quantised], pool: Executor | None = None) -> None:
         """Encode a piece's frames and flow, on the pool's threads if there is one, and append them to the shard."""
@@ -313,7 +246,7 @@ class Clip:
         with self.stage("encode"):
             streams: dict[str, list[bytes]] = {}
             if piece.rgb is not None:
-                encode = functools.partial(shard.encode_frame, quality=self.settings.rgb_quality)
+                encode = functools.partial(encode_frame, quality=self.settings.rgb_quality)
                 streams["frames"] = list(spread(encode, piece.rgb))
             for direction, flow in flows.items():
                 streams[direction] = list(spread(self.settings.codec.encode, flow.levels))
@@ -325,7 +258,7 @@ class Clip:
                 self._flows += len(flow.levels)
 
     def finish(self) -> None:
-        """Put the shard in its place: written, flushed, read back, renamed."""
+        """Write the shard, flush it, read it back and rename it into its place."""
         assert self._writer is not None
         assert self._reader is not None
         reader = self._reader
@@ -347,13 +280,13 @@ class Clip:
             )
 
     def progress(self) -> tuple[int, float]:
-        """Flows so far, and about what part of the video they are (0 if its header says nothing)."""
+        """Flows so far, and about what share of the video they are (0 if its header does not say)."""
         expected = self._reader.header_frames if self._reader is not None else None
         done = min(1.0, self._reader.decoded / expected) if self._reader is not None and expected else 0.0
         return self._flows, done
 
     def outcome(self, status: Literal["done", "skipped", "failed"], reason: str = "") -> Outcome:
-        """The record of how it ended."""
+        """The record of how it ended, or of its failure with a reason."""
         return Outcome(
             video=self.task.video,
             status=status,
@@ -372,17 +305,17 @@ def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> li
     """Quantised flow of pieces of one frame size in one call: a dictionary by direction for each piece."""
     frames = pieces[0].gray if len(pieces) == 1 else np.concatenate([piece.gray for piece in pieces])
     offsets = np.cumsum([0] + [len(piece.gray) for piece in pieces[:-1]])
-    runs = [
+    parts = [
         (i, direction, pairs + offset)
         for i, (piece, offset) in enumerate(zip(pieces, offsets, strict=True))
         for direction, pairs in piece.pairs.items()
     ]
     results: list[dict[str, Quantised]] = [{} for _ in pieces]
-    if not runs:
+    if not parts:
         return results
-    everything = method.run(frames, np.concatenate([pairs for _, _, pairs in runs]), "levels", quantiser)
+    everything = method.run(frames, np.concatenate([pairs for _, _, pairs in parts]), "levels", quantiser)
     at = 0
-    for i, direction, pairs in runs:
+    for i, direction, pairs in parts:
         part = slice(at, at + len(pairs))
         results[i][direction] = Quantised(
             *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))

@@ -17,10 +17,11 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import catalog, importers
+from pipeline import catalog
+from pipeline import import_dataset as importing
 from pipeline.catalog import Dataset
 from pipeline.errors import InputError
-from pipeline.importers import import_dataset, match, scan
+from pipeline.import_dataset import import_dataset, match, scan
 from pipeline.lists import key_of, pattern_group, read_lists, split_labels, stem_of
 
 
@@ -40,7 +41,7 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(importers.command, [str(word) for word in words])
+    return CliRunner().invoke(importing.command, [str(word) for word in words])
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -457,7 +458,7 @@ def test_rawframe_lists_with_frame_counts_find_folders_of_frames(tmp_path: Path)
         ("other.csv", "label,path\nx,y.mp4\n", "says train, val or test"),
         ("train.txt", "a/x.mp4 0\nb/x.mp4 0\n", "would both be the video"),
         ("train.csv", "label,youtube_id,time_start,time_end\nx,y,0,inf\n", "train.csv:2: expected a label"),
-        ("train.csv", f"label,path\nx,{'y' * 200_000}\n", "train.csv:1: is no CSV"),
+        ("train.csv", f"label,path\nx,{'y' * 200_000}\n", "train.csv:1: is not valid CSV"),
         ("train.txt", f"a/x.mp4 {'1' * 5000}\n", "train.txt:1: expected `path label`"),
         ("notes.txt", "nothing\n", "no lists found"),
         ("train.txt", "", "no lists found"),
@@ -665,18 +666,18 @@ def test_frames_and_sizes_come_from_headers_and_folders(tmp_path: Path) -> None:
 
 def test_known_counts_go_before_headers(tmp_path: Path) -> None:
     film(tmp_path / "a/one.avi", 7)
-    counts = importers.read_counts(
+    counts = importing.read_counts(
         write(tmp_path / "c", n__tsv="video\tflows\r\none\t9\r\na/two\t4\r\n") / "n.tsv"
     )
     assert counts == {"one": 10, "a/two": 5}
     assert import_dataset("folder", "x", tmp_path, counts=counts).dataset.videos["a/one"].frames == 10
-    assert importers.read_counts(write(tmp_path / "c", n__csv="video,frames\na, b,9\n") / "n.csv") == {
+    assert importing.read_counts(write(tmp_path / "c", n__csv="video,frames\na, b,9\n") / "n.csv") == {
         "a, b": 9
     }
     with pytest.raises(InputError, match=r"n.tsv:2: expected a video and a count"):
-        importers.read_counts(write(tmp_path / "c", n__tsv="video\tflows\none nine\n") / "n.tsv")
+        importing.read_counts(write(tmp_path / "c", n__tsv="video\tflows\none nine\n") / "n.tsv")
     with pytest.raises(InputError, match="expected a first line"):
-        importers.read_counts(write(tmp_path / "c", n__tsv="one\t9\n") / "n.tsv")
+        importing.read_counts(write(tmp_path / "c", n__tsv="one\t9\n") / "n.tsv")
 
 
 @pytest.mark.realdata

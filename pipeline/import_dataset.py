@@ -1,7 +1,7 @@
-"""Making a dataset known: whether its folder holds what its lists say, told exactly, and then recorded.
+"""Importing a dataset: its folder is checked against its lists, every difference is reported, and it is recorded.
 
 `pipeline.lists` reads the lists, `scan` the folder, and `match` compares the two. All problems are gathered before
-anything is said, so that a user sees everything that is wrong at once.
+anything is printed, so that a user sees everything that is wrong at once.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,7 +34,10 @@ from pipeline.lists import (
     stem_of,
     ucf_group,
 )
+from pipeline.machine import usable_cores
+from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.paths import check_name, fault_of_part
+from pipeline.progress import progress
 from pipeline.text import many, some
 from pipeline.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, list_pictures
 
@@ -73,59 +76,69 @@ class Matching:
 def scan(root: Path, follow_links: bool = False) -> Found:
     """Every video below a folder: files with a video suffix, and folders of nothing but numbered pictures.
 
-    Hidden files and folders are passed over. Links that lead outside are listed apart unless `follow_links`.
+    Hidden files and folders are ignored. Links that lead outside are listed separately unless `follow_links`.
 
     Raises:
         InputError: the folder cannot be read.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder of videos")
-    real = root.resolve()
-    videos: list[str] = []
-    outside: list[str] = []
-    unusable: dict[str, str] = {}
-    empty: list[str] = []
+    scanning = _Scan(root.resolve(), follow_links)
+    try:
+        scanning.visit(os.fspath(root), "", 0)
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
+    return Found(tuple(scanning.videos), tuple(scanning.outside), scanning.unusable, tuple(scanning.empty))
 
-    def leads_outside(entry: os.DirEntry[str]) -> bool:
-        if not entry.is_symlink():
-            return False
-        target = Path(os.path.realpath(entry.path))  # Path.resolve raises for a link that leads to itself
-        return not target.exists() or (not follow_links and not target.is_relative_to(real))
 
-    def visit(folder: str, relative: str, depth: int) -> bool:
+@dataclass
+class _Scan:
+    """A walk through a folder of videos, and what it has found so far."""
+
+    root: Path
+    follow_links: bool
+    videos: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    unusable: dict[str, str] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+
+    def visit(self, folder: str, relative: str, depth: int) -> bool:
         """Look into a folder; True if it is itself a video: numbered pictures and nothing else to look into."""
         pictures = others = 0
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name, below = entry.name, f"{relative}{entry.name}"
-                suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - Path is slow for millions of frames
-                if name.startswith("."):
-                    continue
-                if suffix in PICTURE_SUFFIXES:
-                    pictures += any(character.isdigit() for character in name)
-                    continue
-                # DirEntry.is_dir raises for a link that leads to itself.
-                is_folder = Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
-                if not is_folder and suffix not in VIDEO_SUFFIXES:
-                    continue
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - Path is slow for millions of frames
+            if entry.name.startswith("."):
+                continue
+            if suffix in PICTURE_SUFFIXES:
+                pictures += any(character.isdigit() for character in entry.name)
+                continue
+            # DirEntry.is_dir raises for a link that leads to itself.
+            is_folder = Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
+            if is_folder or suffix in VIDEO_SUFFIXES:
                 others += 1
-                if fault := fault_of_part(stem_of(name)):
-                    unusable[below] = fault
-                elif leads_outside(entry):
-                    outside.append(below)
-                elif not is_folder:
-                    videos.append(below)
-                    if entry.stat().st_size == 0:
-                        empty.append(below)
-                elif depth < DEPTH and visit(entry.path, f"{below}/", depth + 1):
-                    videos.append(below)
+                self.take(entry, f"{relative}{entry.name}", is_folder, depth)
         return pictures > 0 and others == 0
 
-    try:
-        visit(os.fspath(root), "", 0)
-    except OSError as error:
-        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
-    return Found(tuple(videos), tuple(outside), unusable, tuple(empty))
+    def take(self, entry: os.DirEntry[str], relative: str, is_folder: bool, depth: int) -> None:
+        """Sort one entry: a video, a folder to look into, a link that leads outside, or an unusable name."""
+        if fault := fault_of_part(stem_of(entry.name)):
+            self.unusable[relative] = fault
+        elif self.leads_outside(entry):
+            self.outside.append(relative)
+        elif not is_folder:
+            self.videos.append(relative)
+            if entry.stat().st_size == 0:
+                self.empty.append(relative)
+        elif depth < DEPTH and self.visit(entry.path, f"{relative}/", depth + 1):
+            self.videos.append(relative)
+
+    def leads_outside(self, entry: os.DirEntry[str]) -> bool:
+        if not entry.is_symlink():
+            return False
+        target = Path(os.path.realpath(entry.path))  # Path.resolve raises for a link that leads to itself
+        return not target.exists() or (not self.follow_links and not target.is_relative_to(self.root))
 
 
 def match(lists: Lists, found: Found) -> Matching:
@@ -222,7 +235,7 @@ def fold_splits(ids: Iterable[str], group: GroupRule) -> dict[int, Split]:
 
 @dataclass(frozen=True)
 class Header:
-    """What a video's header says, None where it says nothing; `fault` is why it could not be read."""
+    """What a video's header claims, None where it claims nothing; `fault` is why it could not be read."""
 
     frames: int | None = None
     width: int | None = None
@@ -265,14 +278,11 @@ def probe_all(paths: Sequence[Path], jobs: int = -1) -> list[Header]:
         delayed(probe)(path) for path in paths
     )
     try:
-        if not sys.stderr.isatty():
-            return list(headers)
-        with click.progressbar(headers, len(paths), "reading headers", file=sys.stderr) as bar:
-            return list(bar)
+        return list(progress(headers, "reading headers", len(paths)))
     except BrokenProcessPool as error:
         raise InputError(
-            "a process that read headers died, because of a damaged video or for want of memory: import with "
-            "--no-probe, and the extraction will tell which video it is"
+            "a process that read headers died, because of a damaged video or because it ran out of memory: import "
+            "with --no-probe, and the extraction will name the video"
         ) from error
 
 
@@ -324,7 +334,7 @@ def import_dataset(
         lists_source: folder or file of lists; only "folder" can do without.
         class_names: names of the labels of lists that number them.
         group: (class, stem) -> group; by default the rule of the kind.
-        counts: known frames by stem or id; they go before what headers say.
+        counts: known frames by stem or id; they take precedence over headers.
         allow_missing: leave out listed videos that are not there.
         follow_links: accept links that lead outside the folder.
         headers: read frames and sizes from the videos' headers.
@@ -334,57 +344,70 @@ def import_dataset(
     Raises:
         InputError: everything that is wrong, one line each.
     """
-    facts = FACTS.get(kind)
-    if lists_source is None and facts:
-        raise InputError(f"{facts.title} needs its official lists: --lists DIR")
     found = scan(videos, follow_links)
-    loose: tuple[str, ...] = ()
-    if lists_source is None:
-        lists, loose = lists_of_folder(found, group or ucf_group)
-    else:
-        lists = read_lists(lists_source, class_names)
-        if facts:
-            check_facts(lists, facts, lists_source)
-    rule: GroupRule = group or lists.group
+    lists, loose = lists_for(kind, lists_source, class_names, found, group)
     matching = match(lists, found)
     problems = problems_of(videos, lists, found, matching, allow_missing, limit)
     if problems:
         raise InputError(
             f"{name} cannot be imported from {videos}\n" + "\n".join(f"  {line}" for line in problems)
         )
-
     ids = sorted(matching.paths)
     paths = {video_id: videos.absolute() / matching.paths[video_id] for video_id in ids}
-    read = (
-        dict(zip(ids, probe_all([paths[video_id] for video_id in ids], jobs), strict=True)) if headers else {}
-    )
+    read = dict(zip(ids, probe_all(list(paths.values()), jobs), strict=True)) if headers else {}
     counts = {canonical_stem(key): count for key, count in (counts or {}).items()}
+    read_from = {} if lists_source is None else {"lists": str(lists_source.absolute())}
+    dataset = Dataset(
+        name=name,
+        classes=lists.classes,
+        videos=records_of(paths, group or lists.group, read, counts),
+        splits={
+            number: Split(number, *(tuple(i for i in ids if i in paths) for ids in (split.train, split.test)))
+            for number, split in lists.splits.items()
+        },
+        missing=matching.missing,
+        origin={"kind": kind, "listed": len(lists.paths), **read_from},
+    )
+    faults = {video_id: header.fault for video_id, header in read.items() if header.fault}
+    return Imported(dataset, notes_of(dataset, lists, found, matching, loose, faults, counts, limit))
+
+
+def lists_for(
+    kind: str,
+    source: Path | None,
+    class_names: Sequence[str] | None,
+    found: Found,
+    group: GroupRule | None,
+) -> tuple[Lists, tuple[str, ...]]:
+    """The lists of a kind of dataset, and the paths that are in no class folder where there are no lists.
+
+    Raises:
+        InputError: official lists that are missing, or are not the official ones.
+    """
+    facts = FACTS.get(kind)
+    if source is None:
+        if facts:
+            raise InputError(f"{facts.title} needs its official lists: --lists DIR")
+        return lists_of_folder(found, group or ucf_group)
+    lists = read_lists(source, class_names)
+    if facts:
+        check_facts(lists, facts, source)
+    return lists, ()
+
+
+def records_of(
+    paths: Mapping[str, Path], rule: GroupRule, read: Mapping[str, Header], counts: Mapping[str, int]
+) -> dict[str, Video]:
+    """The catalogue's record of each video; a known count takes precedence over its header."""
     records = {}
-    for video_id in ids:
+    for video_id, path in paths.items():
         label, stem = video_id.split("/")
         header = read.get(video_id, Header())
         frames = counts.get(video_id, counts.get(stem, header.frames))
         records[video_id] = Video(
-            video_id, paths[video_id], label, rule(label, stem), frames, header.width, header.height
+            video_id, path, label, rule(label, stem), frames, header.width, header.height
         )
-    origin: dict[str, str | int] = {"kind": kind, "listed": len(lists.paths)}
-    if lists_source is not None:
-        origin["lists"] = str(lists_source.absolute())
-    dataset = Dataset(
-        name=name,
-        classes=lists.classes,
-        videos=records,
-        splits={
-            number: Split(
-                number, *(tuple(i for i in ids if i in records) for ids in (split.train, split.test))
-            )
-            for number, split in lists.splits.items()
-        },
-        missing=matching.missing,
-        origin=origin,
-    )
-    faults = {video_id: header.fault for video_id, header in read.items() if header.fault}
-    return Imported(dataset, notes_of(dataset, lists, found, matching, loose, faults, counts, limit))
+    return records
 
 
 def problems_of(
@@ -486,7 +509,7 @@ def notes_of(
 
 
 def describe(dataset: Dataset) -> list[str]:
-    """Lines that say what a dataset holds."""
+    """Lines for a user: what a dataset holds."""
     groups = {video.group for video in dataset.videos.values()}
     frames = [video.frames for video in dataset.videos.values() if video.frames]
     lines = [
@@ -503,75 +526,68 @@ def describe(dataset: Dataset) -> list[str]:
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
 
 
-@click.command()
-@click.argument("kind", type=click.Choice([*FACTS, "folder"]))
-@click.option(
-    "--videos", type=FOLDER, required=True, help="Folder of the videos, in folders of their classes."
-)
-@click.option(
-    "--lists",
-    "lists_source",
-    type=click.Path(exists=True, path_type=Path),
-    help="Folder (or one file) of lists.",
-)
-@click.option("--name", help="What to call the dataset (default: the kind; needed for a folder).")
-@click.option("--classes", type=FILE, help="Class names, one a line, for lists that number them from 0.")
-@click.option(
-    "--group-pattern", help="Regular expression that finds the group (person, source) in a video's stem."
-)
-@click.option("--counts", type=FILE, help="Known counts: a table with `video` and `flows` or `frames`.")
-@click.option(
-    "--allow-missing", is_flag=True, help="Import although listed videos are missing; they are left out."
-)
-@click.option("--follow-links", is_flag=True, help="Accept links that lead outside the folder of the videos.")
-@click.option(
-    "--probe/--no-probe", "headers", default=True, help="Read frames and sizes from the videos' headers."
-)
-@click.option("--jobs", type=click.IntRange(1), help="Processes that read headers (default: one per core).")
-@click.option("--show", type=click.IntRange(1), default=5, show_default=True, help="Names shown per problem.")
-@click.option("--data", metavar="DIR", help="The data root (default: $TWO_STREAM_DATA, else ./data).")
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(DataOptions):
+    """What to import, and how strictly."""
+
+    kind: str = argument(REQUIRED, metavar="KIND", choices=(*FACTS, "folder"))
+    videos: Path = option(REQUIRED, "Folder of the videos, in folders of their classes.", kind=FOLDER)
+    lists: Path | None = option(None, "Folder (or one file) of lists.", kind=FILE_OR_FOLDER)
+    name: str | None = option(
+        None, "What to call the dataset.", metavar="NAME", shown_default="KIND; needed for a folder"
+    )
+    classes: Path | None = option(
+        None, "Class names, one a line, for lists that number them from 0.", kind=FILE
+    )
+    group_pattern: str | None = option(
+        None, "Regular expression that finds the group (person, source) in a video's stem."
+    )
+    counts: Path | None = option(
+        None, "Known counts: a table with `video` and `flows` or `frames`.", kind=FILE
+    )
+    allow_missing: bool = option(False, "Import although listed videos are missing; they are left out.")
+    follow_links: bool = option(False, "Accept links that lead outside the folder of the videos.")
+    probe: bool = option(True, "Read frame counts and sizes from the videos' headers.")
+    jobs: int | None = option(
+        None, "Processes that read headers.", minimum=1, shown_default="one per usable core"
+    )
+    show: int = option(5, "Names shown per problem.", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.name is None and self.kind == "folder":
+            raise click.UsageError("a folder needs a name: --name NAME")
+        if self.kind in FACTS and self.lists is None:
+            raise click.UsageError(f"{self.kind} needs its official lists: --lists DIR")
+
+
+@click.command(context_settings=CONTEXT)
+@options_of(ImportOptions)
 @command_errors
-def command(
-    kind: str,
-    videos: Path,
-    lists_source: Path | None,
-    name: str | None,
-    classes: Path | None,
-    group_pattern: str | None,
-    counts: Path | None,
-    allow_missing: bool,
-    follow_links: bool,
-    headers: bool,
-    jobs: int | None,
-    show: int,
-    data: str | None,
-) -> None:
+def command(**values: Any) -> None:
     """Check a dataset's videos against its lists and record it, so that other commands know it.
 
     KIND is ucf101 or hmdb51 with their official lists, or folder for one's own videos: with lists as UCF-101, HMDB-51,
     mmaction2 or Kinetics have them, or without any.
     """
-    if name is None and kind == "folder":
-        raise click.UsageError("a folder needs a name: --name NAME")
-    if kind in FACTS and lists_source is None:
-        raise click.UsageError(f"{kind} needs its official lists: --lists DIR")
+    options = from_options(ImportOptions, values)
     imported = import_dataset(
-        kind,
-        check_name(name or kind, "dataset"),
-        videos,
-        lists_source,
-        class_names=[line for _, line in read_lines(classes)] if classes else None,
-        group=pattern_group(group_pattern) if group_pattern else None,
-        counts=read_counts(counts) if counts else None,
-        allow_missing=allow_missing,
-        follow_links=follow_links,
-        headers=headers,
-        jobs=jobs or -1,
-        limit=show,
+        options.kind,
+        check_name(options.name or options.kind, "dataset"),
+        options.videos,
+        options.lists,
+        class_names=[line for _, line in read_lines(options.classes)] if options.classes else None,
+        group=pattern_group(options.group_pattern) if options.group_pattern else None,
+        counts=read_counts(options.counts) if options.counts else None,
+        allow_missing=options.allow_missing,
+        follow_links=options.follow_links,
+        headers=options.probe,
+        jobs=options.jobs or usable_cores(),
+        limit=options.show,
     )
-    record = catalog.save(imported.dataset, videos.absolute(), data)
+    record = catalog.save(imported.dataset, options.videos.absolute(), options.data)
     for line in describe(imported.dataset):
         click.echo(line)
     for note in imported.notes:

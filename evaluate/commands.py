@@ -1,0 +1,355 @@
+"""What the commands of `python -m evaluate` do: choose runs, score them, fuse their scores, save, report."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from evaluate import results, score_file
+from evaluate import score as scoring
+from evaluate.devices import computing
+from evaluate.inference import Compute
+from evaluate.options import (
+    EvaluateOptions,
+    FeaturesOptions,
+    FuseOptions,
+    FusionOptions,
+    RunOptions,
+    ScoredShardsOptions,
+    ScoreOptions,
+)
+from evaluate.progress import progress_of
+from evaluate.results import SplitResult
+from evaluate.runs import TrainedRun, choose_runs
+from evaluate.score import Measurement, ScoringState
+from evaluate.score_file import Scores
+from evaluate.views import Views
+from pipeline.catalog import Dataset, choose_dataset, load_dataset
+from pipeline.errors import InputError
+from pipeline.options import DatasetOptions, ShareOptions
+from pipeline.paths import DatasetPaths, data_root
+from pipeline.runs import Fusion
+from pipeline.shard import ShardAddress, index_shards
+from pipeline.shard_sets import choose_shard_set
+from pipeline.text import duration, many
+from train.checkpoint import Checkpoint, load_checkpoint
+
+Chosen = Mapping[int, Sequence[TrainedRun]]
+"""The runs of each split, in the order of fusion."""
+ShardIndex = Callable[[Path], Mapping[str, ShardAddress]]
+"""The shards of a set's folder by video; a command walks each folder once."""
+
+
+def evaluate(options: EvaluateOptions, console: Console) -> None:
+    """Score what is not scored yet, fuse the streams, print and save the results.
+
+    Raises:
+        InputError: runs that do not fit the dataset or each other, missing or damaged shards.
+    """
+    dataset, paths = open_dataset(options.dataset, console)
+    chosen = chosen_runs(paths, options.choose, console)
+    views, train_views = options.views, options.train_views.views(options.views)
+    lists = [("test", views)] + ([("train", train_views)] if "svm" in options.fusion.fusions else [])
+    computes = computing(options.compute)
+    shards: ShardIndex = functools.cache(index_shards)
+    for split, runs in chosen.items():
+        for run in runs:
+            checkpoint = checked_checkpoint(run, dataset, options.choose)
+            for part, part_views in lists:
+                measurement = measurement_of(
+                    run, checkpoint, dataset, paths, split, part, part_views, options.shard_set
+                )
+                score_list(
+                    measurement, shards, options.shard_set.allow_missing, options.overwrite, computes, console
+                )
+    fused = fuse_runs(chosen, views, train_views, options.fusion, console)
+    folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
+    save(folder, fused, console)
+    if options.report:
+        report(folder, paths, fused, chosen, shards, console)
+
+
+def score(options: ScoreOptions, console: Console) -> None:
+    """Score one list of each chosen run, or a task's share of it.
+
+    Raises:
+        InputError: runs that do not fit the dataset, missing or damaged shards.
+    """
+    computes = computing(options.compute)
+    shards: ShardIndex = functools.cache(index_shards)
+    for measurement in chosen_measurements(options, console, options.length):
+        score_list(
+            measurement,
+            shards,
+            options.shard_set.allow_missing,
+            options.overwrite,
+            computes,
+            console,
+            options.share,
+        )
+
+
+def chosen_measurements(
+    options: ScoreOptions | FeaturesOptions,
+    console: Console,
+    length: int | None = None,
+    only_one: str = "",
+) -> Iterator[Measurement]:
+    """What the options mean: one list of each chosen run; prints the dataset where none was named, and the runs.
+
+    Args:
+        options: of the command.
+        console: for what was chosen.
+        length: refuse temporal runs of another L.
+        only_one: why there must be only one run, if so.
+
+    Raises:
+        InputError: no such dataset, run or shard set, runs that do not fit the dataset, or too many runs.
+    """
+    dataset, paths = open_dataset(options.dataset, console)
+    chosen = chosen_runs(paths, options.choose, console)
+    if only_one and sum(map(len, chosen.values())) > 1:
+        raise InputError(f"{only_one}, but several runs were chosen: name one with --run")
+    for split, runs in chosen.items():
+        for run in runs:
+            checkpoint = checked_checkpoint(run, dataset, options.choose, length)
+            yield measurement_of(
+                run, checkpoint, dataset, paths, split, options.part, options.views, options.shard_set
+            )
+
+
+def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> None:
+    """Fuse the scores that are there of the dataset's runs, print and save the results; write the report if asked to.
+
+    Raises:
+        InputError: scores that are missing, damaged, or do not belong together.
+    """
+    _, paths = open_dataset(options.dataset, console)
+    chosen = chosen_runs(paths, options.choose, console)
+    fused = fuse_runs(
+        chosen, options.views, options.train_views.views(options.views), options.fusion, console
+    )
+    folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
+    save(folder, fused, console)
+    if with_report:
+        report(folder, paths, fused, chosen, index_shards, console)
+
+
+def fuse_files(files: Sequence[Path], options: FusionOptions, data: Path | None, console: Console) -> None:
+    """Fuse given score files: those of test lists by split; those of training lists are for the SVM.
+
+    Raises:
+        InputError: scores that are damaged or do not belong together, or none of a test list.
+    """
+    read = [score_file.read_scores(path) for path in files]
+    splits = sorted({scores.split for scores in read if scores.part == "test"})
+    if not splits:
+        raise InputError("the given files are all of training lists; fusion is measured on test lists")
+
+    def of(split: int, part: str) -> list[Scores]:
+        return [scores for scores in read if scores.split == split and scores.part == part]
+
+    fused = [
+        results.evaluate_split(
+            of(split, "test"), options.fusions, of(split, "train"), options.weights or None, options.on
+        )
+        for split in splits
+    ]
+    paths = DatasetPaths(data_root(data), fused[0].streams[0].dataset)
+    save(paths.results(options.name or default_results_name(splits)), fused, console)
+
+
+# --- the steps ------------------------------------------------------------------------------------------------------
+
+
+def open_dataset(options: DatasetOptions, console: Console) -> tuple[Dataset, DatasetPaths]:
+    """The dataset asked for, or the one that `choose_dataset` takes, which is printed.
+
+    Raises:
+        InputError: unknown, or several are known and none is named.
+    """
+    root = data_root(options.data)
+    name = choose_dataset(options.dataset, root)
+    if options.dataset is None:
+        console.print(f"Dataset: {name} (in {root})", highlight=False, markup=False)
+    return load_dataset(name, root), DatasetPaths(root, name)
+
+
+def chosen_runs(paths: DatasetPaths, options: RunOptions, console: Console) -> dict[int, list[TrainedRun]]:
+    """The runs that the options mean; prints them.
+
+    Raises:
+        InputError: see `evaluate.runs.choose_runs`.
+    """
+    chosen = choose_runs(paths, options.runs, options.splits, options.streams)
+    for split, of_split in chosen.items():
+        names = ", ".join(f"{run.name} ({run.stream}, {run.checkpoint.name})" for run in of_split)
+        console.print(f"Split {split}: {names}", highlight=False, markup=False)
+    return chosen
+
+
+def checked_checkpoint(
+    run: TrainedRun, dataset: Dataset, options: RunOptions, length: int | None = None
+) -> Checkpoint:
+    """The run's checkpoint, if it fits the dataset and what was asked for; raises as `score.check_checkpoint` does."""
+    checkpoint = load_checkpoint(run.checkpoint)
+    stream = options.streams[0] if len(options.streams) == 1 else None
+    scoring.check_checkpoint(checkpoint, dataset, stream, length)
+    return checkpoint
+
+
+def measurement_of(
+    run: TrainedRun,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    paths: DatasetPaths,
+    split: int,
+    part: str,
+    views: Views,
+    options: ScoredShardsOptions,
+) -> Measurement:
+    """What is to be scored: from the shard set asked for, else the run's own, else `choose_shard_set`'s.
+
+    Raises:
+        InputError: no such shard set.
+    """
+    shard_set = choose_shard_set(paths, options.shards or run.record.shard_sets.get(dataset.name))
+    return Measurement(dataset, run.paths, checkpoint, split, part, paths.shards(shard_set), views)
+
+
+def score_list(
+    measurement: Measurement,
+    shards: ShardIndex,
+    allow_missing: bool,
+    overwrite: bool,
+    computes: Sequence[Compute],
+    console: Console,
+    share: ShareOptions | None = None,
+) -> None:
+    """Score one run on one list unless that is done; prints what it does and what is missing.
+
+    Raises:
+        InputError: shards are damaged, or missing and that was not allowed.
+    """
+    if overwrite:
+        scoring.discard(measurement)
+    state = scoring.scoring_state(measurement, shards(measurement.shards))
+    scoring.check_missing(measurement, state.missing, allow_missing)
+    label = f"{measurement.run.name}, {measurement.part} list, {measurement.views} views"
+    missing = f"; {len(state.missing)} videos have no shard and are left out" if state.missing else ""
+
+    def say(line: str) -> None:
+        console.print(f"{label}: {line}", highlight=False, markup=False)
+
+    if not state.todo:
+        scoring.merge(measurement, state)
+        say(f"all {many(len(measurement.videos) - len(state.missing), 'video')} are scored{missing}")
+        return
+    share = share or ShareOptions()
+    place = ", ".join(compute.device for compute in computes)
+    part = f", share {share.task} of {share.tasks}" if share.tasks > 1 else ""
+    say(f"{many(len(state.todo), 'video')} to score on {place}{part}{missing}")
+    begun = time.monotonic()
+    with progress_of(console, label, len(state.todo)) as advance:
+        if len(computes) == 1:
+            after = scoring.score(measurement, state, computes[0], share.task, share.tasks, advance)
+        else:
+            after = _score_on_all(measurement, state, computes, share)
+    seconds = time.monotonic() - begun
+    if after.todo:
+        say(f"this share took {duration(seconds)}; {many(len(after.todo), 'video')} left to other tasks")
+    else:
+        rate = len(state.todo) / max(seconds, 1e-9)
+        say(f"took {duration(seconds)}, {rate:.2f} videos/s: {measurement.file}")
+
+
+def fuse_runs(
+    chosen: Chosen, views: Views, train_views: Views, options: FusionOptions, console: Console
+) -> list[SplitResult]:
+    """Fuse each split's scores. With a single stream and the default fusion, that stream alone is measured.
+
+    Raises:
+        InputError: scores that are missing, damaged, or do not belong together.
+    """
+    fused = []
+    for split, of_split in chosen.items():
+        test = [score_file.read_scores(run.paths.scores(f"test-{views}")) for run in of_split]
+        train = [
+            score_file.read_scores(run.paths.scores(f"train-{train_views}"))
+            for run in of_split
+            if "svm" in options.fusions
+        ]
+        fusions: Sequence[Fusion] = options.fusions
+        if len(of_split) == 1 and options.fusions == ("average",):
+            console.print(f"Split {split}: one stream only, nothing to fuse", highlight=False)
+            fusions = ("none",)
+        fused.append(results.evaluate_split(test, fusions, train, options.weights or None, options.on))
+    return fused
+
+
+def default_results_name(splits: Sequence[int]) -> str:
+    """Name of the results folder: split1, or splits-1-2-3."""
+    return f"split{splits[0]}" if len(splits) == 1 else "splits-" + "-".join(map(str, sorted(splits)))
+
+
+def save(folder: Path, fused: Sequence[SplitResult], console: Console) -> None:
+    """Print the tables and save them."""
+    for table in results.tables(fused):
+        console.print(table)
+    for path in results.write(folder, fused):
+        console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def report(
+    folder: Path,
+    paths: DatasetPaths,
+    fused: Sequence[SplitResult],
+    chosen: Chosen,
+    shards: ShardIndex,
+    console: Console,
+) -> Path:
+    """Write the report beside the results, with pictures from the shards that were scored; returns its path."""
+    from evaluate import report as reporting
+
+    stories = [
+        reporting.run_story(run.paths, run.recipe, load_checkpoint(run.checkpoint))
+        for runs in chosen.values()
+        for run in runs
+    ]
+    path = folder / "report.html"
+    scored_set = fused[0].streams[0].shards
+    reporting.write_report(path, fused, stories, shards(paths.shards(scored_set)))
+    console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+    return path
+
+
+def _score_on_all(
+    measurement: Measurement, state: ScoringState, computes: Sequence[Compute], share: ShareOptions
+) -> ScoringState:
+    """One process for each GPU; each takes its share of this task's videos."""
+    context = multiprocessing.get_context("spawn")
+    count = len(computes)
+    processes = [
+        context.Process(
+            target=scoring.score,
+            args=(measurement, state, compute, share.task * count + number, share.tasks * count),
+        )
+        for number, compute in enumerate(computes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    failed = [
+        compute.device for compute, process in zip(computes, processes, strict=True) if process.exitcode
+    ]
+    if failed:
+        raise InputError(
+            f"scoring failed on {', '.join(failed)} (see above); what was scored is kept: run it again"
+        )
+    return scoring.merge(measurement, state)

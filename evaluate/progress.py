@@ -1,0 +1,32 @@
+"""Progress of work on videos: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def progress_of(console: Console, label: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show how many of `total` videos are done; the block gets a function to call with each video's name."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    shown = bar.add_task(label, total=total)
+    done, printed = 0, time.monotonic()
+
+    def advance(video: str) -> None:
+        nonlocal done, printed
+        done += 1
+        bar.advance(shown)
+        if not console.is_terminal and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
+            console.print(f"  {done} of {total}, {video}", highlight=False, markup=False)
+
+    with bar:
+        yield advance

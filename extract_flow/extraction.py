@@ -1,0 +1,251 @@
+"""Many videos: those that are done are skipped, the others go to supervised workers, and each outcome is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from extract_flow.clip import VideoTask, is_done
+from extract_flow.options import Execution
+from extract_flow.progress import ProgressDisplay
+from extract_flow.settings import ExtractionSettings
+from extract_flow.supervisor import Event, Finished, Lost, Progress, Started, Stopped, supervise
+from extract_flow.worker import serve
+from pipeline import atomic
+from pipeline.errors import InputError
+from pipeline.machine import usable_cores
+from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
+from pipeline.paths import OutputPaths
+from pipeline.shard import index_shards
+from pipeline.text import many, printable
+from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures, source_bytes
+
+MANY = 2000
+"""Shards from which on several processes check them; starting a process costs about as much as checking a thousand."""
+
+
+class Destination(NamedTuple):
+    """Where an extraction writes.
+
+    Attributes:
+        shards: folder that all shards lie below.
+        outcomes: folder of the outcome records.
+        shard_set: name of the set, recorded with each outcome; "" outside of datasets.
+        task: index of the array task, part of the name of its outcome file.
+    """
+
+    shards: Path
+    outcomes: Path
+    shard_set: str = ""
+    task: int = 0
+
+
+def find_videos(paths: Iterable[Path], output: OutputPaths) -> list[VideoTask]:
+    """The videos that paths name: files, folders of numbered pictures, and all of both below other folders.
+
+    A file's identity is its stem, a folder of pictures' its name; what lies below a folder keeps its relative path.
+
+    Raises:
+        InputError: no such path, nothing found, or two videos whose shards would have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        here = _below(path) if path.is_dir() and not list_pictures(path) else {_stem(path): path}
+        if not here:
+            raise InputError(
+                f"{path}: expected a video or a folder of numbered pictures in or below it, found none"
+            )
+        for video, file in here.items():
+            if video in found and found[video].resolve() != file.resolve():
+                raise InputError(
+                    f"{file} and {found[video]} would both become {output.shard(video)}: "
+                    "extract them into different folders"
+                )
+            found[video] = file
+    return [VideoTask(video, path, output.shard(video)) for video, path in sorted(found.items())]
+
+
+def _stem(path: Path) -> str:
+    name = path.absolute().name
+    return name if path.is_dir() else Path(name).stem
+
+
+def _below(folder: Path) -> dict[str, Path]:
+    """Videos and folders of pictures below a folder, by relative path without suffix."""
+    found: dict[str, Path] = {}
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        here = Path(parent)
+        if here != folder and list_pictures(here):
+            found[here.relative_to(folder).as_posix()] = here
+            continue
+        for name in sorted(names):
+            path = here / name
+            if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+                video = path.relative_to(folder).with_name(path.stem).as_posix()
+                if video in found:
+                    raise InputError(
+                        f"{path} and {found[video]} would both become {video}.h5: rename one of them"
+                    )
+                found[video] = path
+    return found
+
+
+def extract(
+    videos: Sequence[VideoTask],
+    settings: ExtractionSettings,
+    execution: Execution,
+    destination: Destination,
+    *,
+    plain: bool | None = None,
+) -> list[Outcome]:
+    """Make the shards of all videos that are not done yet, with the progress on stderr.
+
+    Args:
+        videos: what to extract, and where each shard goes.
+        settings: what to make of each.
+        execution: on which device, with how many processes; changes no byte.
+        destination: where shards and outcome records go.
+        plain: progress as lines instead of a bar; None: unless stderr is a terminal.
+
+    Returns:
+        One outcome for each video, in order.
+
+    Raises:
+        InputError: nothing can be made at all: the method or device is not available, or the disk is full.
+        Stopped: a signal stopped it; the outcomes of finished videos are recorded.
+    """
+    cores = execution.jobs or usable_cores()
+    atomic.sweep(destination.shards)
+    there = index_shards(destination.shards)
+    videos = [video._replace(packed=there.get(video.video)) for video in videos]
+    outcomes: dict[int, Outcome] = {
+        number: Outcome(videos[number].video, "skipped", shard_set=destination.shard_set)
+        for number in _done(videos, settings, cores)
+    }
+    log = OutcomeLog(destination.outcomes, destination.task)
+    try:
+        _record_skipped(log, destination, list(outcomes.values()))
+        left = [number for number in range(len(videos)) if number not in outcomes]
+        if left:
+            made = _extract_in_workers(
+                [videos[number] for number in left],
+                settings,
+                execution,
+                cores,
+                destination.shard_set,
+                log,
+                plain,
+            )
+            outcomes |= {left[number]: outcome for number, outcome in made.items()}
+    finally:
+        log.close()
+        atomic.sweep(destination.shards)  # what killed workers left
+    return [outcomes[number] for number in range(len(videos))]
+
+
+def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Outcome]) -> None:
+    """Record the videos that were done already, unless the records say so: a run without work adds no file."""
+    known = read_outcomes(destination.outcomes, destination.shard_set) if skipped else {}
+    log.append(*(o for o in skipped if o.video not in known or known[o.video].status == "failed"))
+
+
+def _done(videos: Sequence[VideoTask], settings: ExtractionSettings, cores: int) -> list[int]:
+    """Numbers of the videos whose shards exist and are as asked."""
+    candidates = [number for number, video in enumerate(videos) if video.packed is not None]
+    if len(candidates) < MANY or cores < 2:
+        return [number for number in candidates if is_done(videos[number], settings)]
+    parts = min(cores, 8)
+    shares = [[(number, videos[number]) for number in candidates[part::parts]] for part in range(parts)]
+    with ProcessPoolExecutor(parts) as pool:
+        results = pool.map(_done_of, shares, [settings] * parts)
+        return [number for result in results for number in result]
+
+
+def _done_of(share: list[tuple[int, VideoTask]], settings: ExtractionSettings) -> list[int]:
+    return [number for number, video in share if is_done(video, settings)]
+
+
+def _extract_in_workers(
+    videos: list[VideoTask],
+    settings: ExtractionSettings,
+    execution: Execution,
+    cores: int,
+    shard_set: str,
+    log: OutcomeLog,
+    plain: bool | None,
+) -> dict[int, Outcome]:
+    """Give the videos to workers, and record how each ends; outcomes by the video's number."""
+    events = supervise(
+        videos,
+        serve,
+        (settings, execution.device, execution.threads, cores, execution.overlap),
+        workers=cores,
+        patience=execution.patience or None,
+    )
+    outcomes: dict[int, Outcome] = {}
+    with ProgressDisplay(
+        {number: _weight(video.path) for number, video in enumerate(videos)}, plain
+    ) as display:
+        try:
+            for event in events:
+                _show(event, display, settings.method, len(videos))
+                if (outcome := _outcome(event, videos)) is None:
+                    continue
+                assert isinstance(event, Finished | Lost)
+                outcomes[event.task] = dataclasses.replace(outcome, shard_set=shard_set)
+                log.append(outcomes[event.task])
+                if outcome.status == "failed":
+                    display.line(f"failed: {printable(outcome.video)}: {outcome.reason}")
+                display.finish(event.task, outcome.flows)
+                if isinstance(event, Finished) and event.result.disk_full:
+                    raise InputError(
+                        f"{outcome.reason} (the extraction was stopped; earlier shards are intact)"
+                    )
+        finally:
+            events.close()  # ends the workers
+    return outcomes
+
+
+def _show(event: Event, display: ProgressDisplay, method: str, videos: int) -> None:
+    if isinstance(event, Started):
+        display.start()
+        display.line(
+            f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}, "
+            f"{many(videos, 'video')} to do"
+        )
+    elif isinstance(event, Progress):
+        display.progress(event.task, *event.report)
+
+
+def _outcome(event: Event, videos: Sequence[VideoTask]) -> Outcome | None:
+    """The outcome that an event brings, if it ends a video."""
+    if isinstance(event, Finished):
+        outcome: Outcome = event.result.outcome
+        return outcome
+    if isinstance(event, Lost):
+        video = videos[event.task]
+        return Outcome(video.video, "failed", f"{video.path}: {event.reason}")
+    return None
+
+
+def _weight(path: Path) -> int:
+    try:
+        return source_bytes(path)
+    except VideoError:
+        return 1
+
+
+def summary_lines(outcomes: list[Outcome], began: float) -> list[str]:
+    """The lines that end an extraction which began at that `time.monotonic()`."""
+    return describe(summarise(outcomes), time.monotonic() - began)
+
+
+__all__ = ["Destination", "Stopped", "extract", "find_videos", "summary_lines"]

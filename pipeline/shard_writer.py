@@ -1,0 +1,325 @@
+"""Writing shards: streams are spooled as they come, then the file is written in one go, verified and renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import atomic
+from pipeline.codec import Codec, Levels, Quantised
+from pipeline.errors import InputError
+from pipeline.request import Request
+from pipeline.shard import (
+    BLOCK_BYTES,
+    DIRECTIONS,
+    FLOW_ATTRIBUTES,
+    FORMAT,
+    VERSION,
+    Flow,
+    Shard,
+    Source,
+    faults,
+    open_shard,
+    parts,
+    tables_crc32,
+)
+
+
+def encode_frame(frame: Levels, quality: int) -> bytes:
+    """RGB uint8[H,W,3] as a JPEG of the given quality, 1..100."""
+    import cv2
+
+    done, stream = cv2.imencode(
+        ".jpg",
+        cv2.cvtColor(frame, cv2.COLOR_RGB2BGR),
+        [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1],
+    )
+    if not done:
+        raise ValueError(f"a frame of {frame.shape[1]}x{frame.shape[0]} cannot be coded as JPEG")
+    return stream.tobytes()
+
+
+class DiskFile(io.FileIO):
+    """A file for HDF5 to write to, which keeps the first error instead of raising it.
+
+    HDF5 ends the process, or crashes, when the last blocks of metadata cannot be written at closing (HDF5 2.0). So it
+    sees no error, and `new_file` raises the first one afterwards.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view) and self.error is None:
+            try:
+                written += super().write(view[written:])
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file of format 1.10 to write into; OSError if the disk did not take it."""
+    with DiskFile(path, "w+") as disk:
+        with h5py.File(disk, "w", libver=("v110", "v110")) as file:
+            yield file
+        if disk.error is not None:
+            raise disk.error
+
+
+class Spool:
+    """Streams on their way into a shard: appended to a nameless file, which no crash leaves behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by close()
+        self.start = [0]
+        self.crc32: list[int] = []
+
+    def add(self, stream: bytes | memoryview) -> None:
+        self.file.write(stream)
+        self.start.append(self.start[-1] + len(stream))
+        self.crc32.append(zlib.crc32(stream))
+
+    def tables(self) -> dict[str, npt.NDArray[Any]]:
+        return {"start": np.array(self.start, np.int64), "crc32": np.array(self.crc32, np.uint32)}
+
+    def write(self, dataset: h5py.Dataset) -> None:
+        self.file.seek(0)
+        at = 0
+        while block := self.file.read(BLOCK_BYTES):
+            dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
+            at += len(block)
+
+    def close(self) -> None:
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk, where the buffer cannot be flushed: it is not wanted any more
+            self.file.close()
+
+
+class ShardWriter:
+    """Writes one shard: add frames and flows as they come, then `finish`. Leaving the block without it leaves nothing.
+
+    Example:
+        with ShardWriter(path, request, codec) as writer:
+            writer.add_frames(rgb)
+            writer.add_flows("forward", quantised)
+            writer.finish(video="Class/stem", source=source, fps=25.0, frames=100, width=340, height=256, device="cpu")
+    """
+
+    def __init__(
+        self, path: str | Path, request: Request, codec: Codec | None = None, keep: Shard | None = None
+    ) -> None:
+        """Start a shard that will be renamed to `path`.
+
+        Args:
+            path: its final name; the folder is made.
+            request: what it answers; recorded for later runs to compare.
+            codec: of the flow, if there will be any.
+            keep: an existing shard of the same request but for directions and frames, whose streams are copied.
+        """
+        self.path, self.request, self.codec, self.keep = Path(path), request, codec, keep
+        self._spools: dict[str, Spool] = {}
+        self._quantised: dict[str, list[Quantised]] = {}
+        with atomic.disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for spool in self._spools.values():
+            spool.close()
+
+    def begin(self, part: str) -> None:
+        """Announce "frames", "forward" or "backward", which a part without any stream needs."""
+        if part not in self._spools:
+            with atomic.disk_errors(self.path):
+                self._spools[part] = Spool(self.path.parent)
+
+    def add_frames(self, frames: Levels) -> None:
+        """Append RGB frames uint8[n,H,W,3], coded with the request's `frames_quality`."""
+        self.add_streams(
+            "frames", (encode_frame(frame, self.request.frames_quality or 95) for frame in frames)
+        )
+
+    def add_flows(
+        self, direction: str, flows: Quantised, streams: Iterable[bytes | memoryview] | None = None
+    ) -> None:
+        """Append flows of a direction as the quantiser gave them; `streams` if they are coded already."""
+        if self.codec is None:
+            raise ValueError("flows need a codec")
+        if streams is None:
+            streams = (self.codec.encode(levels) for levels in flows.levels)
+        self.add_streams(direction, streams)
+        self._quantised.setdefault(direction, []).append(
+            Quantised(np.empty((0, 2, 0, 0), np.uint8), flows.scale, flows.offset, flows.mean, flows.clipped)
+        )
+
+    def add_streams(self, part: str, streams: Iterable[bytes | memoryview]) -> None:
+        """Append coded images to "frames", "forward" or "backward"."""
+        self.begin(part)
+        with atomic.disk_errors(self.path):
+            for stream in streams:
+                self._spools[part].add(stream)
+
+    def finish(
+        self,
+        *,
+        video: str,
+        source: Source,
+        fps: float,
+        frames: int,
+        width: int,
+        height: int,
+        device: str = "",
+        corrupt: str = "",
+    ) -> None:
+        """Write the file under a temporary name, verify what was written, and rename it.
+
+        Args:
+            video: its identity, "class/stem".
+            source: the file that it was made of.
+            fps: frames per second of the frames that were kept.
+            frames: how many were.
+            width, height: of frames and flow, in pixels.
+            device: that computed the flow; recorded, never compared.
+            corrupt: the decoder's error where the frames before it were kept.
+
+        Raises:
+            InputError: it cannot be written, or what is on the disk is not what was written.
+        """
+        attributes = {
+            "format": FORMAT,
+            "version": VERSION,
+            "video": video,
+            **{f"source_{name}": value for name, value in vars(source).items()},
+            "fps": float(fps),
+            "frames": frames,
+            "width": width,
+            "height": height,
+            "size": self.request.size_in_words,
+            "every": self.request.every,
+            "start": float(self.request.start),
+            "end": None if self.request.end is None else float(self.request.end),
+            "corrupt": corrupt,
+        }
+        with (
+            atomic.writing(self.path, verify=verify_written) as temporary,
+            new_file(temporary) as file,
+        ):
+            write_attributes(file, attributes)
+            for part in ("frames", *DIRECTIONS):
+                self._write_part(file, part, device)
+
+    def _write_part(self, root: h5py.Group, part: str, device: str) -> None:
+        if part in self._spools:
+            tables = self._spools[part].tables()
+            described: dict[str, Any] = {"quality": self.request.frames_quality or 95}
+            if part != "frames":
+                tables |= self._flow_tables(part)
+                described = {key: getattr(self.request, key) for key in FLOW_ATTRIBUTES if key != "device"}
+                described["device"] = device
+            dataset = write_tables(root.create_group(group_name(part)), tables, described)
+            self._spools[part].write(dataset)
+        elif self.keep is not None and part in (
+            "frames" if self.keep.has_frames else "",
+            *self.keep.directions,
+        ):
+            copy_part(self.keep, part, root.create_group(group_name(part)))
+
+    def _flow_tables(self, direction: str) -> dict[str, npt.NDArray[Any]]:
+        assert self.codec is not None
+        added = self._quantised.get(direction, [])
+        empty = {
+            "scale": np.empty((0, 2)),
+            "offset": np.empty((0, 2)),
+            "mean": np.empty((0, 2)),
+            "clipped": np.empty(0),
+        }
+        columns = {
+            name: np.concatenate([none, *(getattr(flows, name) for flows in added)]).astype(np.float32)
+            for name, none in empty.items()
+        }
+        return {"table": self.codec.quantiser.table} | columns
+
+
+def copy_shard(shard: Shard, group: h5py.Group) -> None:
+    """Copy a whole shard into an empty group, the streams unchanged."""
+    write_attributes(group, {"format": FORMAT, "version": VERSION, **shard.contents.attributes})
+    for part in parts(shard):
+        copy_part(shard, part, group.create_group(group_name(part)))
+
+
+def group_name(part: str) -> str:
+    """Where a part lies in its shard's group."""
+    return "rgb" if part == "frames" else f"flow/{part}"
+
+
+def copy_part(shard: Shard, part: str, group: h5py.Group) -> None:
+    """Copy "frames" or the flow of a direction into a new group, the streams in blocks and unchanged."""
+    streams = shard.part(part)
+    tables: dict[str, npt.NDArray[Any]] = {"start": streams.start, "crc32": streams.crc32}
+    described: Mapping[str, Any] = {"quality": shard.contents.frames_quality}
+    if isinstance(streams, Flow):
+        tables |= {"table": streams.table, "scale": streams.scale, "offset": streams.offset}
+        tables |= {"mean": streams.mean, "clipped": streams.clipped}
+        described = streams.attributes
+    dataset = write_tables(group, tables, described)
+    total = int(streams.start[-1])
+    with shard.address.file.open("rb") as file:
+        for at in range(0, total, BLOCK_BYTES):
+            file.seek(streams.begin + at)
+            block = file.read(min(BLOCK_BYTES, total - at))
+            dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
+
+
+def write_tables(
+    group: h5py.Group, tables: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Any]
+) -> h5py.Dataset:
+    """Tables and attributes of one part; returns its empty stream dataset, at its final size."""
+    for name, values in tables.items():
+        group.create_dataset(name, data=values)
+    write_attributes(group, {**attributes, "tables_crc32": tables_crc32(tables)})
+    return group.create_dataset("jpeg", (int(tables["start"][-1]),), np.uint8, fillvalue=None)
+
+
+def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
+    """Scalars as int64, float64 and fixed-length UTF-8; None is left out; a mapping becomes JSON."""
+    for name, value in attributes.items():
+        if isinstance(value, Mapping):
+            value = json.dumps(value, sort_keys=True)
+        if isinstance(value, str):
+            data = value.encode()
+            group.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
+        elif value is not None:
+            group.attrs.create(name, value, dtype=np.float64 if isinstance(value, float) else np.int64)
+
+
+def verify_written(path: Path) -> None:
+    """Raise InputError unless the file is a valid shard whose streams are complete and match their checksums."""
+    with open_shard(path) as shard:
+        for fault in faults(shard):
+            raise InputError(f"{path.parent}: the shard of {shard.video} is damaged as written: {fault}")

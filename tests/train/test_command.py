@@ -1,0 +1,101 @@
+"""The command's options: what is taken where none is given, and what is given twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_dataset import make_dataset
+
+from pipeline.errors import InputError
+from pipeline.paths import DatasetPaths
+from train.__main__ import chosen_stream, default_recipe, main, overrides, run_folder
+from train.options import TrainOptions
+from train.recipe import KEYS, Recipe, load_recipe
+
+PROJECT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "recipe": "small",
+    "width": 0.125,
+    "crop": 32,
+    "short-side": 36,
+    "length": 4,
+    "batch": 4,
+    "iterations": 1,
+    "workers": 0,
+    "device": "cpu",
+    "threads": 1,
+}
+
+
+def train(*options: str) -> subprocess.CompletedProcess[str]:
+    """Run the command, with the options of a tiny network, to the end."""
+    options = (*options, "--no-tensorboard", *(f"--{name}={value}" for name, value in SMALL.items()))
+    return subprocess.run(
+        [sys.executable, "-m", "train", *options], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_every_recipe_key() -> None:
+    text = CliRunner().invoke(main, ["--help"]).stdout
+    for key in KEYS:
+        assert f"--{key.replace('_', '-')} " in text, key
+
+
+def test_without_a_dataset_the_only_one_is_taken_and_named_and_a_run_folder_resumes(tmp_path: Path) -> None:
+    paths = make_dataset(tmp_path)
+    done = train("--data", str(tmp_path), "--name", "first")
+    assert done.returncode == 0, done.stderr
+    assert f"Dataset: tiny (in {tmp_path})" in done.stderr
+    assert "shard set tvl1" in done.stderr
+    done = train("--data", str(tmp_path), "--run", str(paths.run("first")))
+    assert done.returncode == 0, done.stderr
+    assert "complete, 1 iterations" in done.stderr
+
+
+def test_recipe_keys_given_both_ways_must_agree() -> None:
+    assert overrides({"batch": 8}, ("clip=1.5", "learning-rate = 0.1")) == {
+        "batch": 8,
+        "clip": 1.5,
+        "learning_rate": 0.1,
+    }
+    assert overrides({"batch": 8}, ("batch=8",)) == {"batch": 8}
+    with pytest.raises(InputError, match="batch is given twice: 8 and 9"):
+        overrides({"batch": 8}, ("batch=9",))
+    with pytest.raises(InputError, match="expected KEY=VALUE"):
+        overrides({}, ("batch",))
+
+
+def test_the_recipe_and_stream_of_a_run_that_names_neither() -> None:
+    assert default_recipe("demo", TrainOptions()) == "demo"
+    assert default_recipe("x", TrainOptions()) == "temporal-stack10"
+    assert default_recipe("x", TrainOptions(stream="spatial")) == "spatial-scratch-dropout9"
+    assert (
+        default_recipe("x", TrainOptions(stream="spatial", init=Path("w.pt"))) == "spatial-lastlayer-dropout5"
+    )
+    assert default_recipe("images", TrainOptions(images=Path("i"))) == "imagenet"
+    assert chosen_stream(TrainOptions(), Recipe()) == "temporal"
+    assert chosen_stream(TrainOptions(images=Path("i")), Recipe()) == "spatial"
+    assert chosen_stream(TrainOptions(), load_recipe("spatial-scratch-dropout9")) == "spatial"
+    with pytest.raises(InputError, match="--images has no flow"):
+        chosen_stream(TrainOptions(images=Path("i"), stream="temporal"), Recipe())
+
+
+def test_a_run_is_named_or_is_the_folder_of_one(tmp_path: Path) -> None:
+    runs = DatasetPaths(tmp_path, "d").runs
+
+    def folder(**options: object) -> Path:
+        return run_folder(TrainOptions(data=tmp_path, **options), "d", "temporal")  # type: ignore[arg-type]
+
+    assert folder() == runs / "temporal-split1"
+    assert folder(images=Path("i")) == runs / "temporal-images"
+    assert folder(run="mine") == runs / "mine"
+    moved = tmp_path / "elsewhere" / "run"
+    with pytest.raises(InputError, match="cannot be the name of a run"):
+        folder(run=str(moved))
+    moved.mkdir(parents=True)
+    (moved / "recipe.toml").write_text("")
+    assert folder(run=str(moved)) == moved

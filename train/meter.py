@@ -1,0 +1,88 @@
+"""Losses and times of iterations, for the log and for progress lines."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.text import duration
+from train.log import RunLog
+from train.losses import mean_losses
+
+PROGRESS_SECONDS = 5.0
+
+
+class Meter:
+    """Collects iterations between two writes of the log."""
+
+    def __init__(
+        self, heads: Sequence[str], iterations: int, log: RunLog | None, say: Callable[[str], None]
+    ) -> None:
+        """An empty meter.
+
+        Args:
+            heads: names of the heads, in the order of the stats.
+            iterations: of the whole run.
+            log: where iterations are written; None in all processes but the first.
+            say: called with progress lines, at most one every few seconds.
+        """
+        self.heads, self.iterations, self.log, self.say = list(heads), iterations, log, say
+        self._collected: list[tuple[int, float, Tensor]] = []
+        self._reported = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out the time spent on anything but iterating, such as validation."""
+        self._begun, self._waited = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time in the block as waiting for data."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    def add(self, iteration: int, lr: float, stats: Tensor) -> None:
+        """One iteration: float64[heads,3] with summed loss, number correct, number of samples of the whole batch."""
+        self._collected.append((iteration, lr, stats))
+
+    def flush(self) -> None:
+        """Write the collected iterations to the log, and a progress line now and then."""
+        if not self._collected:
+            return
+        elapsed = time.perf_counter() - self._begun
+        seconds, waiting = elapsed / len(self._collected), self._waited / elapsed
+        for iteration, lr, stats in self._collected:
+            losses = mean_losses(stats)
+            record: dict[str, Any] = {
+                "iteration": iteration,
+                "loss": float(losses.sum()),
+                "accuracy": float(stats[:, 1].sum() / stats[:, 2].sum()),
+                "learning_rate": lr,
+                "seconds": round(seconds, 5),
+                "waiting": round(waiting, 4),
+            }
+            if len(losses) > 1:
+                record["heads"] = dict(zip(self.heads, losses.tolist(), strict=True))
+            if self.log is not None:
+                self.log.add(record)
+        if iteration == self.iterations or time.perf_counter() - self._reported > PROGRESS_SECONDS:
+            self._reported = time.perf_counter()
+            self.say(self._progress(iteration, lr, seconds, waiting))
+        self._collected = []
+        self.restart()
+
+    def _progress(self, iteration: int, lr: float, seconds: float, waiting: float) -> str:
+        stats = torch.stack([stats for _, _, stats in self._collected])
+        loss = float(mean_losses(stats).sum(dim=1).mean())
+        accuracy = float(stats[:, :, 1].sum() / stats[:, :, 2].sum())
+        return (
+            f"iteration {iteration}/{self.iterations}: loss {loss:.4f} accuracy {accuracy:.1%} "
+            f"(last {len(stats)}), learning rate {lr:g}, {seconds:.3f} s each, {waiting:.0%} waiting for data, "
+            f"{duration(seconds * (self.iterations - iteration))} left"
+        )
