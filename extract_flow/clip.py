@@ -24,7 +24,7 @@ from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError
 from pipeline.outcome import Outcome
 from pipeline.paths import fault_of_part
-from pipeline.request import Request, check
+from pipeline.request import Request, Standing, check
 from pipeline.shard import Shard, ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter, encode_frame
 from pipeline.text import many
@@ -73,13 +73,13 @@ class Piece(NamedTuple):
     pairs: Mapping[str, npt.NDArray[np.int64]]
 
 
-def is_done(task: VideoTask, settings: ExtractionSettings) -> bool:
-    """Whether the task's shard exists, has intact tables, and is what was asked for; no stream is read."""
+def standing_of(task: VideoTask, settings: ExtractionSettings) -> Standing | None:
+    """How the task's shard answers what is asked; None without a valid shard. No stream is read."""
     address = task.existing()
     try:
-        return address is not None and check(address, settings.request(source_bytes(task.path))).done
+        return None if address is None else check(address, settings.request(source_bytes(task.path)))
     except InputError:
-        return False
+        return None
 
 
 class Clip:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from extract_flow.methods import MODULES, resolve
+from extract_flow.methods import MODULES, module, resolve
 from extract_flow.options import ShardOptions
 from pipeline.codec import Codec, codec, codec_from
 from pipeline.errors import InputError
@@ -108,6 +108,21 @@ class ExtractionSettings:
             image=self.codec.image,
             quality=self.codec.quality,
         )
+
+    def options_that_make(self, made: Request) -> str | None:
+        """The options to add or change for a shard's method and parameters, as "--preset default-1"; None if unknown.
+
+        Args:
+            made: the request that the shard answers.
+        """
+        if made.method not in MODULES:
+            return None
+        parameters = dict(made.parameters)
+        for name, preset in module(made.method).PRESETS.items():
+            if dataclasses.asdict(preset) == parameters:
+                method = "" if made.method == self.method else f"--method {made.method} "
+                return f"{method}--preset {name}"
+        return None
 
     @classmethod
     def from_request(cls, request: Request) -> ExtractionSettings:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from pipeline import atomic
-from pipeline.text import duration, size_in_bytes
+from pipeline.text import duration, many, size_in_bytes, some
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -194,5 +194,10 @@ def describe(summary: Summary, seconds: float) -> list[str]:
         if stages:
             lines.append(f"milliseconds per flow and worker: {stages}")
     lines.extend(f"note: {video}: {note}" for video, notes in summary.notes.items() for note in notes)
-    lines.extend(f"failed: {video}: {reason}" for video, reason in summary.failed.items())
+    together: dict[str, list[str]] = {}
+    for video, reason in summary.failed.items():
+        together.setdefault(reason, []).append(video)
+    for reason, names in together.items():
+        which = names[0] if len(names) == 1 else f"{many(len(names), 'video')} ({some(names, quoted=False)})"
+        lines.append(f"failed: {which}: {reason}")
     return lines
