@@ -14,7 +14,7 @@ from extract_flow.clip import VideoTask, standing_of
 from extract_flow.options import Execution
 from extract_flow.progress import ProgressDisplay
 from extract_flow.settings import ExtractionSettings
-from extract_flow.supervisor import Event, Finished, Lost, Progress, Started, Stopped, supervise
+from extract_flow.supervisor import Event, Finished, Lost, Preparing, Progress, Started, Stopped, supervise
 from extract_flow.worker import serve
 from pipeline import atomic
 from pipeline.errors import InputError
@@ -257,6 +257,8 @@ def _show(event: Event, display: ProgressDisplay, method: str, videos: int) -> N
             f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}, "
             f"{many(videos, 'video')} to do"
         )
+    elif isinstance(event, Preparing):
+        display.line(event.what)
     elif isinstance(event, Progress):
         display.progress(event.task, *event.report)
 

@@ -10,6 +10,8 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,10 @@ if "NUMBA_CACHE_DIR" not in os.environ:
         sys.modules["numba"].config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"]
 
 from numba import njit  # noqa: E402  # after its cache folder is set
+from numba.core import event  # noqa: E402
 from numba.core.compiler import CompilerBase, DefaultPassBuilder  # noqa: E402
 
-__all__ = ["cache_folder", "inlined", "kernel"]
+__all__ = ["cache_folder", "inlined", "kernel", "reporting"]
 
 
 def kernel(function: Any = None, *, fastmath: bool = True) -> Any:
@@ -73,6 +76,31 @@ def inlined(function: Any = None, *, fastmath: bool = True, no_alias: bool = Fal
     options = {"pipeline_class": NoAlias} if no_alias else {}
     decorate = njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=True, **options)
     return decorate if function is None else decorate(function)
+
+
+@contextmanager
+def reporting(report: Callable[[], None]) -> Iterator[None]:
+    """Call `report` once, before the first function inside the block that has to be compiled; never if all are cached.
+
+    Compiling all kernels of a flow method takes seconds, which a user should know about, and once only.
+    """
+    with event.install_listener("numba:compile", _Once(report)):
+        yield
+
+
+class _Once(event.Listener):  # type: ignore[misc]  # numba has no types
+    """Calls a function at the first event that starts."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def on_start(self, event: Any) -> None:
+        if self._call is not None:
+            call, self._call = self._call, None
+            call()
+
+    def on_end(self, event: Any) -> None:
+        pass
 
 
 class NoAlias(CompilerBase):

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import llvmlite.binding as llvm
+import numba
 import pytest
 
+from extract_flow import methods
 from pipeline import compiled
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +38,7 @@ for name in ("tvl1", "brox"):
             quantised = codec().quantiser.quantise(flow)
             back = dequantise(quantised.levels, codec().quantiser.table, quantised.scale, quantised.offset)
             results.append(hashlib.sha256(b"".join(a.tobytes() for a in (flow, quantised.levels, back))).hexdigest())
-        print(name, preset, threads, *sorted(set(results)))
+        print(name, preset, *sorted(set(results)))
 """
 
 
@@ -47,14 +50,45 @@ def start(cache: Path, seed: int) -> subprocess.Popen[str]:
     )
 
 
-def test_processes_that_compile_and_processes_that_load_compute_the_same_bits(tmp_path):
-    """Two processes at once from an empty cache, then one that finds it filled."""
-    compiling = [start(tmp_path, seed) for seed in (1, 2)]
-    results = [process.communicate()[0] for process in compiling]
-    results.append(start(tmp_path, 3).communicate()[0])
-    assert all(len(line.split()) == 4 for line in results[0].splitlines()), "threads differ: " + results[0]
-    assert len(results[0].splitlines()) >= 6
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What three processes print: two at once from an empty cache, then one that finds it filled."""
+    cache = tmp_path_factory.mktemp("cache")
+    compiling = [start(cache, seed) for seed in (1, 2)]
+    printed = [process.communicate()[0] for process in compiling]
+    return [*printed, start(cache, 3).communicate()[0]]
+
+
+def test_processes_that_compile_and_processes_that_load_compute_the_same_bits(results):
+    lines = [line.split() for line in results[0].splitlines()]
+    presets = [(name, preset) for name in ("tvl1", "brox") for preset in methods.module(name).PRESETS]
+    assert [tuple(line[:2]) for line in lines] == presets
+    assert all(len(line) == 3 for line in lines), "one and two threads differ: " + results[0]
     assert results[0] == results[1] == results[2]
+
+
+DIGESTS = {
+    ("numba 0.68", "LLVM 22", "znver4"): {
+        "tvl1 default": "0e3e771e5cd6701b",
+        "tvl1 accurate": "0a891606052b0993",
+        "tvl1 field": "04ef0e303d58b4c3",
+        "tvl1 default-1": "345e513523ac4faf",
+        "brox default": "2343661c7e587f2d",
+        "brox accurate": "756ab01730e01d52",
+        "brox opencv": "38731b61aa7d4575",
+    },
+}
+"""Flow, levels and decoded flow of each preset. Compilers and instruction sets may differ in how they round."""
+
+
+def test_the_bits_of_every_preset_are_those_recorded_for_this_instruction_set(results):
+    here = (
+        f"numba {numba.__version__.rpartition('.')[0]}", f"LLVM {llvm.llvm_version_info[0]}", llvm.get_host_cpu_name()
+    )  # fmt: skip
+    if here not in DIGESTS:
+        pytest.skip(f"digests are recorded for {', '.join(map(str, DIGESTS))}, and this is {here}")
+    found = {" ".join(line.split()[:2]): line.split()[2][:16] for line in results[0].splitlines()}
+    assert found == DIGESTS[here]
 
 
 def dispatchers(module):
@@ -93,6 +127,20 @@ def test_kernels_call_only_functions_that_become_part_of_them(module):
     for function in functions:
         for callee in called_by(function):
             assert is_inlined(callee), f"{function.__name__} calls {callee.__name__}, which is compiled apart"
+
+
+def test_compiling_is_reported_once_and_only_where_something_is_compiled():
+    reports = []
+
+    @compiled.inlined
+    def twice(value):
+        return 2 * value
+
+    for value in (1, 2, 1.5):
+        with compiled.reporting(lambda: reports.append("compiling")):
+            twice(value)
+            twice(value)
+    assert reports == ["compiling", "compiling"]  # for an integer, and for a float
 
 
 def test_editing_a_rule_that_kernels_call_changes_the_cache_folder(tmp_path, monkeypatch):
