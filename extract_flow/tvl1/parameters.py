@@ -24,9 +24,9 @@ class Parameters:
     epsilon: float = option(
         0.015, "iterations end when the RMS update of the flow falls below this, in pixels"
     )
-    iterations: int = option(30, "most iterations per warp")
+    iterations: int = option(25, "most iterations per warp")
     warp_stop: float = option(
-        0.1, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never"
+        0.12, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never"
     )
     interpolation: str = option(
         "bspline",
@@ -72,13 +72,20 @@ class Parameters:
             raise ValueError(f"median must be 1, 3 or 5, found {self.median}")
 
 
-PLAIN = Parameters(lambda_=0.15, epsilon=0.01, blur=0.0, edges=0.0, median=1)
+PLAIN = Parameters(lambda_=0.15, epsilon=0.01, iterations=30, warp_stop=0.1, blur=0.0, edges=0.0, median=1)
 """Zach, Pock and Bischof's energy as it stands: no blur, no weight of edges, no median filter."""
 
 PRESETS = {
     "default": Parameters(),
     "accurate": Parameters(
-        lambda_=0.4, theta=0.35, scale_step=0.88, warps=3, warp_stop=0.05, blur=0.5, edges=0.045
+        lambda_=0.4,
+        theta=0.35,
+        scale_step=0.88,
+        warps=3,
+        iterations=30,
+        warp_stop=0.05,
+        blur=0.5,
+        edges=0.045,
     ),
     "field": replace(
         PLAIN, scales=5, iterations=300, warp_stop=0.0, interpolation="cubic", gradient="target", mask=False
