@@ -44,9 +44,9 @@ class Result:
     decode: float
 
 
-def real_flow(folder: Path, pairs: int, method: str) -> list[Flow]:
+def real_flow(folder: Path, pairs: int, method: str, preset: str) -> list[Flow]:
     """Flow float32[2,H,W] of pairs spread evenly over each real clip, smaller side 256."""
-    solver = load(method, device="cpu")
+    solver = load(method, device="cpu", preset=preset)
     fields: list[Flow] = []
     for path in sorted(path for pattern in CLIPS for path in folder.glob(pattern)):
         with VideoReader(path) as reader:
@@ -136,11 +136,12 @@ def draw(curves: dict[str, list[Result]], path: Path) -> None:
 )
 @click.option("--pairs", type=click.IntRange(1), default=16, show_default=True, help="From each clip.")
 @click.option("--method", default="tvl1", show_default=True, help="Flow method.")
+@click.option("--preset", default="default", show_default=True, help="Preset of the flow method.")
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Save the curves here.")
-def main(data: Path | None, pairs: int, method: str, picture: Path | None) -> None:
+def main(data: Path | None, pairs: int, method: str, preset: str, picture: Path | None) -> None:
     """Compare the codec with the field's standard on real clips."""
     folder = data or Path(os.environ.get("TWO_STREAM_TEST_DATA", PROJECT.parent / "shared" / "data"))
-    fields = real_flow(folder / "clips", pairs, method)
+    fields = real_flow(folder / "clips", pairs, method, preset)
     if not fields:
         raise click.ClickException(f"no clips under {folder / 'clips'}: set TWO_STREAM_TEST_DATA")
     speed = np.concatenate([np.hypot(*flow).ravel() for flow in fields])
