@@ -122,6 +122,10 @@ def main(flows: int, videos: int, length: int, turns: int, as_json: bool) -> Non
         folder, flow = Path(scratch), moving_blobs(flows)
         write_shard(folder / "video.h5", flow, "video")
         shard = open_shard(folder / "video.h5")
+        write_shard(folder / "panned.h5", flow + np.float32(30), "panned")
+        panned = open_shard(
+            folder / "panned.h5"
+        )  # the same levels, but for rounding, at an offset of 30 pixels
         streams = [bytes(stream) for stream in shard.streams(0, flows)]
         click.echo(
             f"{flows} flows of {WIDTH}x{HEIGHT}, {np.mean([len(s) for s in streams]):,.0f} bytes each\n"
@@ -138,6 +142,7 @@ def main(flows: int, videos: int, length: int, turns: int, as_json: bool) -> Non
             "Shard.levels": shard.levels,
             CHECKSUMS: lambda start, stop: [zlib.crc32(stream) for stream in streams[start:stop]],
             "Shard.flows": shard.flows,
+            "Shard.flows of a pan": panned.flows,
             "one JPEG per file": jpeg_folder(folder / "jpegs", flow),
             "GulpIO2": gulp(folder / "gulp", flow),
         }

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from extract_flow.flow_method import FlowMethod
 from extract_flow.settings import ExtractionSettings
 from pipeline.codec import Quantised, Quantiser
-from pipeline.errors import InputError
+from pipeline.errors import Damaged, InputError
 from pipeline.outcome import Outcome
 from pipeline.paths import fault_of_part
 from pipeline.request import Request, Standing, check
@@ -73,13 +73,23 @@ class Piece(NamedTuple):
     pairs: Mapping[str, npt.NDArray[np.int64]]
 
 
-def standing_of(task: VideoTask, settings: ExtractionSettings) -> Standing | None:
-    """How the task's shard answers what is asked; None without a valid shard. No stream is read."""
+def existing_standing(task: VideoTask, settings: ExtractionSettings) -> Standing | None:
+    """How the task's existing shard answers what is asked; None if there is none that opens. No stream is read."""
     address = task.existing()
     try:
         return None if address is None else check(address, settings.request(source_bytes(task.path)))
     except InputError:
         return None
+
+
+def other_settings(standing: Standing, settings: ExtractionSettings) -> str:
+    """Why an existing shard that differs from what is asked is neither done nor replaced; names no video."""
+    preset = settings.preset_of(standing.made)
+    same = f"the same ({preset})" if preset else "the same"
+    return (
+        f"its shard was made with other settings ({'; '.join(standing.differences)}): ask for {same}, use another "
+        "--shards or --output, or replace it with --overwrite"
+    )
 
 
 class Clip:
@@ -179,16 +189,13 @@ class Clip:
             return everything
         try:
             standing = check(address, request)
-        except InputError as error:
+        except Damaged as error:
             self._notes.append(f"made again, because it was damaged: {error}")
             return everything
         if standing.differences:
             if self.settings.overwrite:
                 return everything
-            raise InputError(
-                f"{address} was made with other settings ({'; '.join(standing.differences)}): ask for the "
-                "same, use another --shards or --output, or replace it with --overwrite"
-            )
+            raise InputError(other_settings(standing, self.settings))
         if standing.missing:
             self._keep = open_shard(address)
         return standing.missing

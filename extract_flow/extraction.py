@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from extract_flow.clip import VideoTask, standing_of
+from extract_flow.clip import VideoTask, existing_standing, other_settings
 from extract_flow.options import Execution
 from extract_flow.progress import ProgressDisplay
 from extract_flow.settings import ExtractionSettings
@@ -21,8 +21,8 @@ from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
 from pipeline.paths import OutputPaths
-from pipeline.request import Standing, request_of
-from pipeline.shard import index_shards, open_shard
+from pipeline.request import Standing
+from pipeline.shard_index import index_shards
 from pipeline.text import many, printable
 from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures, source_bytes
 
@@ -127,18 +127,18 @@ def extract(
     atomic.sweep(destination.shards)
     there = index_shards(destination.shards)
     videos = [video._replace(packed=there.get(video.video)) for video in videos]
-    standings = _standings(videos, settings, cores)
-    skipped = {
-        number: Outcome(videos[number].video, "skipped", shard_set=destination.shard_set)
-        for number, standing in standings.items()
-        if standing.done
-    }
-    conflicting = {} if settings.overwrite else _conflicting(videos, settings, standings, destination)
-    outcomes = skipped | conflicting
+    outcomes: dict[int, Outcome] = {}
+    for number, standing in _standings(videos, settings, cores).items():
+        video = videos[number].video
+        if standing.done:
+            outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
+        elif standing.differences and not settings.overwrite:
+            reason = other_settings(standing, settings)
+            outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
-        _record_skipped(log, destination, list(skipped.values()))
-        log.append(*conflicting.values())
+        _record_skipped(log, destination, [o for o in outcomes.values() if o.status == "skipped"])
+        log.append(*(o for o in outcomes.values() if o.status == "failed"))
         left = [number for number in range(len(videos)) if number not in outcomes]
         if left:
             made = _extract_in_workers(
@@ -164,49 +164,23 @@ def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Out
 
 
 def _standings(videos: Sequence[VideoTask], settings: ExtractionSettings, cores: int) -> dict[int, Standing]:
-    """How the valid shards that exist answer what is asked, by the video's number."""
-    candidates = [number for number, video in enumerate(videos) if video.packed is not None]
+    """How existing shards answer what is asked, by the number of the video."""
+    candidates = [(number, video) for number, video in enumerate(videos) if video.packed is not None]
     if len(candidates) < MANY or cores < 2:
-        return _standings_of([(number, videos[number]) for number in candidates], settings)
+        return dict(_standings_of(candidates, settings))
     parts = min(cores, 8)
-    shares = [[(number, videos[number]) for number in candidates[part::parts]] for part in range(parts)]
     with ProcessPoolExecutor(parts) as pool:
-        results = pool.map(_standings_of, shares, [settings] * parts)
-        return {number: standing for result in results for number, standing in result.items()}
+        shares = pool.map(
+            _standings_of, [candidates[part::parts] for part in range(parts)], [settings] * parts
+        )
+        return {number: standing for share in shares for number, standing in share}
 
 
-def _standings_of(share: list[tuple[int, VideoTask]], settings: ExtractionSettings) -> dict[int, Standing]:
-    found = {number: standing_of(video, settings) for number, video in share}
-    return {number: standing for number, standing in found.items() if standing is not None}
-
-
-def _conflicting(
-    videos: Sequence[VideoTask],
-    settings: ExtractionSettings,
-    standings: Mapping[int, Standing],
-    destination: Destination,
-) -> dict[int, Outcome]:
-    """Failed outcomes of the videos whose shards were made with other options; equal cases have one reason."""
-    reasons: dict[tuple[str, ...], str] = {}
-    outcomes = {}
-    for number, standing in standings.items():
-        if not standing.differences:
-            continue
-        differences = tuple(standing.differences)
-        if differences not in reasons:
-            address = videos[number].existing()
-            assert address is not None
-            with open_shard(address) as shard:
-                made = request_of(shard)
-            options = settings.options_that_make(made)
-            reasons[differences] = (
-                f"made with other options ({'; '.join(differences)}): "
-                + (f"to continue as before use {options}; " if options else "ask for the same; ")
-                + "or use another --shards or --output, or replace the shards with --overwrite"
-            )
-        video = videos[number].video
-        outcomes[number] = Outcome(video, "failed", reasons[differences], shard_set=destination.shard_set)
-    return outcomes
+def _standings_of(
+    share: list[tuple[int, VideoTask]], settings: ExtractionSettings
+) -> list[tuple[int, Standing]]:
+    found = ((number, existing_standing(video, settings)) for number, video in share)
+    return [(number, standing) for number, standing in found if standing is not None]
 
 
 def _extract_in_workers(

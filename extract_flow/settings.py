@@ -76,7 +76,7 @@ class ExtractionSettings:
             selection=selection,
             directions=("forward", "backward") if options.direction == "both" else (options.direction,),
             step=options.step,
-            codec=codec(options.codec, options.bound, options.quality),
+            codec=codec(options.codec, options.bound, options.quality, options.bound_fixed),
             rgb=options.rgb,
             rgb_quality=cls.rgb_quality if options.rgb_quality is None else options.rgb_quality,
             on_corrupt=options.on_corrupt,
@@ -109,20 +109,24 @@ class ExtractionSettings:
             quality=self.codec.quality,
         )
 
-    def options_that_make(self, made: Request) -> str | None:
-        """The options to add or change for a shard's method and parameters, as "--preset default-1"; None if unknown.
+    def preset_of(self, made: Request) -> str:
+        """The options that name the preset a shard was made with, as "--preset default-1".
 
-        Args:
-            made: the request that the shard answers.
+        "" where the shard's method and parameters are these settings', or no preset's.
         """
-        if made.method not in MODULES:
-            return None
         parameters = dict(made.parameters)
-        for name, preset in module(made.method).PRESETS.items():
-            if dataclasses.asdict(preset) == parameters:
-                method = "" if made.method == self.method else f"--method {made.method} "
-                return f"{method}--preset {name}"
-        return None
+        if made.method not in MODULES or (made.method, parameters) == (self.method, dict(self.parameters)):
+            return ""
+        method = "" if made.method == self.method else f"--method {made.method} "
+        presets = module(made.method).PRESETS.items()
+        return next(
+            (
+                f"{method}--preset {name}"
+                for name, preset in presets
+                if dataclasses.asdict(preset) == parameters
+            ),
+            "",
+        )
 
     @classmethod
     def from_request(cls, request: Request) -> ExtractionSettings:

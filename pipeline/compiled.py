@@ -73,7 +73,7 @@ def inlined(function: Any = None, *, fastmath: bool = True, no_alias: bool = Fal
         fastmath: let LLVM reorder float operations and use reciprocals.
         no_alias: promise that an array or pointer argument that is written overlaps no other argument.
     """
-    options = {"pipeline_class": NoAlias} if no_alias else {}
+    options: dict[str, Any] = {"pipeline_class": NoAlias} if no_alias else {}
     decorate = njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=True, **options)
     return decorate if function is None else decorate(function)
 
@@ -88,7 +88,7 @@ def reporting(report: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-class _Once(event.Listener):  # type: ignore[misc]  # numba has no types
+class _Once(event.Listener):
     """Calls a function at the first event that starts."""
 
     def __init__(self, call: Callable[[], None]) -> None:

@@ -179,6 +179,8 @@ def summarise(outcomes: Iterable[Outcome]) -> Summary:
 def describe(summary: Summary, seconds: float) -> list[str]:
     """The lines that end a run: counts, amounts, speed, milliseconds per pair and stage, notes and failures.
 
+    Videos that failed for the same reason share a line.
+
     Args:
         summary: of this run's outcomes.
         seconds: wall time of the run.
@@ -194,10 +196,13 @@ def describe(summary: Summary, seconds: float) -> list[str]:
         if stages:
             lines.append(f"milliseconds per flow and worker: {stages}")
     lines.extend(f"note: {video}: {note}" for video, notes in summary.notes.items() for note in notes)
-    together: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for video, reason in summary.failed.items():
-        together.setdefault(reason, []).append(video)
-    for reason, names in together.items():
-        which = names[0] if len(names) == 1 else f"{many(len(names), 'video')} ({some(names, quoted=False)})"
-        lines.append(f"failed: {which}: {reason}")
+        alike.setdefault(reason, []).append(video)
+    for reason, videos in alike.items():
+        lines += [f"failed: {videos[0] if len(videos) == 1 else _several(videos)}: {reason}"]
     return lines
+
+
+def _several(videos: list[str]) -> str:
+    return f"{many(len(videos), 'video')} ({some(videos, quoted=False)})"

@@ -22,9 +22,12 @@ import torch
 from torch import Tensor
 
 from pipeline import atomic
+from pipeline.catalog import choose_dataset
 from pipeline.errors import InputError
+from pipeline.options import DatasetOptions
+from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request
-from pipeline.runs import RunPaths, RunRecord
+from pipeline.runs import RunPaths, RunRecord, find_run
 from pipeline.text import first_line
 from train.models import build
 from train.models.network import Network
@@ -204,6 +207,23 @@ def load_checkpoint(path: str | Path, optimiser: bool = False) -> Checkpoint:
         raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
 
 
+def find_checkpoint(run: str, options: DatasetOptions) -> Path:
+    """The checkpoint or run folder that --run names: a path, else a run of the dataset by its name.
+
+    Raises:
+        InputError: neither; the message lists the dataset's runs.
+    """
+    if is_path(run):
+        return Path(run)
+    root = data_root(options.data)
+    return find_run(DatasetPaths(root, choose_dataset(options.dataset, root)), run).folder
+
+
+def is_path(run: str) -> bool:
+    """Whether --run is taken as a path: there is such a file or folder, or it has a slash."""
+    return "/" in run or Path(run).exists()
+
+
 def read_archive(path: Path) -> dict[str, Any]:
     """The mapping that `torch.save` wrote, its tensors on the CPU; nothing in the file is executed.
 
@@ -234,7 +254,15 @@ def link_best(run: RunPaths, iteration: int) -> None:
             shutil.copyfile(run.checkpoint(iteration), temporary)
 
 
-def remove_old_checkpoints(run: RunPaths, keep: int) -> None:
-    """Remove all but the newest `keep` numbered checkpoints, and at least one; best.pt stays."""
-    for old in run.checkpoints()[max(keep, 1) :]:
+def remove_old_checkpoints(run: RunPaths, keep: int, newest: int) -> None:
+    """Remove all but the newest `keep` numbered checkpoints, and at least one; best.pt stays.
+
+    Args:
+        run: the run.
+        keep: how many.
+        newest: iteration of the one that was just written and verified. Later ones are what the run could not resume
+            from: they do not count, so that they do not displace the good ones.
+    """
+    counted = [path for path in run.checkpoints() if path <= run.checkpoint(newest)]
+    for old in counted[max(keep, 1) :]:
         old.unlink(missing_ok=True)

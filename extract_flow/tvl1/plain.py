@@ -150,6 +150,6 @@ def image_pyramid(
         height, width = (round(side * parameters.scale_step) for side in pyramid[-1][0].shape)
         if min(height, width) < SMALLEST_SIDE:
             break
-        scale = {"fx": parameters.scale_step, "fy": parameters.scale_step, "interpolation": cv2.INTER_LINEAR}
-        pyramid.append([cv2.resize(image, None, **scale) for image in pyramid[-1]])
+        step = parameters.scale_step
+        pyramid.append([cv2.resize(image, None, fx=step, fy=step) for image in pyramid[-1]])  # bilinear
     return pyramid

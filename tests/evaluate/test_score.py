@@ -24,7 +24,8 @@ from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths
-from pipeline.shard import ShardAddress, index_shards, open_shard
+from pipeline.shard import ShardAddress, open_shard
+from pipeline.shard_index import index_shards
 from train.checkpoint import Checkpoint, load_checkpoint
 
 

@@ -48,7 +48,8 @@ def test_values_get_the_type_of_the_chosen_method() -> None:
 
 def test_an_option_of_another_method_is_refused_and_its_owners_named() -> None:
     with pytest.raises(
-        click.UsageError, match=r"--window is no option of the method dis; farneback, opencv-cuda-farneback"
+        click.UsageError,
+        match=r"--window is not an option of the method dis; farneback, opencv-cuda-farneback",
     ):
         given("dis", "--window", "3")
 
@@ -117,6 +118,7 @@ def test_the_chosen_method_is_the_last_one_named(words: list[str], method: str |
         (("--method", "raft", "--tau", "0.1"), "'raft' is not one of 'tvl1', 'brox'"),
         (("--codec", "paper", "--bound", "10"), "the paper preset takes each field's own range"),
         (("--codec", "lossless", "--quality", "90"), "the lossless preset has no quality"),
+        (("--codec", "linear", "--bound-fixed"), "the linear preset has no bound that follows the field"),
         (("--set", "other"), "no such option --set: write --shards other"),
     ],
 )

@@ -24,7 +24,8 @@ from extract_flow.methods import load
 from pipeline import atomic
 from pipeline.codec import codec
 from pipeline.outcome import read_outcomes
-from pipeline.shard import bad_streams, index_shards, open_shard
+from pipeline.shard import bad_streams, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.video import Selection, VideoReader
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -283,10 +284,24 @@ def test_resuming_with_another_default_says_once_what_differs_and_which_preset_c
     extract(*first, "--output", tmp_path, "--no-rgb", "--short-side", 32, "--preset", "default-1")
     out, _ = extract(*first, "--output", tmp_path, "--no-rgb", "--short-side", 32, status=1)
     assert out.count("--preset default-1") == 1
-    assert "failed: 3 videos (video.0, video.2, video.4): made with other options" in out
+    assert "failed: 3 videos (video.0, video.2, video.4): its shard was made with other settings" in out
     assert "lambda_: asked 0.22, the shard has 0.15" in out
     out, _ = extract(*first, "--output", tmp_path, "--no-rgb", "--short-side", 32, "--preset", "default-1")
     assert out.startswith("0 done, 3 skipped")
+
+
+def test_shards_of_another_codec_are_refused_with_one_line_and_kept(clips: Path, tmp_path: Path) -> None:
+    extract(clips, "--output", tmp_path, *QUICK, "--bound-fixed")
+    before = {video: content(address.file) for video, address in index_shards(tmp_path).items()}
+    out, err = extract(clips, "--output", tmp_path, *QUICK, status=1)
+    assert out.startswith("0 done, 0 skipped (already valid), 6 failed")
+    assert (out + err).count(
+        "quantiser: asked asinh s=3 bound=20 ladder, the shard has asinh s=3 bound=20;"
+    ) == 1
+    assert "process" not in err, "no worker is needed to see it"
+    assert {video: content(address.file) for video, address in index_shards(tmp_path).items()} == before
+    out, _ = extract(clips, "--output", tmp_path, *QUICK, "--bound-fixed")
+    assert out.startswith("0 done, 6 skipped")
 
 
 def test_a_damaged_shard_is_made_again(clips: Path, tmp_path: Path) -> None:
@@ -362,7 +377,7 @@ def test_a_name_that_cannot_be_stored_costs_that_video_only(tmp_path: Path) -> N
         (("--dataset", "../x"), "cannot be the name of a dataset", 1),
         (
             ("x.avi", "--output", "o", "--method", "dis", "--tau", "0.1"),
-            "--tau is no option of the method dis",
+            "--tau is not an option of the method dis",
             2,
         ),
         (("x.avi", "--output", "o", "--method", "dis", "--iterations", "many"), "--iterations", 2),

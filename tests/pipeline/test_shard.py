@@ -21,7 +21,8 @@ from pipeline import atomic
 from pipeline.codec import PRESETS, codec
 from pipeline.errors import InputError
 from pipeline.request import check, request_of
-from pipeline.shard import ShardAddress, Source, faults, index_shards, open_shard
+from pipeline.shard import ShardAddress, Source, faults, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.shard_writer import ShardWriter
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,34 @@ def test_frames_come_back_in_rgb(tmp_path):
         assert shard.has_frames
         error = np.abs(shard.frames(0, 5).astype(int) - smooth_frames(5))
         assert error.mean(axis=(0, 1, 2)).max() < 8
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (18, 33), (13, 7)])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_flows_of_fields_with_ranges_of_their_own(tmp_path, monkeypatch, height, width, compiled):
+    """Same as NumPy has it, bit for bit, for one range, and for one that the components do not share."""
+    coding = codec()
+    factors, pans = np.float32([1, 9, 30, 1]), np.float32([[0, 0], [31, -7], [4, 4], [-12, -12]])
+    flow = smooth_flow(4, height, width) * factors[:, None, None, None] + pans[..., None, None]
+    with ShardWriter(tmp_path / "x.h5", request(), coding) as writer:
+        writer.add_flows("forward", coding.quantiser.quantise(flow))
+        writer.finish(
+            video="a/b",
+            source=Source(1, "0" * 64, width, height),
+            fps=25.0,
+            frames=5,
+            width=width,
+            height=height,
+        )
+    with open_shard(tmp_path / "x.h5") as shard:
+        assert (shard.scale() > 1).any()
+        assert (shard.offset() != 0).any()
+        scale, offset = (values[..., None, None] for values in (shard.scale(), shard.offset()))
+        expected = shard.table()[shard.levels(0, 4)] * scale + offset
+        if not compiled:
+            monkeypatch.setattr("pipeline.codec._kernel", lambda name: None)
+        assert np.array_equal(shard.flows(0, 4), expected)
+        assert np.abs(expected - flow).max() < 0.2 * shard.scale().max() * 20
 
 
 def test_a_shard_tells_what_it_is(tmp_path):
