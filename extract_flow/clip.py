@@ -80,10 +80,12 @@ def existing_standing(task: VideoTask, settings: ExtractionSettings) -> Standing
         return None
 
 
-def other_settings(standing: Standing) -> str:
+def other_settings(standing: Standing, settings: ExtractionSettings) -> str:
     """Why an existing shard that differs from what is asked is neither done nor replaced; names no video."""
+    preset = settings.preset_of(standing.made)
+    same = f"the same ({preset})" if preset else "the same"
     return (
-        f"its shard was made with other settings ({'; '.join(standing.differences)}): ask for the same, use another "
+        f"its shard was made with other settings ({'; '.join(standing.differences)}): ask for {same}, use another "
         "--shards or --output, or replace it with --overwrite"
     )
 
@@ -190,7 +192,7 @@ class Clip:
         if standing.differences:
             if self.settings.overwrite:
                 return everything
-            raise InputError(other_settings(standing))
+            raise InputError(other_settings(standing, self.settings))
         if standing.missing:
             self._keep = open_shard(address)
         return standing.missing

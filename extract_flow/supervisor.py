@@ -32,6 +32,12 @@ PR_SET_PDEATHSIG = 1
 # --- what a worker sends, and what `supervise` yields ---------------------------------------------------------
 
 
+class Preparing(NamedTuple):
+    """A worker has something to do before it is ready that takes long, in words for the user."""
+
+    what: str
+
+
 class Ready(NamedTuple):
     """A worker can work.
 
@@ -89,8 +95,8 @@ class Lost(NamedTuple):
     reason: str
 
 
-Message = Ready | Refused | Busy | Progress | Finished
-Event = Started | Progress | Finished | Lost
+Message = Preparing | Ready | Refused | Busy | Progress | Finished
+Event = Preparing | Started | Progress | Finished | Lost
 
 
 class Stopped(Exception):
@@ -115,6 +121,10 @@ class Link:
             return message
         except EOFError:
             return None
+
+    def preparing(self, what: str) -> None:
+        """Report something that takes long before this worker is ready."""
+        self._send(Preparing(what))
 
     def ready(self, ready: Ready) -> None:
         """Report that this worker can work."""
@@ -329,7 +339,7 @@ class Team:
                 worker.busy_since.pop(task, None)
                 if watched:
                     worker.busy_since[task] = time.monotonic()
-            case Progress():
+            case Preparing() | Progress():
                 return message
             case Finished(task, _):
                 worker.tasks.pop(task, None)

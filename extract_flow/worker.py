@@ -77,6 +77,8 @@ def serve(
         link.refuse(str(error))
         return
     on_gpu = method.device != "cpu"
+    if not on_gpu:
+        warm_up(method, settings.codec.quantiser, link)
     overlap = on_gpu if overlap is None else overlap
     implementation = f" ({method.implementation})" if method.implementation else ""
     gpus = 1 if device.startswith("cuda:") else method.device_count
@@ -102,6 +104,19 @@ def processes_per_gpu(cores: int) -> int:
     process feeds a GPU at 1,600 pairs/s at most.
     """
     return min(MOST_PROCESSES, max(1, cores // CORES_OF_A_PROCESS))
+
+
+def warm_up(method: FlowMethod, quantiser: Quantiser, link: Link) -> None:
+    """Compile what the method and the codec compute with, or load it, so that the speed shown is that of the work.
+
+    The others are started when the first worker is ready, so they find compiled kernels in the cache.
+    """
+    from pipeline.compiled import reporting
+
+    frames = np.tile(np.arange(32, dtype=np.uint8), (2, 32, 1))
+    frames[1] += 1
+    with reporting(lambda: link.preparing("compiling the kernels once (about 15 s)")):
+        method.run(frames, np.array([[0, 1]]), "levels", quantiser)
 
 
 def make(
