@@ -156,6 +156,8 @@ def levels() -> dict[str, bool]:
         equal[name] = same(
             method.run(frames, PAIRS, "levels", quantiser), quantiser.quantise(method.run(frames, PAIRS))
         )
+    nothing = method.run(frames, PAIRS[:0], "levels", quantiser)
+    equal["no pairs"] = nothing.levels.shape == (0, 2, 70, 83)
     return equal
 
 
