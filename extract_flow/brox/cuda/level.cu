@@ -1,5 +1,16 @@
 // Small levels: a block runs all warps of a level that one tile covers. flow[pair][2] is start and result,
-// data[pair][TERMS] room to work in.
+// data[pair][TERMS] and equations[pair][EQUATIONS] room to work in.
+
+// A lane's flow for all others.
+__device__ __forceinline__ void hand_whole(
+    const Unknowns& flow, float (*u)[TILE_WIDTH], float (*v)[TILE_WIDTH], const Place& place)
+{
+    #pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        *(float2*)&u[place.warp * ROWS + r][2 * place.lane] = flow.u[r];
+        *(float2*)&v[place.warp * ROWS + r][2 * place.lane] = flow.v[r];
+    }
+}
 
 // Diffusivities of a lane's pixels from the flow of the whole tile.
 __device__ __forceinline__ void tile_diffusivities(
@@ -25,37 +36,48 @@ __device__ __forceinline__ void tile_diffusivities(
     }
 }
 
-// Everything else of the lane's equations.
+// Everything else of the lane's equations. `flow` [2] and `equations` [EQUATIONS] point to the lane's first pixel: room for
+// what a loop needs that is not unrolled, which spares registers; a lane reads back what it has written itself.
 __device__ __forceinline__ void tile_equations(
-    System& system, const Unknowns& flow, const float* __restrict__ data, int pitch, const Place& place, float gamma,
-    float half_inverse_alpha, float relaxation)
+    System& system, const Unknowns& unknowns, const float* __restrict__ data, float* flow, float* equations, int area,
+    int pitch, const Place& place, float gamma, float half_inverse_alpha, float relaxation)
 {
-    const int area = place.height * pitch;
+    float2 smoothness[ROWS];
     #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         const float2 down = r + 1 < ROWS ? system.above[r + 1 < ROWS ? r + 1 : 0] : system.below;
-        system.step_u[r] = system.step_v[r] = system.coupling[r] = system.right_u[r] = system.right_v[r] =
-            make_float2(0.f, 0.f);
-        #define TILE_EQUATION(c, offset, right_diffusivity, below_diffusivity)                                  \
-            if (place.x + offset < place.width && place.y + r < place.height) {                                 \
-                const Equation equation = equation_of(                                                          \
-                    data + (place.y + r) * pitch + place.x + offset, area, flow.u[r].c, flow.v[r].c,            \
-                    system.left[r].c + right_diffusivity + system.above[r].c + below_diffusivity, gamma,        \
-                    half_inverse_alpha, relaxation);                                                            \
-                system.step_u[r].c = equation.step_u;                                                           \
-                system.step_v[r].c = equation.step_v;                                                           \
-                system.coupling[r].c = equation.coupling;                                                       \
-                system.right_u[r].c = equation.right_u;                                                         \
-                system.right_v[r].c = equation.right_v;                                                         \
-            }
-        TILE_EQUATION(x, 0, system.left[r].y, down.x)
-        TILE_EQUATION(y, 1, system.right[r], down.y)
+        smoothness[r].x = system.left[r].x + system.left[r].y + system.above[r].x + down.x;
+        smoothness[r].y = system.left[r].y + system.right[r] + system.above[r].y + down.y;
     }
+    store_rows(unknowns.u, flow, pitch, place);
+    store_rows(unknowns.v, flow + area, pitch, place);
+    store_rows(smoothness, equations, pitch, place);
+    #pragma unroll 1
+    for (int k = 0; k < 2 * ROWS; k++) {
+        const int x = place.x + (k & 1), y = place.y + (k >> 1), at = (k >> 1) * pitch + (k & 1);
+        if (x >= padded(place.width) || y >= place.height) continue;
+        Equation equation = {0.f, 0.f, 0.f, 0.f, 0.f};
+        if (x < place.width)
+            equation = equation_of(data + at, area, flow[at], flow[area + at], equations[at], gamma, half_inverse_alpha,
+                                   relaxation);
+        float* out = equations + at;
+        out[0] = equation.step_u;
+        out[area] = equation.step_v;
+        out[image_at(2, area)] = equation.coupling;
+        out[image_at(3, area)] = equation.right_u;
+        out[image_at(4, area)] = equation.right_v;
+    }
+    const float* in = equations;
+    load_rows(system.step_u, in, pitch, place);
+    load_rows(system.step_v, in = next_plane(in, area), pitch, place);
+    load_rows(system.coupling, in = next_plane(in, area), pitch, place);
+    load_rows(system.right_u, in = next_plane(in, area), pitch, place);
+    load_rows(system.right_v, in = next_plane(in, area), pitch, place);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) solve_level(
     const float* __restrict__ level, int frames, const int* __restrict__ first, const int* __restrict__ second, float* flow,
-    float* data, int warps, int inner_iterations, int sweeps, int height, int width, int pitch, float gamma,
+    float* data, float* equations, int warps, int inner_iterations, int sweeps, int height, int width, int pitch, float gamma,
     float half_inverse_alpha, float relaxation)
 {
     // The flow of the whole tile and the rows that warps hand over are never needed at once.
@@ -66,38 +88,39 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) solve_level(
     __shared__ float2 above[WARPS + 1][32];
     const int pair = blockIdx.x, area = height * pitch;
     const Place place = place_of(0, 0, 0, height, width);
-    float* out = flow + image_at(2 * pair, area) + place.y * pitch + place.x;
     data += image_at(pair * TERMS, area);
     Unknowns unknowns;
     System system;
-    load_rows(unknowns.u, out, pitch, place);
-    load_rows(unknowns.v, out + area, pitch, place);
+    {
+        const float* in = flow + image_at(2 * pair, area) + place.y * pitch + place.x;
+        load_rows(unknowns.u, in, pitch, place);
+        load_rows(unknowns.v, in + area, pitch, place);
+    }
     #pragma unroll 1
     for (int warp = 0; warp < warps; warp++) {
-        #pragma unroll
-        for (int r = 0; r < ROWS; r++) {   // a lane reads back what it writes
-            if (place.y + r >= height) continue;
-            if (place.x < width)
-                linearise_pixel(level, frames, first[pair], second[pair], place.x, place.y + r, unknowns.u[r].x,
-                                unknowns.v[r].x, height, width, pitch, data);
-            if (place.x + 1 < width)
-                linearise_pixel(level, frames, first[pair], second[pair], place.x + 1, place.y + r, unknowns.u[r].y,
-                                unknowns.v[r].y, height, width, pitch, data);
+        hand_whole(unknowns, memory.whole.u, memory.whole.v, place);
+        // A loop that is not unrolled spares registers; a lane reads back what it has written itself.
+        #pragma unroll 1
+        for (int k = 0; k < 2 * ROWS; k++) {
+            const int row = place.warp * ROWS + (k >> 1), x = 2 * place.lane + (k & 1);
+            if (x >= width || row >= height) continue;
+            linearise_pixel(level, frames, first[pair], second[pair], x, row, memory.whole.u[row][x],
+                            memory.whole.v[row][x], height, width, pitch, data);
         }
         #pragma unroll 1
         for (int inner = 0; inner < inner_iterations; inner++) {
-            #pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                *(float2*)&memory.whole.u[place.warp * ROWS + r][2 * place.lane] = unknowns.u[r];
-                *(float2*)&memory.whole.v[place.warp * ROWS + r][2 * place.lane] = unknowns.v[r];
-            }
+            hand_whole(unknowns, memory.whole.u, memory.whole.v, place);
             __syncthreads();
             tile_diffusivities(system, memory.whole.u, memory.whole.v, place);
             complete_diffusivities(system, above, place);
-            tile_equations(system, unknowns, data, pitch, place, gamma, half_inverse_alpha, relaxation);
+            const int lane_at = again(place.y) * pitch + place.x;
+            tile_equations(system, unknowns, data + lane_at, flow + image_at(2 * again(pair), area) + lane_at,
+                           equations + image_at(EQUATIONS * again(pair), area) + lane_at, area, pitch, place, gamma,
+                           half_inverse_alpha, relaxation);
             sweep_tile(unknowns, system, memory.rows, place, sweeps, relaxation);
         }
     }
+    float* out = flow + image_at(2 * again(pair), area) + again(place.y) * pitch + place.x;
     store_rows(unknowns.u, out, pitch, place);
     store_rows(unknowns.v, out + area, pitch, place);
 }

@@ -113,8 +113,8 @@ class BroxSolver:
             if fits(size):
                 kernels.launch(
                     "solve_level", (pairs, 1, 1), (TILE_THREADS, 1, 1), stream, level, count, first, second, flow,
-                    self._data, options.warps, options.inner_iterations, options.solver_iterations, *size, size.pitch,
-                    *weights,
+                    self._data, self._equations, options.warps, options.inner_iterations, options.solver_iterations,
+                    *size, size.pitch, *weights,
                 )  # fmt: skip
                 continue
             for _ in range(options.warps):
