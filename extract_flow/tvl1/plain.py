@@ -151,5 +151,6 @@ def image_pyramid(
         if min(height, width) < SMALLEST_SIDE:
             break
         step = parameters.scale_step
-        pyramid.append([cv2.resize(image, None, fx=step, fy=step) for image in pyramid[-1]])  # bilinear
+        smaller = [cv2.resize(image, None, fx=step, fy=step) for image in pyramid[-1]]  # bilinear
+        pyramid.append([np.asarray(image, np.float64) for image in smaller])
     return pyramid

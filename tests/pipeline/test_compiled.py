@@ -32,13 +32,14 @@ frames = np.stack([image[0], np.roll(image[0], (1, 2), (0, 1)), image[1] // 2 + 
 pairs = np.array([[0, 1], [1, 0], [1, 2], [2, 1]])
 for name in ("tvl1", "brox"):
     for preset in methods.module(name).PRESETS:
-        results = []
+        flows, coded = set(), set()
         for threads in (1, 2):
             flow = methods.load(name, device="cpu", threads=threads, preset=preset).run(frames, pairs)
             quantised = codec().quantiser.quantise(flow)
             back = dequantise(quantised.levels, codec().quantiser.table, quantised.scale, quantised.offset)
-            results.append(hashlib.sha256(b"".join(a.tobytes() for a in (flow, quantised.levels, back))).hexdigest())
-        print(name, preset, *sorted(set(results)))
+            flows.add(hashlib.sha256(flow.tobytes()).hexdigest()[:16])
+            coded.add(hashlib.sha256(quantised.levels.tobytes() + back.tobytes()).hexdigest()[:16])
+        print(name, preset, *flows, *coded)
 """
 
 
@@ -63,31 +64,31 @@ def test_processes_that_compile_and_processes_that_load_compute_the_same_bits(re
     lines = [line.split() for line in results[0].splitlines()]
     presets = [(name, preset) for name in ("tvl1", "brox") for preset in methods.module(name).PRESETS]
     assert [tuple(line[:2]) for line in lines] == presets
-    assert all(len(line) == 3 for line in lines), "one and two threads differ: " + results[0]
+    assert all(len(line) == 4 for line in lines), "one and two threads differ: " + results[0]
     assert results[0] == results[1] == results[2]
 
 
 DIGESTS = {
     ("numba 0.68", "LLVM 22", "znver4"): {
-        "tvl1 default": "f1aebd0ef1ed2bd5",
-        "tvl1 accurate": "0a891606052b0993",
-        "tvl1 field": "04ef0e303d58b4c3",
-        "tvl1 default-1": "345e513523ac4faf",
-        "brox default": "2343661c7e587f2d",
-        "brox accurate": "756ab01730e01d52",
-        "brox opencv": "38731b61aa7d4575",
+        "tvl1 default": "c921d217937e8dc0",
+        "tvl1 accurate": "94d831d2704f54f9",
+        "tvl1 field": "6d918d40a39ff797",
+        "tvl1 default-1": "81722f599ae9bf96",
+        "brox default": "85017962c4f7df16",
+        "brox accurate": "d89c91d58cbde98e",
+        "brox opencv": "8fccf6e3d5eb58cd",
     },
 }
-"""Flow, levels and decoded flow of each preset. Compilers and instruction sets may differ in how they round."""
+"""Flow of each preset. Compilers and instruction sets may differ in how they round."""
 
 
-def test_the_bits_of_every_preset_are_those_recorded_for_this_instruction_set(results):
+def test_the_flow_of_every_preset_has_the_bits_recorded_for_this_instruction_set(results):
     here = (
         f"numba {numba.__version__.rpartition('.')[0]}", f"LLVM {llvm.llvm_version_info[0]}", llvm.get_host_cpu_name()
     )  # fmt: skip
     if here not in DIGESTS:
         pytest.skip(f"digests are recorded for {', '.join(map(str, DIGESTS))}, and this is {here}")
-    found = {" ".join(line.split()[:2]): line.split()[2][:16] for line in results[0].splitlines()}
+    found = {" ".join(line.split()[:2]): line.split()[2] for line in results[0].splitlines()}
     assert found == DIGESTS[here]
 
 
