@@ -221,16 +221,13 @@ def place(dataset: Any, name: str, dtype: str, source: SourceFile) -> tuple[int,
 
 
 def _place(dataset: Any, name: str, itemsize: int, source: SourceFile) -> tuple[int, tuple[int, ...]]:
-    created = dataset.get_create_plist()
-    if created.get_layout() != h5py.h5d.CONTIGUOUS or created.get_external_count():
-        raise Invalid(f"{name!r} is not stored contiguously in the file")
     space = dataset.get_space()
     if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
         raise Invalid(f"{name!r} is not an array")
     shape = tuple(map(int, space.get_simple_extent_dims()))
     size, offset = dataset.get_storage_size(), dataset.get_offset()
-    if size and offset is None:
-        raise Invalid(f"{name!r} has no place in the file")
+    if size and offset is None:  # chunked, compact or external; a virtual one has no bytes, as is found below
+        raise Invalid(f"{name!r} is not stored contiguously in the file")
     if size and offset + size > source.size:
         raise Invalid(f"{name!r} reaches beyond the end of the file, which was cut short")
     if math.prod(shape) * itemsize != size:
@@ -269,9 +266,8 @@ def decoded(values: npt.NDArray[np.bytes_]) -> tuple[str, ...]:
     return tuple(value.decode(errors="surrogateescape") for value in values.tolist())
 
 
-def crc32(arrays: Iterable[npt.NDArray[Any]]) -> int:
-    """CRC-32 over the bytes of arrays, one after another."""
-    crc = 0
+def crc32(arrays: Iterable[npt.NDArray[Any]], crc: int = 0) -> int:
+    """CRC-32 over the bytes of arrays, one after another, continued from that of others."""
     for values in arrays:
         crc = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data if values.size else b"", crc)
     return crc
@@ -350,11 +346,16 @@ def write_arrays(
     """Datasets and attributes of a new file, and attribute `crc32` over the arrays in their order."""
     for name, values in arrays.items():
         if values.dtype.kind == "S":
-            dtype = h5py.string_dtype("utf-8", max(values.dtype.itemsize, 1))
-            file.create_dataset(name, data=values.astype(dtype), dtype=dtype)
+            write_texts(file, name, values)
         else:
             file.create_dataset(name, data=values)
     write_attributes(file, {**attributes, "crc32": crc32(arrays.values())})
+
+
+def write_texts(file: h5py.File, name: str, values: npt.NDArray[np.bytes_]) -> None:
+    """A dataset of texts from `encoded`."""
+    dtype = h5py.string_dtype("utf-8", max(values.dtype.itemsize, 1))
+    file.create_dataset(name, data=values.astype(dtype), dtype=dtype)
 
 
 def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
