@@ -121,6 +121,8 @@ def list_features(measurement: Measurement, options: FeaturesOptions, console: C
     """
     name = f"features-{measurement.part}-{measurement.views}-{options.per}"
     path = options.output or measurement.run.scores(name)
+    if options.output is None:
+        atomic.sweep(path.parent)
     prepare(path, options.overwrite)
     shards, missing = listed_shards(measurement)
     check_missing(measurement, missing, options.shard_set.allow_missing)

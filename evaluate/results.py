@@ -155,6 +155,7 @@ def as_dict(results: Sequence[SplitResult]) -> dict[str, Any]:
 def write(folder: Path, results: Sequence[SplitResult]) -> list[Path]:
     """Save `metrics.json`, `metrics.csv`, and for every split `predictions-split<k>.csv`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    atomic.sweep(folder)
     texts = {
         "metrics.json": json.dumps(as_dict(results), indent=1, ensure_ascii=False) + "\n",
         "metrics.csv": _metrics_csv(results),

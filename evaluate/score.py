@@ -207,7 +207,7 @@ def score(
     Raises:
         InputError: a shard is damaged or lacks what the stream needs, or the disk is full.
     """
-    atomic.sweep(measurement.parts)
+    atomic.sweep(measurement.file.parent)
     listed = [measurement.dataset.videos[video] for video in measurement.videos]
     mine = {video.id for video in share(listed, task, tasks)}
     names = [video for video in state.todo if video in mine]

@@ -54,19 +54,24 @@ def owning_name(path: Path, share: str = "") -> Iterator[None]:
 @contextlib.contextmanager
 def _owning(place: Path, owned: Path) -> Iterator[None]:
     me = atomic.process_token()
-    with atomic.disk_errors(owned):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        while not (_create(place, me) or _take_over(place, owned, me)):
-            pass
-    ended = threading.Event()
-    threading.Thread(target=_touch, args=(place, me, ended), daemon=True).start()
-    try:
+    ended, refused = threading.Event(), False
+    try:  # already here, since a signal may come as soon as the file is there
+        try:
+            with atomic.disk_errors(owned):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                while not (_create(place, me) or _take_over(place, owned, me)):
+                    pass
+        except InputError:
+            refused = True  # the owner may be this process itself
+            raise
+        threading.Thread(target=_touch, args=(place, me, ended), daemon=True).start()
         yield
     finally:
         ended.set()
-        with contextlib.suppress(OSError):
-            if _read(place) == me:
-                place.unlink()
+        if not refused:
+            with contextlib.suppress(OSError):
+                if _read(place) == me:
+                    place.unlink()
 
 
 def _create(place: Path, me: str) -> bool:
@@ -77,7 +82,7 @@ def _create(place: Path, me: str) -> bool:
         return False
     try:
         os.write(descriptor, me.encode())
-    except OSError:
+    except BaseException:
         place.unlink()
         raise
     finally:

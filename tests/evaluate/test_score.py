@@ -23,6 +23,7 @@ from evaluate.inference import Compute
 from evaluate.score import Measurement
 from evaluate.score_file import Scores
 from evaluate.views import Views
+from pipeline.atomic import is_temporary
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
@@ -356,7 +357,8 @@ def test_features_are_written_with_checksums_and_survive_a_full_disk(
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert refused.exit_code == 1
     assert "no space left" in refused.output
-    assert list(output.parent.iterdir()) == []
+    assert not output.exists()
+    assert not any(is_temporary(path.name) for path in output.parent.rglob("*"))
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     with h5py.File(output) as file:

@@ -173,3 +173,18 @@ def test_packing_and_repairing_a_folder_that_another_works_on_is_refused(shards:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def test_a_signal_as_soon_as_the_file_is_there_leaves_no_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = ownership._create
+
+    def interrupted(place: Path, me: str) -> bool:
+        assert create(place, me)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ownership, "_create", interrupted)
+    with pytest.raises(KeyboardInterrupt), ownership.owning_name(tmp_path / "x"):
+        pass
+    assert list(tmp_path.iterdir()) == []
