@@ -27,15 +27,13 @@ from pipeline.paths import fault_of_part
 from pipeline.request import Request, Standing, check
 from pipeline.shard import Shard, ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter, encode_frame
-from pipeline.text import many
+from pipeline.text import many, shortened
 from pipeline.video import VideoError, VideoReader, source_bytes, source_digest
 
 CHUNK_BYTES = 1 << 28
 BYTES_PER_PIXEL = 16
 """Memory of a frame and its pair in progress: gray 1, RGB 3, flow 8, levels 2 and what encoding takes."""
 LEAST_FRAMES_KEPT = 2
-HEADER_SLACK = 1
-"""Frames by which a header may be wrong without a note: every HMDB-51 clip promises one too many."""
 
 
 class VideoTask(NamedTuple):
@@ -148,7 +146,7 @@ class Clip:
 
     def count(self, name: str, seconds: float) -> None:
         """Add to the time of a stage; each stage is counted by one thread."""
-        self._stages[name] += seconds
+        self._stages[name] = self._stages.get(name, 0.0) + seconds
 
     def open(self, on_frame: Callable[[], None] | None = None) -> bool:
         """Check the existing shard, and open the video; False if there is nothing to do.
@@ -171,7 +169,6 @@ class Clip:
             self._reader = VideoReader(
                 self.task.path, self.settings.selection, rgb="frames" in self._missing, on_frame=on_frame
             )
-        self._notes.extend(self._reader.gaps)
         self._writer = ShardWriter(self.task.shard, request, self.settings.codec, self._keep)
         for part in self._missing:  # a video of one frame has no flow, yet its shard says so
             self._writer.begin(part)
@@ -240,9 +237,6 @@ class Clip:
                 f"{self.task.shard}: holds {self._keep.frame_count} frames, but {self.task.path} now decodes to "
                 f"{self._frames}: the video or the decoder changed; delete the shard and extract it again"
             )
-        whole = self.settings.selection.end is None and not self._corrupt
-        if whole and reader.header_frames and abs(reader.header_frames - reader.decoded) > HEADER_SLACK:
-            self._notes.append(f"its header says {reader.header_frames} frames, it holds {reader.decoded}")
         if self._frames <= self.settings.step:
             self._notes.append(f"{many(self._frames, 'frame')} at step {self.settings.step}: it has no flow")
 
@@ -297,8 +291,8 @@ class Clip:
         return Outcome(
             video=self.task.video,
             status=status,
-            reason=reason,
-            notes=tuple(self._notes),
+            reason=shortened(reason),
+            notes=(*(self._reader.notes if self._reader is not None else ()), *self._notes),
             frames=self._frames if status == "done" else 0,
             flows=self._flows if status == "done" else 0,
             bytes=self.task.shard.stat().st_size if status == "done" else 0,
@@ -310,6 +304,13 @@ class Clip:
 
 def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> list[dict[str, Quantised]]:
     """Quantised flow of pieces of one frame size in one call: a dictionary by direction for each piece."""
+    return begin(pieces, method, quantiser)()
+
+
+def begin(
+    pieces: list[Piece], method: FlowMethod, quantiser: Quantiser
+) -> Callable[[], list[dict[str, Quantised]]]:
+    """Start `compute`, on a device that works by itself; what is returned waits for the result."""
     frames = pieces[0].gray if len(pieces) == 1 else np.concatenate([piece.gray for piece in pieces])
     offsets = np.cumsum([0] + [len(piece.gray) for piece in pieces[:-1]])
     parts = [
@@ -317,15 +318,20 @@ def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> li
         for i, (piece, offset) in enumerate(zip(pieces, offsets, strict=True))
         for direction, pairs in piece.pairs.items()
     ]
-    results: list[dict[str, Quantised]] = [{} for _ in pieces]
     if not parts:
-        return results
-    everything = method.run(frames, np.concatenate([pairs for _, _, pairs in parts]), "levels", quantiser)
-    at = 0
-    for i, direction, pairs in parts:
-        part = slice(at, at + len(pairs))
-        results[i][direction] = Quantised(
-            *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))
-        )
-        at += len(pairs)
+        return lambda: [{} for _ in pieces]
+    collect = method.begin(frames, np.concatenate([pairs for _, _, pairs in parts]), quantiser)
+
+    def results() -> list[dict[str, Quantised]]:
+        everything = collect()
+        by_piece: list[dict[str, Quantised]] = [{} for _ in pieces]
+        at = 0
+        for i, direction, pairs in parts:
+            part = slice(at, at + len(pairs))
+            by_piece[i][direction] = Quantised(
+                *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))
+            )
+            at += len(pairs)
+        return by_piece
+
     return results

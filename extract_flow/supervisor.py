@@ -45,11 +45,13 @@ class Ready(NamedTuple):
         device: what it computes on, for the user.
         workers: how many such workers make sense, given its device; None leaves it to the caller.
         ahead: how many tasks it works on at a time.
+        gpus: how many GPUs all workers share.
     """
 
     device: str
     workers: int | None
     ahead: int
+    gpus: int = 1
 
 
 class Refused(NamedTuple):

@@ -1,4 +1,4 @@
-"""The scalar rules of the method, shared by the CPU sweeps and the CUDA kernels; values are float32, indices integers.
+"""The scalar rules of the method, for the CPU sweeps; `cuda/` has them in CUDA C++. Values are float32.
 
 Notation as in Brox et al. 2004: psi'(s^2) = 1 / (2 sqrt(s^2 + eps^2)) is the derivative of the robust function, a
 subscript z marks the difference between the warped second frame and the first. The unknown is the whole flow (u, v),

@@ -1,6 +1,6 @@
-"""The scalar update rules of TV-L1: what happens at one pixel, for the CPU's row loops and the CUDA kernels alike.
+"""The scalar update rules of TV-L1: what happens at one pixel, for the CPU's row loops; `cuda/` has them in CUDA C++.
 
-Lazily typed, so that `numba.cuda` can call them too; all values are float32. The flow minimises (Zach, Pock, Bischof,
+All values are float32. The flow minimises (Zach, Pock, Bischof,
 "A duality based approach for realtime TV-L1 optical flow", 2007)
 
     lambda |rho(u)| + |grad u1| + |grad u2|,      rho(u) = I1(x + u0) + grad I1(x + u0) (u - u0) - I0(x)
