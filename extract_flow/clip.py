@@ -27,7 +27,7 @@ from pipeline.paths import fault_of_part
 from pipeline.request import Request, Standing, check
 from pipeline.shard import Shard, ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter, encode_frame
-from pipeline.text import many
+from pipeline.text import many, shortened
 from pipeline.video import VideoError, VideoReader, source_bytes, source_digest
 
 CHUNK_BYTES = 1 << 28
@@ -289,7 +289,7 @@ class Clip:
         return Outcome(
             video=self.task.video,
             status=status,
-            reason=reason,
+            reason=shortened(reason),
             notes=(*(self._reader.notes if self._reader is not None else ()), *self._notes),
             frames=self._frames if status == "done" else 0,
             flows=self._flows if status == "done" else 0,

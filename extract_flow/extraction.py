@@ -158,7 +158,7 @@ def _extract_in_workers(
                 outcomes[event.task] = dataclasses.replace(outcome, shard_set=shard_set)
                 log.append(outcomes[event.task])
                 if outcome.status == "failed":
-                    display.line(f"failed: {printable(outcome.video)}: {outcome.reason}")
+                    display.line(f"failed: {printable(outcome.video)}: {printable(outcome.reason)}")
                 display.finish(event.task, outcome.flows)
                 if isinstance(event, Finished) and event.result.disk_full:
                     raise InputError(

@@ -36,6 +36,7 @@ from pipeline.codec import (
 )
 from pipeline.errors import Damaged, InputError
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
+from pipeline.text import shortened
 
 FORMAT = "two-stream shard"
 VERSION = 1
@@ -317,8 +318,8 @@ def decode_frame(stream: bytes | memoryview, height: int, width: int, out: Level
 
 def damaged(address: ShardAddress, what: str) -> Damaged:
     return Damaged(
-        f"{address}: damaged shard: {what}; run `python -m pipeline verify --repair` on it, which sets it aside, "
-        "and extract the video again"
+        f"{address}: damaged shard: {shortened(what)}; run `python -m pipeline verify --repair` on it, which sets it "
+        "aside, and extract the video again"
     )
 
 

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import click
 
-from pipeline import start
+from pipeline import shadowed, start
 from pipeline.options import CONTEXT, LazyCommand, LazyGroup
 from two_stream import __version__
 
@@ -37,6 +37,7 @@ def main() -> None:
 
 def command() -> NoReturn:
     """The installed command."""
+    shadowed.refuse("extract_flow", "train", "evaluate", "slurm")
     start.run(main, "two-stream")
 
 
