@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -65,8 +66,10 @@ class FeatureFolder:
         path = self.file(video)
         with atomic.disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.writing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, rows)
+            whole = io.BytesIO()  # NumPy itself does not say why a disk did not take an array
+            np.save(whole, rows)
+            with atomic.writing(path) as temporary:
+                temporary.write_bytes(whole.getbuffer())
 
     def rows(self, video: str) -> npt.NDArray[np.float32]:
         """One video's features as float32[n,F].
