@@ -23,16 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import atomic
-from pipeline.codec import (
-    Floats,
-    Levels,
-    decode_image,
-    decode_levels,
-    image_size,
-    lowest_level,
-    split_components,
-    value_table,
-)
+from pipeline.codec import Floats, Levels, lowest_level, value_table
+from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
 from pipeline.errors import InputError
 from pipeline.text import first_line
 
@@ -119,10 +111,21 @@ def open_shard(address: str | Path | ShardAddress, group: str = "/") -> Shard:
     return Shard(address, read_contents(address))
 
 
-class Shard:
-    """A shard, open for reading. Made by `open_shard`."""
+class Descriptor:
+    """A file open for reading, which is closed when nothing refers to it any more: a reader keeps a reference."""
 
     _close = staticmethod(os.close)  # kept here, since `os` may be gone when the interpreter ends
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if (number := getattr(self, "number", None)) is not None:
+            self._close(number)
+
+
+class Shard:
+    """A shard, open for reading. Made by `open_shard`."""
 
     def __init__(self, address: ShardAddress, contents: Contents) -> None:
         self.address = address
@@ -142,7 +145,7 @@ class Shard:
             attributes["source_width"],
             attributes["source_height"],
         )
-        self._descriptor: int | None = None
+        self._descriptor: Descriptor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -152,9 +155,6 @@ class Shard:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptor": None}
 
@@ -162,10 +162,8 @@ class Shard:
         return f"<shard {self.video} of {self.width}x{self.height} in {self.address}>"
 
     def close(self) -> None:
-        """Close the file; reading opens it again."""
-        descriptor, self._descriptor = getattr(self, "_descriptor", None), None
-        if descriptor is not None:
-            self._close(descriptor)
+        """Close the file, once no thread is reading it; reading opens it again."""
+        self._descriptor = None
 
     def flow_count(self, direction: str = "forward") -> int:
         """Number of flows of a direction."""
@@ -203,60 +201,123 @@ class Shard:
             InputError: the shard has no such direction, or a damaged stream.
         """
         flow = self._flow(direction)
-        streams = self.streams(start, stop, direction)
-        out = self._output(out, (len(streams), 2, self.height, self.width), np.float32)
+        block = self._block(start, stop, direction)
+        count = stop - start
+        out = self._output(out, (count, 2, self.height, self.width), np.float32)
         scale, offset = flow.scale[start:stop], flow.offset[start:stop]
         usual = value_table(flow.table, 1, 0) if (scale == 1).all() and (offset == 0).all() else None
-        for i, stream in enumerate(streams):
-            try:
-                components = split_components(decode_image(stream, self.height, self.width), self.height)
-            except ValueError as error:
-                raise self._damaged(direction, start + i, error) from error
-            if usual is not None and components.flags.c_contiguous:
-                usual.read(components, out[i])
+        # One field's levels at a time, so that they are still in the processor's cache when they are looked up.
+        levels, place = np.empty((1, 2, self.height, self.width), np.uint8), np.zeros(1, np.int64)
+        for i in range(count):
+            with self._naming(direction, [start + i]):
+                decode_fields(block.after(i), place, self.height, self.width, levels)
+            if usual is not None:
+                usual.read(levels[0], out[i])
                 continue
             for component in range(2):
-                values = usual or value_table(flow.table, scale[i, component], offset[i, component])
-                values.read(components[component], out[i, component])
+                value_table(flow.table, scale[i, component], offset[i, component]).read(
+                    levels[0, component], out[i, component]
+                )
         return out
 
     def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
         """Levels of flows start..stop-1: uint8[n,2,H,W]; see `table`, `scale` and `offset`. Raises as `flows` does."""
         lowest = lowest_level(self._flow(direction).table)
-        streams = self.streams(start, stop, direction)
-        out = self._output(out, (len(streams), 2, self.height, self.width), np.uint8)
-        for i, stream in enumerate(streams):
-            try:
-                decode_levels(stream, self.height, self.width, lowest, out[i])
-            except ValueError as error:
-                raise self._damaged(direction, start + i, error) from error
+        block = self._block(start, stop, direction)
+        out = self._output(out, (stop - start, 2, self.height, self.width), np.uint8)
+        with self._naming(direction, range(start, stop)):
+            decode_fields(block, np.arange(stop - start), self.height, self.width, out, lowest=lowest)
         return out
 
     def frames(self, start: int, stop: int, out: Levels | None = None) -> Levels:
         """RGB frames start..stop-1: uint8[n,H,W,3]. Raises as `flows` does."""
-        streams = self.streams(start, stop, "frames")
-        out = self._output(out, (len(streams), self.height, self.width, 3), np.uint8)
-        for i, stream in enumerate(streams):
-            try:
-                decode_frame(stream, self.height, self.width, out[i])
-            except ValueError as error:
-                raise self._damaged("frames", start + i, error) from error
+        self.part("frames")
+        self._check_range(start, stop, "frames")
+        out = self._output(out, (stop - start, self.height, self.width, 3), np.uint8)
+        self.read_into("frames", np.arange(start, stop), np.arange(stop - start), out)
         return out
+
+    def read_into(
+        self,
+        part: str,
+        indices: npt.NDArray[np.int64],
+        targets: npt.NDArray[np.int64],
+        out: Levels,
+        region: Region | None = None,
+    ) -> None:
+        """Flows or frames at `indices`, in any order, cut to a region: indices[i] goes into out[targets[i]].
+
+        Neighbours are read at once, and each flow or frame is decoded once, however often it is wanted. Levels of
+        flow are as stored: one may be below the table's lowest.
+
+        Args:
+            part: "forward", "backward" or "frames".
+            indices, targets: int64[n].
+            out: contiguous uint8[m,2,h,w], or uint8[m,h,w,3] for frames; the region goes into the upper left.
+            region: top, left, height, width; all of the field unless given.
+
+        Raises:
+            IndexError, InputError: as `flows`.
+        """
+        if not len(indices):
+            return
+        wanted, places, edges = indices, targets, [0, len(indices)]
+        if (indices != np.arange(indices[0], indices[0] + len(indices))).any():
+            wanted, first = np.unique(indices, return_index=True)
+            places = targets[first]
+            edges = [0, *(np.flatnonzero(np.diff(wanted) != 1) + 1).tolist(), len(wanted)]
+        for a, b in itertools.pairwise(edges):
+            self._read_run(part, int(wanted[a]), places[a:b], out, region)
+        if len(wanted) < len(indices):
+            copies = places[np.searchsorted(wanted, indices)]
+            for i in np.flatnonzero(copies != targets):
+                out[targets[i]] = out[copies[i]]
+
+    def _read_run(
+        self, part: str, start: int, targets: npt.NDArray[np.int64], out: Levels, region: Region | None
+    ) -> None:
+        """Consecutive flows or frames from `start` on; arguments as in `read_into`."""
+        stop = start + len(targets)
+        block = self._block(start, stop, part)
+        with self._naming(part, range(start, stop)):
+            if part == "frames":
+                check_crc32(block, len(targets))
+                for i, target in enumerate(targets.tolist()):
+                    decode_frame(block, i, self.height, self.width, out[target], region)
+            else:
+                decode_fields(block, targets, self.height, self.width, out, region)
 
     def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
         """The image bytes of start..stop-1 of "forward", "backward" or "frames", by one read of the file."""
+        block = self._block(start, stop, part)
+        return [block.stream(i) for i in range(stop - start)]
+
+    def _block(self, start: int, stop: int, part: str) -> StreamBlock:
+        """The bytes of the streams start..stop-1, by one read of the file; raises as `flows` does."""
         streams = self.part(part)
-        if not 0 <= start <= stop <= len(streams):
-            raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{len(streams)} are there")
-        starts = streams.start[start : stop + 1].tolist()
-        if start == stop:
-            return []
-        if self._descriptor is None:
-            self._descriptor = os.open(self.address.file, os.O_RDONLY | os.O_CLOEXEC)
-        data = memoryview(os.pread(self._descriptor, starts[-1] - starts[0], streams.begin + starts[0]))
-        if len(data) != starts[-1] - starts[0]:
+        self._check_range(start, stop, part)
+        begin, end = int(streams.start[start]), int(streams.start[stop])
+        # Kept until the read is done: another thread may close the shard meanwhile.
+        file = self._descriptor
+        if file is None and begin < end:
+            file = self._descriptor = Descriptor(self.address.file)
+        data = os.pread(file.number, end - begin, streams.begin + begin) if file and begin < end else b""
+        if len(data) != end - begin:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
-        return [data[a - starts[0] : b - starts[0]] for a, b in itertools.pairwise(starts)]
+        return StreamBlock(data, streams.start, streams.crc32, start)
+
+    def _check_range(self, start: int, stop: int, part: str) -> None:
+        count = len(self.part(part))
+        if not 0 <= start <= stop <= count:
+            raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{count} are there")
+
+    @contextlib.contextmanager
+    def _naming(self, part: str, indices: Any) -> Iterator[None]:
+        """Name the flow or frame in errors of its decoding; `indices` of the streams that are decoded."""
+        try:
+            yield
+        except BadStream as error:
+            raise damaged(self.address, f"{part} {int(indices[error.index])} {error}") from error
 
     def part(self, part: str) -> Streams:
         """Where the streams of "frames", "forward" or "backward" lie; InputError if the shard has none."""
@@ -284,21 +345,6 @@ class Shard:
                 f"out: expected contiguous {np.dtype(dtype)}{list(shape)}, found {out.dtype}{list(out.shape)}"
             )
         return out
-
-    def _damaged(self, part: str, index: int, error: ValueError) -> InputError:
-        return damaged(self.address, f"{part} {index} is {error}")
-
-
-def decode_frame(stream: bytes | memoryview, height: int, width: int, out: Levels) -> None:
-    """One RGB frame into uint8[H,W,3]; ValueError if the stream is not a JPEG of that size."""
-    import cv2
-
-    if image_size(stream) != (height, width):
-        raise ValueError(f"an image of another size than {width}x{height}")
-    image = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None or image.shape != (height, width, 3):
-        raise ValueError("an image that cannot be decoded")
-    cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
 
 
 def damaged(address: ShardAddress, what: str) -> InputError:
