@@ -416,7 +416,8 @@ def training(report: Report, folder: Path) -> None:
     import torch
     import torch.nn.functional as F
 
-    from pipeline.shard import index_shards, open_shard
+    from pipeline.shard import open_shard
+    from pipeline.shard_index import index_shards
     from train.batches import Item, TrainingReader, network_input
     from train.models import build
     from train.recipe import load_recipe

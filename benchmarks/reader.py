@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from pipeline.shard import ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter
 
 HEIGHT, WIDTH = 256, 340
+CHECKSUMS = "CRC-32 of the streams, which every read compares"
 Reader = Callable[[int, int], object]
 
 
@@ -120,6 +122,10 @@ def main(flows: int, videos: int, length: int, turns: int, as_json: bool) -> Non
         folder, flow = Path(scratch), moving_blobs(flows)
         write_shard(folder / "video.h5", flow, "video")
         shard = open_shard(folder / "video.h5")
+        write_shard(folder / "panned.h5", flow + np.float32(30), "panned")
+        panned = open_shard(
+            folder / "panned.h5"
+        )  # the same levels, but for rounding, at an offset of 30 pixels
         streams = [bytes(stream) for stream in shard.streams(0, flows)]
         click.echo(
             f"{flows} flows of {WIDTH}x{HEIGHT}, {np.mean([len(s) for s in streams]):,.0f} bytes each\n"
@@ -134,11 +140,15 @@ def main(flows: int, videos: int, length: int, turns: int, as_json: bool) -> Non
         readers: dict[str, Reader | None] = {
             "bare cv2.imdecode": bare,
             "Shard.levels": shard.levels,
+            CHECKSUMS: lambda start, stop: [zlib.crc32(stream) for stream in streams[start:stop]],
             "Shard.flows": shard.flows,
+            "Shard.flows of a pan": panned.flows,
             "one JPEG per file": jpeg_folder(folder / "jpegs", flow),
             "GulpIO2": gulp(folder / "gulp", flow),
         }
         ratios = compare({name: read for name, read in readers.items() if read}, flows, length, turns, rng)
+        ratios["checksums of Shard.levels"] = ratios["Shard.levels"] / ratios[CHECKSUMS]
+        click.echo(f"\nThe checksums take {ratios['checksums of Shard.levels']:.2%} of Shard.levels.")
         ratios |= compare_packed(folder, flow[:length], videos, turns, rng)
     click.echo(json.dumps(ratios) if as_json else "")
 

@@ -20,7 +20,7 @@ from evaluate.options import (
 )
 from pipeline.errors import command_errors
 from pipeline.machine import usable_cores
-from pipeline.options import CONTEXT, from_options, options_of
+from pipeline.options import CONTEXT, from_options, given_options, options_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,17 +147,6 @@ def reproduce_command(**values: Any) -> None:
     from evaluate import reproduce
 
     reproduce.reproduce_table(options, make_console())
-
-
-def given_options(context: click.Context) -> list[str]:
-    """The options that were given on the command line, as --name."""
-    return [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name
-        and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
-        and parameter.param_type_name == "option"
-    ]
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

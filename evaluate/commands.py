@@ -34,7 +34,8 @@ from pipeline.errors import InputError
 from pipeline.options import DatasetOptions, ShareOptions
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.runs import Fusion
-from pipeline.shard import ShardAddress, index_shards
+from pipeline.shard import ShardAddress
+from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.text import duration, many
 from train.checkpoint import Checkpoint, load_checkpoint
@@ -241,7 +242,7 @@ def score_list(
     state = scoring.scoring_state(measurement, shards(measurement.shards))
     scoring.check_missing(measurement, state.missing, allow_missing)
     label = f"{measurement.run.name}, {measurement.part} list, {measurement.views} views"
-    missing = f"; left out: {many(len(state.missing), 'video')} without a shard" if state.missing else ""
+    missing = f"; {len(state.missing)} videos have no shard and are left out" if state.missing else ""
 
     def say(line: str) -> None:
         console.print(f"{label}: {line}", highlight=False, markup=False)

@@ -22,14 +22,14 @@ from rich.console import Console
 
 from evaluate.devices import computing
 from evaluate.inference import features_forward, load_network, view_outputs
-from evaluate.new_videos import checkpoint_path, is_path, make_shards, wanted_request
+from evaluate.new_videos import make_shards, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions
 from evaluate.progress import progress_of
 from evaluate.score import Measurement, check_missing, listed_shards
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.shard import ShardAddress
-from train.checkpoint import Checkpoint, load_checkpoint
+from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 FORMAT = "two-stream features"
 
@@ -67,7 +67,7 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
     _check_options_of_videos(options)
     assert options.output is not None
     check_output(options.output, options.overwrite)
-    source = checkpoint_path(options.choose.runs[0], options.dataset)
+    source = find_checkpoint(options.choose.runs[0], options.dataset)
     checkpoint = load_checkpoint(source)
     dataset = checkpoint.run.dataset
     if options.new.like and dataset in checkpoint.requests:
@@ -87,7 +87,7 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
         videos = [str(video) for video in made.videos]
         shards = dict(zip(videos, made.shards[0], strict=True))
         rows = features_of(checkpoint, shards, options, console)
-    run = source if source.is_dir() else source.absolute().parent
+    run = source.absolute() if source.is_dir() else source.absolute().parent
     attributes = {"dataset": "", "split": 0, "part": "", "run": run.name, "shards": ""}
     return save(options.output, checkpoint, attributes, list(shards), rows, options, console)
 

@@ -1,8 +1,8 @@
 """From the views of videos to the network's outputs for each of them.
 
 Threads decode each flow or frame of a video once, and the bytes go to the device once. There they become fields of
-floats, which are mirrored and cropped; a view is as many neighbouring fields of such a crop: a window, not a copy. Views of
-several videos share a batch, so that the device stays busy however short the videos are.
+floats, which are mirrored and cropped; a view is as many neighbouring fields of such a crop: a window, not a copy.
+Views of several videos share a batch, so that the device stays busy however short the videos are.
 """
 
 from __future__ import annotations

@@ -15,13 +15,9 @@ from evaluate.options import NewVideoOptions
 from extract_flow import methods, worker
 from extract_flow.clip import VideoTask
 from extract_flow.settings import ExtractionSettings
-from pipeline.catalog import choose_dataset
 from pipeline.errors import InputError
 from pipeline.machine import usable_cores
-from pipeline.options import DatasetOptions
-from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request, request_of
-from pipeline.runs import find_run
 from pipeline.shard import DIRECTIONS, ShardAddress, open_shard
 from pipeline.shard_sets import targets_at
 from train.checkpoint import Checkpoint
@@ -43,23 +39,6 @@ class NewShards:
     videos: tuple[Path, ...]
     shards: tuple[tuple[ShardAddress, ...], ...]
     faults: tuple[str, ...]
-
-
-def checkpoint_path(run: str, options: DatasetOptions) -> Path:
-    """The checkpoint or run folder that --run names: a path, else a run of the dataset by its name.
-
-    Raises:
-        InputError: neither; the message lists the dataset's runs.
-    """
-    if is_path(run):
-        return Path(run)
-    root = data_root(options.data)
-    return find_run(DatasetPaths(root, choose_dataset(options.dataset, root)), run).folder
-
-
-def is_path(run: str) -> bool:
-    """Whether --run is taken as a path: there is such a file or folder, or it has a slash."""
-    return "/" in run or Path(run).exists()
 
 
 def wanted_request(
@@ -95,7 +74,7 @@ def wanted_request(
     else:
         raise InputError(
             f"{checkpoint.path}: does not record how its shards of {dataset} were made (checkpoints of version 1 do "
-            "not): give one of those shards with --like SHARD, or train on to a new checkpoint"
+            "not): give one of those shards with --like SHARD"
         )
     return dataclasses.replace(
         made, source_bytes=0, directions=spec.directions, frames=spec.stream == "spatial"

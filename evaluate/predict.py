@@ -16,12 +16,12 @@ from rich.table import Table
 from evaluate import fusion
 from evaluate.devices import computing
 from evaluate.inference import Compute, load_network, logits_forward, video_scores, view_outputs
-from evaluate.new_videos import checkpoint_path, is_path, make_shards, wanted_request
+from evaluate.new_videos import make_shards, wanted_request
 from evaluate.options import PredictOptions
 from evaluate.views import Views
 from pipeline.errors import InputError
 from pipeline.shard import ShardAddress
-from train.checkpoint import Checkpoint, load_checkpoint
+from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 
 def predict(options: PredictOptions, console: Console, notes: Console) -> None:
@@ -37,7 +37,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
     """
     if options.dataset.dataset and all(map(is_path, options.runs)):
         raise click.UsageError("--dataset goes with a --run that is a name; every --run is a path")
-    paths = [checkpoint_path(run, options.dataset) for run in options.runs]
+    paths = [find_checkpoint(run, options.dataset) for run in options.runs]
     checkpoints = [load_checkpoint(path) for path in paths]
     head, classes = common_classes(checkpoints)
     weights = options.weights or (1.0,) * len(paths)
@@ -120,7 +120,7 @@ def _fused(softmax: Sequence[npt.NDArray[np.float32]], weights: Sequence[float])
 
 
 def _column(path: Path, checkpoint: Checkpoint) -> str:
-    folder = path if path.is_dir() else path.absolute().parent
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
     return f"{checkpoint.volume.stream} ({folder.name})"
 
 

@@ -25,7 +25,8 @@ from pipeline import atomic, catalog
 from pipeline.errors import InputError
 from pipeline.plan import share
 from pipeline.runs import RunPaths
-from pipeline.shard import ShardAddress, index_shards
+from pipeline.shard import ShardAddress
+from pipeline.shard_index import index_shards
 from pipeline.text import many, some
 from train.checkpoint import Checkpoint
 

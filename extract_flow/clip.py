@@ -21,10 +21,10 @@ import numpy.typing as npt
 from extract_flow.flow_method import FlowMethod
 from extract_flow.settings import ExtractionSettings
 from pipeline.codec import Quantised, Quantiser
-from pipeline.errors import InputError
+from pipeline.errors import Damaged, InputError
 from pipeline.outcome import Outcome
 from pipeline.paths import fault_of_part
-from pipeline.request import Request, check
+from pipeline.request import Request, Standing, check
 from pipeline.shard import Shard, ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter, encode_frame
 from pipeline.text import many
@@ -73,13 +73,21 @@ class Piece(NamedTuple):
     pairs: Mapping[str, npt.NDArray[np.int64]]
 
 
-def is_done(task: VideoTask, settings: ExtractionSettings) -> bool:
-    """Whether the task's shard exists, has intact tables, and is what was asked for; no stream is read."""
+def existing_standing(task: VideoTask, settings: ExtractionSettings) -> Standing | None:
+    """How the task's existing shard answers what is asked; None if there is none that opens. No stream is read."""
     address = task.existing()
     try:
-        return address is not None and check(address, settings.request(source_bytes(task.path))).done
+        return None if address is None else check(address, settings.request(source_bytes(task.path)))
     except InputError:
-        return False
+        return None
+
+
+def other_settings(standing: Standing) -> str:
+    """Why an existing shard that differs from what is asked is neither done nor replaced; names no video."""
+    return (
+        f"its shard was made with other settings ({'; '.join(standing.differences)}): ask for the same, use another "
+        "--shards or --output, or replace it with --overwrite"
+    )
 
 
 class Clip:
@@ -179,16 +187,13 @@ class Clip:
             return everything
         try:
             standing = check(address, request)
-        except InputError as error:
+        except Damaged as error:
             self._notes.append(f"made again, because it was damaged: {error}")
             return everything
         if standing.differences:
             if self.settings.overwrite:
                 return everything
-            raise InputError(
-                f"{address} was made with other settings ({'; '.join(standing.differences)}): ask for the "
-                "same, use another --shards or --output, or replace it with --overwrite"
-            )
+            raise InputError(other_settings(standing))
         if standing.missing:
             self._keep = open_shard(address)
         return standing.missing

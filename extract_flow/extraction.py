@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from extract_flow.clip import VideoTask, is_done
+from extract_flow.clip import VideoTask, existing_standing, other_settings
 from extract_flow.options import Execution
 from extract_flow.progress import ProgressDisplay
 from extract_flow.settings import ExtractionSettings
@@ -21,7 +21,8 @@ from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
 from pipeline.paths import OutputPaths
-from pipeline.shard import index_shards
+from pipeline.request import Standing
+from pipeline.shard_index import index_shards
 from pipeline.text import many, printable
 from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures, source_bytes
 
@@ -126,13 +127,18 @@ def extract(
     atomic.sweep(destination.shards)
     there = index_shards(destination.shards)
     videos = [video._replace(packed=there.get(video.video)) for video in videos]
-    outcomes: dict[int, Outcome] = {
-        number: Outcome(videos[number].video, "skipped", shard_set=destination.shard_set)
-        for number in _done(videos, settings, cores)
-    }
+    outcomes: dict[int, Outcome] = {}
+    for number, standing in _standings(videos, settings, cores).items():
+        video = videos[number].video
+        if standing.done:
+            outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
+        elif standing.differences and not settings.overwrite:
+            reason = other_settings(standing)
+            outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
-        _record_skipped(log, destination, list(outcomes.values()))
+        _record_skipped(log, destination, [o for o in outcomes.values() if o.status == "skipped"])
+        log.append(*(o for o in outcomes.values() if o.status == "failed"))
         left = [number for number in range(len(videos)) if number not in outcomes]
         if left:
             made = _extract_in_workers(
@@ -157,20 +163,24 @@ def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Out
     log.append(*(o for o in skipped if o.video not in known or known[o.video].status == "failed"))
 
 
-def _done(videos: Sequence[VideoTask], settings: ExtractionSettings, cores: int) -> list[int]:
-    """Numbers of the videos whose shards exist and are as asked."""
-    candidates = [number for number, video in enumerate(videos) if video.packed is not None]
+def _standings(videos: Sequence[VideoTask], settings: ExtractionSettings, cores: int) -> dict[int, Standing]:
+    """How existing shards answer what is asked, by the number of the video."""
+    candidates = [(number, video) for number, video in enumerate(videos) if video.packed is not None]
     if len(candidates) < MANY or cores < 2:
-        return [number for number in candidates if is_done(videos[number], settings)]
+        return dict(_standings_of(candidates, settings))
     parts = min(cores, 8)
-    shares = [[(number, videos[number]) for number in candidates[part::parts]] for part in range(parts)]
     with ProcessPoolExecutor(parts) as pool:
-        results = pool.map(_done_of, shares, [settings] * parts)
-        return [number for result in results for number in result]
+        shares = pool.map(
+            _standings_of, [candidates[part::parts] for part in range(parts)], [settings] * parts
+        )
+        return {number: standing for share in shares for number, standing in share}
 
 
-def _done_of(share: list[tuple[int, VideoTask]], settings: ExtractionSettings) -> list[int]:
-    return [number for number, video in share if is_done(video, settings)]
+def _standings_of(
+    share: list[tuple[int, VideoTask]], settings: ExtractionSettings
+) -> list[tuple[int, Standing]]:
+    found = ((number, existing_standing(video, settings)) for number, video in share)
+    return [(number, standing) for number, standing in found if standing is not None]
 
 
 def _extract_in_workers(

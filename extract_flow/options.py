@@ -117,7 +117,14 @@ class ShardOptions:
         "How flow is stored: default, high-fidelity, linear, paper, field or lossless.",
         metavar="PRESET",
     )
-    bound: float | None = option(None, "Largest flow component in pixels.", shown_default="20")
+    bound: float | None = option(
+        None,
+        "Largest flow component in pixels; the default codec stretches it for fields of faster motion.",
+        shown_default="20",
+    )
+    bound_fixed: bool = option(
+        False, "The default codec with the same bound, counted from zero, in every field."
+    )
     quality: int | None = option(
         None, "JPEG quality of flow.", minimum=1, maximum=100, shown_default="the codec's"
     )

@@ -76,7 +76,7 @@ class ExtractionSettings:
             selection=selection,
             directions=("forward", "backward") if options.direction == "both" else (options.direction,),
             step=options.step,
-            codec=codec(options.codec, options.bound, options.quality),
+            codec=codec(options.codec, options.bound, options.quality, options.bound_fixed),
             rgb=options.rgb,
             rgb_quality=cls.rgb_quality if options.rgb_quality is None else options.rgb_quality,
             on_corrupt=options.on_corrupt,

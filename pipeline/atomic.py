@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.text import first_line
+from pipeline.text import system_reason
 
 DAY = 24 * 3600
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -112,7 +112,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _reason(error: OSError, path: Path) -> str:
     """The system's words, and the file they are about where that is another than `path` or its temporary name."""
-    reason = error.strerror or first_line(error)
+    reason = system_reason(error)
     about = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else path
     return reason if about == path or is_temporary(about.name) else f"{reason}: {about}"
 
@@ -171,6 +171,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, keep: bool = False) -> Path:
+    """Rename a damaged file to `NAME.damaged`, or the next free name of that kind; returns the new path.
+
+    Args:
+        path: the file.
+        keep: leave it under its own name as well, which a new file is about to take.
+    """
+    names = (
+        f"{path.name}.damaged{suffix}"
+        for suffix in itertools.chain([""], map("-{}".format, itertools.count(2)))
+    )
+    aside = next(other for other in map(path.with_name, names) if not os.path.lexists(other))
+    if not keep:
+        path.rename(aside)
+        return aside
+    try:
+        os.link(path, aside)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, aside)
+    return aside
 
 
 def sync(path: Path) -> None:

@@ -21,13 +21,22 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
+from pipeline.field_range import (
+    FAST,
+    LADDER,
+    UNITS_PER_PIXEL,
+    has_fast_motion,
+    ladder_limits,
+    ladder_rung,
+    whole_pixel_offset,
+)
 
 Levels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 DEFAULT_BOUND = 20.0
 # Means are sums of whole multiples of MEAN_UNIT, so that they do not depend on the order of summation or the device.
-MEAN_UNIT = 2.0**-20
+MEAN_UNIT = 1 / UNITS_PER_PIXEL
 MEAN_LIMIT = 2.0**17
 JPEG_LARGEST_SIDE = 65500
 BLOCK = 8
@@ -67,6 +76,8 @@ class Quantiser:
         per_field: scale and offset follow each field's range instead of being 1 and 0: with a component's smallest and
             largest value, offset = (largest + smallest) / 2 and scale = (largest - smallest) / 2, or 1 where that
             is 0. Nothing counts as clipped then.
+        ladder: offset is the mean in whole pixels, and scale the smallest of `pipeline.field_range.LADDER` at which
+            few pixels are clipped, by the rules of that module. Not together with per_field.
         edges: float32[255], computed from the table; a kernel that counts them gives the same levels on any device.
 
     Quantisers of one name and table are equal.
@@ -75,12 +86,15 @@ class Quantiser:
     name: str
     table: Floats
     per_field: bool = False
+    ladder: bool = False
     edges: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         table = np.array(self.table, dtype=np.float32)
         if table.shape != (256,) or not np.isfinite(table).all() or (np.diff(table[1:]) <= 0).any():
             raise ValueError(f"quantiser {self.name!r}: the table must be 256 finite, increasing values")
+        if self.ladder and (self.per_field or table[0] != -table[255]):
+            raise ValueError(f"quantiser {self.name!r}: a ladder needs a table with one bound to either side")
         table.flags.writeable = False
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "edges", level_edges(table))
@@ -88,9 +102,11 @@ class Quantiser:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Quantiser):
             return NotImplemented
-        return (self.name, self.per_field) == (other.name, other.per_field) and bool(
-            (self.table == other.table).all()
-        )
+        return (self.name, self.per_field, self.ladder) == (
+            other.name,
+            other.per_field,
+            other.ladder,
+        ) and bool((self.table == other.table).all())
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -106,32 +122,47 @@ class Quantiser:
             raise ValueError(f"flow: expected float32[n,2,H,W], found {flow.dtype}{list(flow.shape)}")
         count, _, height, width = flow.shape
         pixels = np.ascontiguousarray(flow).reshape(count, 2, height * width)
-        scale, offset = self._range(pixels)
+        scale, offset = np.ones((count, 2), np.float32), np.zeros((count, 2), np.float32)
         levels = np.empty((count, 2, height * width), np.uint8)
         sums = np.empty((count, 2), np.int64)
         clipped = np.empty(count, np.float32)
+        sum_field = _kernel("sum_field") or _sum_field_numpy
         quantise_field = _kernel("quantise_field") or _quantise_field_numpy
         bins, bins_per_unit = self._bins
-        for i in range(count):
-            outside = quantise_field(
-                pixels[i, 0], pixels[i, 1], offset[i], scale[i], self._padded_edges, bins, self.table[0],
-                self.table[255], bins_per_unit, np.float32(1 / MEAN_UNIT), np.float32(MEAN_LIMIT),
-                levels[i, 0], levels[i, 1], sums[i],
-            )  # fmt: skip
-            if outside < 0:
+        for i, (x, y) in enumerate(pixels):
+            if not sum_field(x, y, np.float32(1 / MEAN_UNIT), np.float32(MEAN_LIMIT), sums[i]):
                 raise ValueError(f"flow field {i} holds values that are not finite")
+            self._set_range(pixels[i], sums[i], scale[i], offset[i])
+            outside = quantise_field(
+                x, y, offset[i], scale[i], self._padded_edges, bins, self.table[0], self.table[255], bins_per_unit,
+                levels[i, 0], levels[i, 1],
+            )  # fmt: skip
             clipped[i] = 0 if self.per_field else outside / (height * width)
         mean = (sums * (MEAN_UNIT / (height * width))).astype(np.float32)
         return Quantised(levels.reshape(flow.shape), scale, offset, mean, clipped)
 
-    def _range(self, pixels: Floats) -> tuple[Floats, Floats]:
-        count = len(pixels)
-        if not self.per_field:
-            return np.ones((count, 2), np.float32), np.zeros((count, 2), np.float32)
-        low, high = pixels.min(axis=2), pixels.max(axis=2)
-        scale = (high - low) * np.float32(0.5)
-        scale[scale == 0] = 1
-        return scale, (high + low) * np.float32(0.5)
+    def _set_range(self, pixels: Floats, sums: npt.NDArray[np.int64], scale: Floats, offset: Floats) -> None:
+        """Write scale and offset [2] of the field pixels[2,H*W]; they hold 1 and 0."""
+        if self.per_field:
+            low, high = pixels.min(axis=1), pixels.max(axis=1)
+            half = (high - low) * np.float32(0.5)
+            scale[:] = np.where(half == 0, np.float32(1), half)
+            offset[:] = (high + low) * np.float32(0.5)
+        elif self.ladder:
+            offset[:] = whole_pixel_offset(sums, pixels.shape[1])
+            count_beyond = _kernel("count_beyond") or _count_beyond_numpy
+            beyond = count_beyond(pixels[0], pixels[1], offset, self.limits)
+            scale[:] = LADDER[ladder_rung(beyond, pixels.shape[1])]
+
+    @functools.cached_property
+    def limits(self) -> Floats:
+        """What `pipeline.field_range.ladder_limits` gives for this table: float32[11], for a ladder's counts."""
+        return ladder_limits(self.table[255])
+
+    @functools.cached_property
+    def fast_distance(self) -> int:
+        """How many levels from 128 a component lies that is fast, 5 pixels at scale 1: 1..127."""
+        return int(np.searchsorted(self.edges, min(FAST, float(self.table[255])), side="right")) - 128
 
     @functools.cached_property
     def _padded_edges(self) -> Floats:
@@ -163,17 +194,30 @@ def level_edges(table: Floats) -> Floats:
     return edges
 
 
+def _sum_field_numpy(
+    x: Floats, y: Floats, unit: np.float32, limit: np.float32, sums: npt.NDArray[np.int64]
+) -> bool:
+    """`codec_kernels.sum_field` where numba is not installed."""
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return False
+    for component, pixels in enumerate((x, y)):
+        sums[component] = np.rint(np.clip(pixels, -limit, limit) * unit).astype(np.int64).sum()
+    return True
+
+
+def _count_beyond_numpy(x: Floats, y: Floats, offset: Floats, limits: Floats) -> npt.NDArray[np.int64]:
+    """`codec_kernels.count_beyond` where numba is not installed."""
+    reach = np.sort(np.maximum(np.abs(x - offset[0]), np.abs(y - offset[1])))
+    return reach.size - np.searchsorted(reach, limits, side="right").astype(np.int64)
+
+
 def _quantise_field_numpy(
     x: Floats, y: Floats, offset: Floats, scale: Floats, edges: Floats, bins: object, lowest: np.float32,
-    highest: np.float32, bins_per_unit: object, unit: np.float32, limit: np.float32, x_levels: Levels, y_levels: Levels,
-    sums: npt.NDArray[np.int64],
+    highest: np.float32, bins_per_unit: object, x_levels: Levels, y_levels: Levels,
 ) -> int:  # fmt: skip
     """`codec_kernels.quantise_field` where numba is not installed."""
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        return -1
     outside = np.zeros(x.size, bool)
     for component, (pixels, levels) in enumerate(((x, x_levels), (y, y_levels))):
-        sums[component] = np.rint(np.clip(pixels, -limit, limit) * unit).astype(np.int64).sum()
         values = (pixels - offset[component]) / scale[component]
         outside |= (values < lowest) | (values > highest)
         levels[:] = np.searchsorted(edges, np.clip(values, lowest, highest), side="right")
@@ -205,56 +249,65 @@ def dequantise(
     """
     levels = np.ascontiguousarray(levels)
     out = np.empty(levels.shape, np.float32) if out is None else out
+    values = value_table(table)
     for i in range(len(levels)):
-        for component in range(2):
-            value_table(table, scale[i, component], offset[i, component]).read(
-                levels[i, component], out[i, component]
-            )
+        values.read_field(levels[i], scale[i], offset[i], out[i])
     return out
 
 
 class ValueTable:
-    """The 256 values of one component.
+    """The values of a table's levels, ready for fast look-up. Made by `value_table`.
 
     Attributes:
         values: float32[256].
-        pairs: uint64[65536], both values of each two neighbouring levels, which halves the look-ups; None where the
-            table serves one field only and is not worth it.
+        pairs: uint64[65536], both values of each two neighbouring levels, which halves the look-ups.
     """
 
-    def __init__(self, values: Floats, paired: bool) -> None:
+    def __init__(self, values: Floats) -> None:
         self.values = values
-        self.pairs: npt.NDArray[np.uint64] | None = None
-        if paired and sys.byteorder == "little":
-            pairs = np.empty((256, 256, 2), np.float32)
-            pairs[:, :, 0] = values  # the first of two levels is the low byte
-            pairs[:, :, 1] = values[:, None]
-            self.pairs = pairs.view(np.uint64).reshape(65536)
+        pairs = np.empty((256, 256, 2), np.float32)
+        pairs[:, :, 0] = values  # the first of two levels is the low byte
+        pairs[:, :, 1] = values[:, None]
+        self.pairs = pairs.view(np.uint64).reshape(65536)
 
-    def read(self, levels: Levels, out: Floats) -> None:
-        """out[...] = values[levels]; both contiguous and of one shape."""
-        flat, target = levels.reshape(-1), out.reshape(-1)
-        pair_kernel, kernel = _kernel("look_up_pairs"), _kernel("look_up")
-        if pair_kernel is None or kernel is None:
-            np.take(self.values, flat, out=target)
-        elif (
-            self.pairs is not None and flat.size % 2 == 0 and (words := target.view(np.uint64)).flags.aligned
-        ):
-            pair_kernel(flat.view(np.uint16), self.pairs, words)
+    def read_field(self, levels: Levels, scale: Floats, offset: Floats, out: Floats) -> None:
+        """out[c] = values[levels[c]] * scale[c] + offset[c].
+
+        Args:
+            levels: uint8[2,H,W], each component contiguous.
+            scale, offset: float32[2].
+            out: contiguous float32[2,H,W].
+        """
+        if levels.flags.c_contiguous and scale[0] == scale[1] and offset[0] == offset[1]:
+            self._read(levels, scale[0], offset[0], out)
         else:
-            kernel(flat, self.values, target)
+            for component in range(2):
+                self._read(levels[component], scale[component], offset[component], out[component])
+
+    def _read(self, levels: Levels, scale: np.float32, offset: np.float32, out: Floats) -> None:
+        flat, target = levels.reshape(-1), out.reshape(-1)
+        usual = bool(scale == 1 and offset == 0)
+        even = flat.size % 2 == 0 and sys.byteorder == "little" and target.ctypes.data % 8 == 0
+        look_up_pairs = _kernel("look_up_pairs" if usual else "look_up_scaled_pairs")
+        if even and look_up_pairs is not None:
+            words = flat.view(np.uint16), self.pairs, target.view(np.uint64)
+            look_up_pairs(*words) if usual else look_up_pairs(*words, scale, offset)
+            return
+        values = self.values if usual else self.values * scale + offset
+        if (look_up := _kernel("look_up")) is not None:
+            look_up(flat, values, target)
+        else:
+            np.take(values, flat, out=target)
 
 
-def value_table(table: Floats, scale: float, offset: float) -> ValueTable:
-    """The values of one component; the usual ones, of scale 1 and offset 0, are kept from call to call."""
-    if scale == 1 and offset == 0:
-        return _usual_values(np.ascontiguousarray(table, np.float32).tobytes())
-    return ValueTable(table * np.float32(scale) + np.float32(offset), paired=False)
+def value_table(table: Floats) -> ValueTable:
+    """The look-up of a table's values; those of the last few tables are kept from call to call."""
+    return _value_table(np.ascontiguousarray(table, np.float32).tobytes())
 
 
 @functools.lru_cache(maxsize=8)
-def _usual_values(table: bytes) -> ValueTable:
-    return ValueTable(np.frombuffer(table, np.float32), paired=True)
+def _value_table(table: bytes) -> ValueTable:
+    return ValueTable(np.frombuffer(table, np.float32))
 
 
 # --- image coding ----------------------------------------------------------------------------------------------------
@@ -331,24 +384,28 @@ def lowest_level(table: Floats) -> int:
     return int(table[0] == table[1])
 
 
-def encode_jpeg(image: Levels, quality: int, flat: bool) -> bytes:
+def encode_jpeg(image: Levels, *, quality: int | None = None, step: int | None = None) -> bytes:
     """A gray baseline JPEG with optimised Huffman codes.
 
-    `flat` quantises every frequency by the step that `quality` gives the lowest one in the standard table (75: 8,
-    88: 4); otherwise the standard luminance table of that quality is used.
+    Every frequency is quantised by `step`, or by the standard luminance table of that `quality`.
     """
     from PIL import Image
 
-    tables: dict[str, Any] = {"qtables": [[flat_step(quality)] * 64]} if flat else {"quality": quality}
+    tables: dict[str, Any] = {"quality": quality} if step is None else {"qtables": [[step] * 64]}
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "jpeg", optimize=True, **tables)
     return stream.getvalue()
 
 
-def flat_step(quality: int) -> int:
-    """libjpeg's scaling of 16, the first entry of the standard luminance table, for a quality of 1 to 100."""
+def flat_step(quality: int, fast: bool = False) -> int:
+    """The step of a flat table: the one that `quality` gives the lowest frequency in the standard table (75: 8, 88: 4).
+
+    That is libjpeg's scaling of 16, the first entry of the standard luminance table, for a quality of 1 to 100. Fields
+    with `fast` motion get five eighths of it (75: 5).
+    """
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return min(max((16 * percent + 50) // 100, 1), 255)
+    step = min(max((16 * percent + 50) // 100, 1), 255)
+    return (5 * step + 4) // 8 if fast else step
 
 
 def encode_png(image: Levels) -> bytes:
@@ -367,7 +424,8 @@ class Codec:
 
     Attributes:
         quantiser: flow <-> levels.
-        image: "jpeg flat" (one step for all frequencies), "jpeg standard" (the standard table) or "png".
+        image: "jpeg flat" (one step for all frequencies), "jpeg flat by speed" (as flat, with a finer step for fields
+            of fast motion, see `pipeline.field_range.has_fast_motion`), "jpeg standard" (the standard table) or "png".
         quality: 1..100, or None for PNG.
     """
 
@@ -386,7 +444,10 @@ class Codec:
             raise ValueError(
                 f"flow of {levels.shape[2]}x{levels.shape[1]} is too large for JPEG: use the lossless preset"
             )
-        return encode_jpeg(image, self.quality, flat=self.image == "jpeg flat")
+        if self.image == "jpeg standard":
+            return encode_jpeg(image, quality=self.quality)
+        fast = self.image == "jpeg flat by speed" and has_fast_motion(levels, self.quantiser.fast_distance)
+        return encode_jpeg(image, step=flat_step(self.quality, fast))
 
     def decode(self, stream: bytes | memoryview, height: int, width: int) -> Levels:
         """Levels uint8[2,H,W] of a stream; ValueError if it is not an image of such a field."""
@@ -396,11 +457,15 @@ class Codec:
 # --- presets ---------------------------------------------------------------------------------------------------------
 
 
-def asinh_quantiser(softness: float, bound: float) -> Quantiser:
-    """Zero-centred and companded: level = round(127 asinh(v/s) / asinh(bound/s)) + 128."""
+def asinh_quantiser(softness: float, bound: float, ladder: bool = False) -> Quantiser:
+    """Zero-centred and companded: level = round(127 asinh(v/s) / asinh(bound/s)) + 128.
+
+    With a ladder, v is the value after each field's offset and scale (`Quantiser.ladder`).
+    """
     positive = softness * np.sinh(np.arange(1, 128) * (math.asinh(bound / softness) / 127))
     positive[-1] = bound
-    return Quantiser(f"asinh s={_exact(softness)} bound={_exact(bound)}", zero_centred(positive))
+    name = f"asinh s={_exact(softness)} bound={_exact(bound)}" + " ladder" * ladder
+    return Quantiser(name, zero_centred(positive), ladder=ladder)
 
 
 def linear_quantiser(bound: float) -> Quantiser:
@@ -431,10 +496,10 @@ def zero_centred(positive: npt.NDArray[np.floating]) -> Floats:
     return np.concatenate([-values[-1:], -values[::-1], np.zeros(1, np.float32), values])
 
 
-IMAGE_CODINGS = ("jpeg flat", "jpeg standard", "png")
+IMAGE_CODINGS = ("jpeg flat", "jpeg flat by speed", "jpeg standard", "png")
 
 PRESETS = {
-    "default": (lambda bound: asinh_quantiser(3, bound), "jpeg flat", 75),
+    "default": (lambda bound: asinh_quantiser(3, bound, ladder=True), "jpeg flat by speed", 75),
     "high-fidelity": (lambda bound: asinh_quantiser(2, bound), "jpeg flat", 88),
     "linear": (linear_quantiser, "jpeg flat", 75),
     "paper": (lambda _: range_quantiser(), "jpeg standard", 95),
@@ -443,24 +508,39 @@ PRESETS = {
 }
 
 
-def codec(preset: str = "default", bound: float | None = None, quality: int | None = None) -> Codec:
+DEFAULT_WITH_FIXED_BOUND = (lambda bound: asinh_quantiser(3, bound), "jpeg flat", 75)
+
+
+def codec(
+    preset: str = "default",
+    bound: float | None = None,
+    quality: int | None = None,
+    bound_fixed: bool = False,
+) -> Codec:
     """The codec of a preset, with another bound or JPEG quality if wanted.
 
     Args:
         preset: a key of `PRESETS`.
-        bound: pixels; components beyond it are clipped. 20 unless given.
+        bound: pixels, 20 unless given. Components beyond it are clipped; in the default preset, beyond it times the
+            field's scale, counted from the field's offset.
         quality: 1..100; the preset's own unless given.
+        bound_fixed: the default preset with scale 1 and offset 0 in every field, and one JPEG step.
 
     Raises:
         InputError: an unknown preset, a value out of range, or an option that the preset does not take.
     """
     if preset not in PRESETS:
         raise InputError(f"unknown codec preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    quantiser, image, usual_quality = PRESETS[preset]
     if bound is not None and preset == "paper":
         raise InputError("the paper preset takes each field's own range: it has no bound")
+    if bound_fixed and preset != "default":
+        raise InputError(
+            f"the {preset} preset has no bound that follows the field: leave --bound-fixed out, which goes with the "
+            "default preset"
+        )
     if bound is not None and not (math.isfinite(bound) and 0.01 <= bound <= 10000):
         raise InputError(f"bound: expected pixels between 0.01 and 10000, found {bound}")
+    quantiser, image, usual_quality = DEFAULT_WITH_FIXED_BOUND if bound_fixed else PRESETS[preset]
     if quality is not None and usual_quality is None:
         raise InputError(f"the {preset} preset has no quality: nothing is lost after quantisation")
     if quality is not None and not 1 <= quality <= 100:
@@ -496,11 +576,13 @@ def quantiser_named(name: str) -> Quantiser:
     Raises:
         InputError: no quantiser of this version has that name.
     """
-    parts = re.fullmatch(r"(asinh|linear|field|range)(?: s=(\S+))?(?: bound=(\S+))?", name)
+    parts = re.fullmatch(r"(asinh|linear|field|range)(?: s=(\S+))?(?: bound=(\S+))?( ladder)?", name)
     try:
-        kind, softness, bound = parts.groups() if parts else ("", None, None)
+        kind, softness, bound, ladder = parts.groups() if parts else ("", None, None, None)
         found = {
-            "asinh": lambda: asinh_quantiser(float(softness or "nan"), float(bound or "nan")),
+            "asinh": lambda: asinh_quantiser(
+                float(softness or "nan"), float(bound or "nan"), ladder is not None
+            ),
             "linear": lambda: linear_quantiser(float(bound or "nan")),
             "field": lambda: field_quantiser(float(bound or "nan")),
             "range": range_quantiser,

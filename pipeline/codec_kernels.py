@@ -24,6 +24,49 @@ def limited(value: np.float32, low: np.float32, high: np.float32) -> np.float32:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def sum_field(
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.float32],
+    unit: np.float32,
+    limit: np.float32,
+    sums: npt.NDArray[np.int64],
+) -> bool:
+    """Fixed-point sums of one field's components; False if a value is not finite."""
+    finite = True
+    x_sum = np.int64(0)
+    y_sum = np.int64(0)
+    for pixel in range(x.size):
+        value = x[pixel]
+        finite &= abs(value) <= LARGEST_FINITE
+        x_sum += np.int64(np.rint(limited(value, -limit, limit) * unit))
+        value = y[pixel]
+        finite &= abs(value) <= LARGEST_FINITE
+        y_sum += np.int64(np.rint(limited(value, -limit, limit) * unit))
+    sums[0] = x_sum
+    sums[1] = y_sum
+    return finite
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def count_beyond(
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.float32],
+    offset: npt.NDArray[np.float32],
+    limits: npt.NDArray[np.float32],
+) -> npt.NDArray[np.int64]:
+    """For each limit, in ascending order, the pixels with max(|x - offset|, |y - offset|) above it: int64[limits]."""
+    beyond = np.zeros(limits.size, np.int64)
+    x_offset, y_offset = offset[0], offset[1]
+    first = limits[0]
+    for pixel in range(x.size):
+        reach = max(abs(x[pixel] - x_offset), abs(y[pixel] - y_offset))
+        if reach > first:
+            for k in range(limits.size):
+                beyond[k] += reach > limits[k]
+    return beyond
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def quantise_field(
     x: npt.NDArray[np.float32],
     y: npt.NDArray[np.float32],
@@ -34,43 +77,29 @@ def quantise_field(
     lowest: np.float32,
     highest: np.float32,
     bins_per_unit: np.float32,
-    unit: np.float32,
-    limit: np.float32,
     x_levels: npt.NDArray[np.uint8],
     y_levels: npt.NDArray[np.uint8],
-    sums: npt.NDArray[np.int64],
 ) -> int:
-    """Levels and fixed-point sums of one field in one pass; returns the clipped pixels, or -1 if a value is not finite.
+    """Levels of one field of finite values; returns the clipped pixels.
 
     A value's bin gives its level but for the one edge that may lie in that bin, so one comparison decides. Exact:
     binning is monotone, hence edges in lower bins are below the value and edges in higher bins above it.
     """
     clipped = 0
-    finite = True
-    x_sum = np.int64(0)
-    y_sum = np.int64(0)
     for pixel in range(x.size):
-        value = x[pixel]
-        finite &= abs(value) <= LARGEST_FINITE
-        x_sum += np.int64(np.rint(limited(value, -limit, limit) * unit))
-        value = (value - offset[0]) / scale[0]
+        value = (x[pixel] - offset[0]) / scale[0]
         inside = limited(value, lowest, highest)
         outside = inside != value
         level = bins[np.uint32((inside - lowest) * bins_per_unit)]
         x_levels[pixel] = level + (inside >= edges[level])
 
-        value = y[pixel]
-        finite &= abs(value) <= LARGEST_FINITE
-        y_sum += np.int64(np.rint(limited(value, -limit, limit) * unit))
-        value = (value - offset[1]) / scale[1]
+        value = (y[pixel] - offset[1]) / scale[1]
         inside = limited(value, lowest, highest)
         outside |= inside != value
         level = bins[np.uint32((inside - lowest) * bins_per_unit)]
         y_levels[pixel] = level + (inside >= edges[level])
         clipped += outside
-    sums[0] = x_sum
-    sums[1] = y_sum
-    return clipped if finite else -1
+    return clipped
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -105,3 +134,45 @@ def look_up_pairs(
     """out[i] = table[levels[i]], where a uint16 is two neighbouring levels and a uint64 their two values."""
     for i in range(levels.size):
         store_past_cache(out, i, table[levels[i]])  # type: ignore[call-arg, arg-type]  # numba adds the context
+
+
+@intrinsic
+def store_scaled_past_cache(
+    context: Any,
+    target: types.Array,
+    index: types.Integer,
+    pair: types.Integer,
+    scale: types.Float,
+    offset: types.Float,
+) -> tuple[Any, Callable[..., Any]]:
+    """As `store_past_cache`, of the two float32 in `pair`, each times scale plus offset, rounded after each step."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        floats = ir.VectorType(ir.FloatType(), 2)
+
+        def both(value: Any) -> Any:
+            first = builder.insert_element(ir.Constant(floats, ir.Undefined), value, ir.IntType(32)(0))
+            return builder.insert_element(first, value, ir.IntType(32)(1))
+
+        values = builder.bitcast(arguments[2], floats)
+        values = builder.fadd(builder.fmul(values, both(arguments[3])), both(arguments[4]))
+        word = builder.bitcast(values, ir.IntType(64))
+        store = builder.store(word, builder.gep(array.data, [arguments[1]]))
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.uint64, types.float32, types.float32), generate
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def look_up_scaled_pairs(
+    levels: npt.NDArray[np.uint16],
+    table: npt.NDArray[np.uint64],
+    out: npt.NDArray[np.uint64],
+    scale: np.float32,
+    offset: np.float32,
+) -> None:
+    """As `look_up_pairs`, with every value times scale plus offset."""
+    for i in range(levels.size):
+        store_scaled_past_cache(out, i, table[levels[i]], scale, offset)  # type: ignore[call-arg, arg-type]

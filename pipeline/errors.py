@@ -15,6 +15,14 @@ class InputError(Exception):
     """A mistake or fault outside the program: the message names the file, what was expected, found, and what to do."""
 
 
+class Unreadable(InputError):
+    """The system did not let a file be read now, which says nothing about what is in it."""
+
+
+class Damaged(InputError):
+    """The bytes of a file were read, and are not what was written."""
+
+
 def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wrap a click command: an `InputError` is printed as `error: ...` on stderr and ends with exit status 1.
 

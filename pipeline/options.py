@@ -329,6 +329,17 @@ class ShareOptions:
 # --- groups of commands ---------------------------------------------------------------------------------------------
 
 
+def given_options(context: click.Context) -> list[str]:
+    """The options that were given on the command line, as --name."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name
+        and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
+        and parameter.param_type_name == "option"
+    ]
+
+
 class LazyCommand(typing.NamedTuple):
     """A command of a `LazyGroup`; its help line is repeated here, so that the group's --help imports no module."""
 

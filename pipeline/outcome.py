@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from pipeline import atomic
-from pipeline.text import duration, size_in_bytes
+from pipeline.text import duration, many, size_in_bytes, some
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -179,6 +179,8 @@ def summarise(outcomes: Iterable[Outcome]) -> Summary:
 def describe(summary: Summary, seconds: float) -> list[str]:
     """The lines that end a run: counts, amounts, speed, milliseconds per pair and stage, notes and failures.
 
+    Videos that failed for the same reason share a line.
+
     Args:
         summary: of this run's outcomes.
         seconds: wall time of the run.
@@ -194,5 +196,13 @@ def describe(summary: Summary, seconds: float) -> list[str]:
         if stages:
             lines.append(f"milliseconds per flow and worker: {stages}")
     lines.extend(f"note: {video}: {note}" for video, notes in summary.notes.items() for note in notes)
-    lines.extend(f"failed: {video}: {reason}" for video, reason in summary.failed.items())
+    alike: dict[str, list[str]] = {}
+    for video, reason in summary.failed.items():
+        alike.setdefault(reason, []).append(video)
+    for reason, videos in alike.items():
+        lines += [f"failed: {videos[0] if len(videos) == 1 else _several(videos)}: {reason}"]
     return lines
+
+
+def _several(videos: list[str]) -> str:
+    return f"{many(len(videos), 'video')} ({some(videos, quoted=False)})"

@@ -16,6 +16,7 @@ import click
 
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
+from pipeline.hdf5 import new_file
 from pipeline.options import (
     CONTEXT,
     DataOptions,
@@ -26,19 +27,10 @@ from pipeline.options import (
     options_of,
 )
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.shard import (
-    PACK_FORMAT,
-    PACK_SUFFIX,
-    SUFFIX,
-    VERSION,
-    ShardAddress,
-    faults,
-    index_pack,
-    index_shards,
-    open_shard,
-)
+from pipeline.shard import SUFFIX, VERSION, ShardAddress, faults, open_shard
+from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
 from pipeline.shard_sets import choose_shard_set
-from pipeline.shard_writer import copy_shard, new_file, verify_written, write_attributes
+from pipeline.shard_writer import copy_shard, verify_written, write_attributes
 from pipeline.text import size_in_bytes
 
 

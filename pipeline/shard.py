@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,21 +22,22 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import atomic
-from pipeline.codec import Floats, Levels, lowest_level, value_table
+from pipeline import hdf5
+from pipeline.codec import BLOCK, Floats, Levels, image_size, lowest_level, value_table
 from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
-from pipeline.errors import InputError
-from pipeline.text import first_line
+from pipeline.errors import Damaged, InputError
+from pipeline.hdf5 import Foreign, Invalid, SourceFile
 
 FORMAT = "two-stream shard"
 VERSION = 1
-PACK_FORMAT = "two-stream pack"
 SUFFIX = ".h5"
-PACK_SUFFIX = ".h5pack"
-DEEPEST_GROUP = 8
 DIRECTIONS = ("forward", "backward")
 BLOCK_BYTES = 1 << 22
 LARGEST_SIDE = 65535
+MOST_PIXELS = 1 << 27
+LARGEST_VALUE = 1e9
+"""Of the tables; a product of two of them is still finite."""
+HEADER_BYTES = 4096
 
 
 class ShardAddress(NamedTuple):
@@ -202,22 +203,15 @@ class Shard:
         """
         flow = self._flow(direction)
         block = self._block(start, stop, direction)
-        count = stop - start
-        out = self._output(out, (count, 2, self.height, self.width), np.float32)
+        out = self._output(out, (stop - start, 2, self.height, self.width), np.float32)
         scale, offset = flow.scale[start:stop], flow.offset[start:stop]
-        usual = value_table(flow.table, 1, 0) if (scale == 1).all() and (offset == 0).all() else None
+        values = value_table(flow.table)
         # One field's levels at a time, so that they are still in the processor's cache when they are looked up.
         levels, place = np.empty((1, 2, self.height, self.width), np.uint8), np.zeros(1, np.int64)
-        for i in range(count):
+        for i in range(stop - start):
             with self._naming(direction, [start + i]):
                 decode_fields(block.after(i), place, self.height, self.width, levels)
-            if usual is not None:
-                usual.read(levels[0], out[i])
-                continue
-            for component in range(2):
-                value_table(flow.table, scale[i, component], offset[i, component]).read(
-                    levels[0, component], out[i, component]
-                )
+            values.read_field(levels[0], scale[i], offset[i], out[i])
         return out
 
     def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
@@ -288,7 +282,19 @@ class Shard:
                 decode_fields(block, targets, self.height, self.width, out, region)
 
     def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
-        """The image bytes of start..stop-1 of "forward", "backward" or "frames", by one read of the file."""
+        """The image bytes of start..stop-1 of "forward", "backward" or "frames", each compared with its CRC-32.
+
+        Raises:
+            IndexError: outside 0..the number of streams.
+            InputError: the shard has no such part, or a stream is not what was written.
+        """
+        block = self._block(start, stop, part)
+        with self._naming(part, range(start, stop)):
+            check_crc32(block, stop - start)
+        return [block.stream(i) for i in range(stop - start)]
+
+    def unchecked_streams(self, start: int, stop: int, part: str) -> list[memoryview]:
+        """The image bytes as they lie in the file, by one read of it; for code that reports each bad one itself."""
         block = self._block(start, stop, part)
         return [block.stream(i) for i in range(stop - start)]
 
@@ -297,11 +303,16 @@ class Shard:
         streams = self.part(part)
         self._check_range(start, stop, part)
         begin, end = int(streams.start[start]), int(streams.start[stop])
-        # Kept until the read is done: another thread may close the shard meanwhile.
-        file = self._descriptor
-        if file is None and begin < end:
-            file = self._descriptor = Descriptor(self.address.file)
-        data = os.pread(file.number, end - begin, streams.begin + begin) if file and begin < end else b""
+        if begin == end:
+            return StreamBlock(b"", streams.start, streams.crc32, start)
+        try:
+            # Kept until the read is done: another thread may close the shard meanwhile.
+            file = self._descriptor
+            if file is None:
+                file = self._descriptor = Descriptor(self.address.file)
+            data = os.pread(file.number, end - begin, streams.begin + begin)
+        except OSError as error:
+            raise hdf5.unreadable(self.address, error) from error
         if len(data) != end - begin:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
         return StreamBlock(data, streams.start, streams.crc32, start)
@@ -347,9 +358,9 @@ class Shard:
         return out
 
 
-def damaged(address: ShardAddress, what: str) -> InputError:
-    return InputError(
-        f"{address}: damaged shard: {what}; run `python -m pipeline verify --repair` on it, which deletes it, "
+def damaged(address: ShardAddress, what: str) -> Damaged:
+    return Damaged(
+        f"{address}: damaged shard: {what}; run `python -m pipeline verify --repair` on it, which sets it aside, "
         "and extract the video again"
     )
 
@@ -383,135 +394,85 @@ FLOW_ATTRIBUTES = {
     "quality": int | None,
     "device": str,
 }
-STREAM_TABLES = {"start": np.int64, "crc32": np.uint32}
-FLOW_TABLES = {
-    "table": np.float32,
-    "scale": np.float32,
-    "offset": np.float32,
-    "mean": np.float32,
-    "clipped": np.float32,
+BOUNDS = {
+    "source_bytes": (0, 2**62),
+    "source_width": (0, 2**31),
+    "source_height": (0, 2**31),
+    "fps": (0, 1e6),
+    "frames": (0, 2**31),
+    "every": (1, 2**31),
+    "start": (0, 1e9),
+    "end": (0, 1e9),
+    "step": (1, 2**31),
+    "quality": (1, 100),
 }
-
-
-class Invalid(Exception):
-    """What is wrong with a shard, before its address is put in front."""
+STREAM_TABLES = {"start": "<i8", "crc32": "<u4"}
+FLOW_TABLES = dict.fromkeys(("table", "scale", "offset", "mean", "clipped"), "<f4")
 
 
 def read_contents(address: ShardAddress) -> Contents:
     """Attributes and tables of a shard, checked; InputError if anything is wrong with the file."""
-    with _opened(address) as (file, descriptor):
-        return _read_group(_open_group(file, address.group), descriptor)
+    with opened(address) as (file, source):
+        contents = _read_group(hdf5.subgroup(file_root(file), address.group), source, address.group == "/")
+        if address.group != "/" and contents.attributes["video"] != address.group.strip("/"):
+            raise Invalid(f"it is the shard of {contents.attributes['video']!r} under another name")
+        return contents
+
+
+def file_root(file: Any) -> Any:
+    return h5py.h5g.open(file, b"/")
 
 
 @contextlib.contextmanager
-def _opened(address: ShardAddress) -> Iterator[tuple[Any, int]]:
-    """A file open in HDF5 and as a plain descriptor; whatever is wrong with it becomes an InputError."""
+def opened(address: ShardAddress) -> Iterator[tuple[Any, SourceFile]]:
+    """A file open in HDF5 with the file object below it; whatever is wrong with it becomes an InputError."""
     try:
-        with address.file.open("rb", buffering=0) as raw:
-            file = h5py.h5f.open(os.fsencode(address.file), h5py.h5f.ACC_RDONLY, fapl=_access())
-            try:
-                yield file, raw.fileno()
-            finally:
-                file.close()
+        with hdf5.reading(address.file) as found:
+            yield found
     except FileNotFoundError as error:
         raise InputError(
             f"{address.file}: no such shard; extract the video first (python -m extract_flow)"
         ) from error
-    except PermissionError as error:
-        raise InputError(f"{address.file}: may not be read; ask its owner for permission") from error
-    except (Invalid, KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
-        raise damaged(address, first_line(error)) from error
+    except Foreign as error:
+        raise InputError(f"{address}: {error}; it was left as it is") from error
+    except Invalid as error:
+        raise damaged(address, str(error)) from error
 
 
-def _access() -> h5py.h5p.PropFAID:
-    """Finished shards never change, so that no lock is needed, which some network file systems do not have."""
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    access.set_file_locking(False, True)
-    return access
-
-
-def _open_group(file: Any, path: str) -> Any:
-    group = h5py.h5g.open(file, b"/")
-    for name in path.strip("/").split("/"):
-        if name:
-            group = _child(group, name, h5py.h5g.open)
-    return group
-
-
-def _child(group: Any, name: str, opened: Callable[[Any, bytes], Any]) -> Any:
-    """A group or dataset below a group, reached by a hard link only."""
-    key = name.encode()
-    try:
-        if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
-            raise Invalid(f"{name!r} is a link to elsewhere, which is not allowed")
-        return opened(group, key)
-    except (KeyError, RuntimeError) as error:
-        fault = (
-            f"its {name!r} cannot be opened ({first_line(error)})" if key in group else f"it has no {name!r}"
-        )
-        raise Invalid(fault) from error
-
-
-def _attribute(owner: Any, name: str, kind: Any) -> Any:
-    """A scalar attribute as str, int or float; None if it is absent and may be."""
-    try:
-        attribute = h5py.h5a.open(owner, name.encode())
-    except KeyError as error:
-        if kind in (int | None, float | None):
-            return None
-        raise Invalid(f"it has no attribute {name!r}") from error
-    if kind is not str:
-        real = kind in (float, float | None)
-        value = np.empty((), np.float64 if real else np.int64)
-        attribute.read(value, mtype=h5py.h5t.NATIVE_DOUBLE if real else h5py.h5t.NATIVE_INT64)
-        return value.item()
-    stored = attribute.get_type()
-    if not isinstance(stored, h5py.h5t.TypeStringID) or stored.is_variable_str():
-        raise Invalid(f"attribute {name!r} is not text of a fixed length")
-    text = np.empty((), f"S{stored.get_size()}")
-    attribute.read(text, mtype=stored)
-    return text.item().decode()
-
-
-def _bytes_in_file(dataset: Any, name: str, dtype: Any, descriptor: int) -> tuple[int, int]:
-    """Offset and number of the bytes of a dataset, which must lie in the file as they are, and whole."""
-    if dataset.dtype != dtype:
-        raise Invalid(f"{name!r} is {dataset.dtype}, expected {np.dtype(dtype)}")
-    offset, size = dataset.get_offset(), dataset.get_storage_size()
-    if size == 0:
-        return 0, 0
-    if offset is None:
-        raise Invalid(f"{name!r} is not stored contiguously in the file")
-    if offset + size > os.fstat(descriptor).st_size:
-        raise Invalid(f"{name!r} reaches beyond the end of the file, which was cut short")
-    return int(offset), int(size)
-
-
-def _table(group: Any, name: str, dtype: Any, descriptor: int) -> npt.NDArray[Any]:
-    """A table, read from where it lies; its bytes are little-endian."""
-    dataset = _child(group, name, h5py.h5d.open)
-    offset, size = _bytes_in_file(dataset, name, dtype, descriptor)
-    return np.frombuffer(os.pread(descriptor, size, offset), dtype)
+def _checked_attributes(owner: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of a group, each of its kind and within its bounds."""
+    values = {name: hdf5.attribute(owner, name, kind) for name, kind in kinds.items()}
+    for name in BOUNDS.keys() & values.keys():
+        low, high = BOUNDS[name]
+        if values[name] is not None and not low <= values[name] <= high:  # NaN is outside as well
+            raise Invalid(f"its {name} is {values[name]}, expected {low} to {high}")
+    return values
 
 
 def _read_streams(
-    group: Any, tables: Mapping[str, Any], descriptor: int
-) -> tuple[int, int, dict[str, npt.NDArray[Any]]]:
-    """Where the streams begin in the file, their number, and the tables beside them, checked."""
-    values = {name: _table(group, name, dtype, descriptor) for name, dtype in tables.items()}
-    if tables_crc32(values) != _attribute(group, "tables_crc32", int):
+    group: Any, tables: Mapping[str, str], source: SourceFile
+) -> tuple[int, dict[str, npt.NDArray[Any]]]:
+    """Where the streams begin in the file, and the tables beside them, checked."""
+    values = {
+        name: hdf5.array(hdf5.child(group, name, h5py.h5d.open), name, dtype, source)
+        for name, dtype in tables.items()
+    }
+    if tables_crc32(values) != hdf5.attribute(group, "tables_crc32", int):
         raise Invalid("its tables fail their checksum")
-    count = len(values["crc32"])
-    expected = {"start": count + 1, "table": 256, "scale": 2 * count, "offset": 2 * count, "mean": 2 * count}
+    count = values["crc32"].size
+    expected = {"start": (count + 1,), "table": (256,)} | dict.fromkeys(
+        ("scale", "offset", "mean"), (count, 2)
+    )
     for name, table in values.items():
-        if len(table) != expected.get(name, count):
-            raise Invalid(f"{name!r} holds {len(table)} values, expected {expected.get(name, count)}")
-    begin, size = _bytes_in_file(_child(group, "jpeg", h5py.h5d.open), "jpeg", np.uint8, descriptor)
+        if table.shape != expected.get(name, (count,)):
+            raise Invalid(f"{name!r} has shape {table.shape}, expected {expected.get(name, (count,))}")
+        if table.dtype.kind == "f" and not (np.abs(table) <= LARGEST_VALUE).all():
+            raise Invalid(f"{name!r} holds values that are not finite or beyond {LARGEST_VALUE:g}")
+    begin, shape = hdf5.place(hdf5.child(group, "jpeg", h5py.h5d.open), "jpeg", "|u1", source)
     start = values["start"]
-    if start[0] != 0 or start[-1] != size or (start[1:] <= start[:-1]).any():
+    if len(shape) != 1 or start[0] != 0 or start[-1] != shape[0] or (start[1:] <= start[:-1]).any():
         raise Invalid("the starts of its streams do not ascend from 0 to their end")
-    return begin, count, values
+    return begin, values
 
 
 def tables_crc32(tables: Mapping[str, npt.NDArray[Any]]) -> int:
@@ -522,50 +483,78 @@ def tables_crc32(tables: Mapping[str, npt.NDArray[Any]]) -> int:
     return crc
 
 
-def _read_group(group: Any, descriptor: int) -> Contents:
-    if not h5py.h5a.exists(group, b"format") or _attribute(group, "format", str) != FORMAT:
-        raise Invalid(f"it is not a {FORMAT}")
-    version = _attribute(group, "version", int)
+def _read_group(group: Any, source: SourceFile, own_file: bool) -> Contents:
+    if not h5py.h5a.exists(group, b"format") or hdf5.attribute(group, "format", str) != FORMAT:
+        # In a pack there is nothing else; a file may be another program's.
+        raise (Foreign if own_file else Invalid)(f"it is not a {FORMAT}")
+    version = hdf5.attribute(group, "version", int)
     if version != VERSION:
-        raise Invalid(f"it has version {version} of the format, and this program reads version {VERSION}")
-    attributes = {name: _attribute(group, name, kind) for name, kind in ROOT_ATTRIBUTES.items()}
-    for side in (attributes["width"], attributes["height"]):
-        if not 0 < side <= LARGEST_SIDE:
-            raise Invalid(f"it claims a size of {attributes['width']}x{attributes['height']}")
+        raise Foreign(f"it has version {version} of the format, and this program reads version {VERSION}")
+    attributes = _checked_attributes(group, ROOT_ATTRIBUTES)
+    width, height = attributes["width"], attributes["height"]
+    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE and width * height <= MOST_PIXELS):
+        raise Invalid(f"it claims a size of {width}x{height}")
+    if leads_elsewhere(attributes["video"]):
+        raise Invalid(f"its video {attributes['video']!r} is not a name below a folder")
     frames, quality = None, None
     if b"rgb" in group:
-        rgb = _child(group, "rgb", h5py.h5g.open)
-        begin, _, tables = _read_streams(rgb, STREAM_TABLES, descriptor)
-        frames, quality = Streams(begin, **tables), _attribute(rgb, "quality", int)
+        rgb = hdf5.child(group, "rgb", h5py.h5g.open)
+        begin, tables = _read_streams(rgb, STREAM_TABLES, source)
+        frames, quality = Streams(begin, **tables), _checked_attributes(rgb, {"quality": int})["quality"]
+        if len(frames) != attributes["frames"]:
+            raise Invalid(f"it holds {len(frames)} of {attributes['frames']} frames")
+        _check_first_image(frames, "frames", height, width, source)
     flow = {}
-    parent = _child(group, "flow", h5py.h5g.open) if b"flow" in group else None
+    parent = hdf5.child(group, "flow", h5py.h5g.open) if b"flow" in group else None
     for direction in DIRECTIONS:
         if parent is not None and direction.encode() in parent:
-            flow[direction] = _read_flow(_child(parent, direction, h5py.h5g.open), descriptor)
+            found = _read_flow(hdf5.child(parent, direction, h5py.h5g.open), source)
+            step = found.attributes["step"]
+            if not max(attributes["frames"] - step, 0) <= len(found) <= attributes["frames"]:
+                raise Invalid(
+                    f"it holds {len(found)} {direction} flows of {attributes['frames']} frames at step {step}"
+                )
+            _check_first_image(found, direction, height, width, source)
+            flow[direction] = found
     if frames is None and not flow:
         raise Invalid("it holds neither frames nor flow")
     return Contents(attributes, frames, quality, flow)
 
 
-def _read_flow(group: Any, descriptor: int) -> Flow:
-    begin, count, tables = _read_streams(group, STREAM_TABLES | FLOW_TABLES, descriptor)
-    attributes = {name: _attribute(group, name, kind) for name, kind in FLOW_ATTRIBUTES.items()}
+def _read_flow(group: Any, source: SourceFile) -> Flow:
+    begin, tables = _read_streams(group, STREAM_TABLES | FLOW_TABLES, source)
+    attributes = _checked_attributes(group, FLOW_ATTRIBUTES)
     attributes["parameters"] = json.loads(attributes["parameters"])
     if not isinstance(attributes["parameters"], dict):
         raise Invalid("its method's parameters are not a JSON object")
-    for name in ("scale", "offset", "mean"):
-        tables[name] = tables[name].reshape(count, 2)
     return Flow(begin, **tables, attributes=attributes)
 
 
+def _check_first_image(streams: Streams, part: str, height: int, width: int, source: SourceFile) -> None:
+    """Refuse a size that its images do not have, before a reader allocates memory for it."""
+    if not len(streams):
+        return
+    stop = int(streams.start[1])
+    try:
+        rows, columns = image_size(source.bytes_at(streams.begin, min(stop, HEADER_BYTES)))
+    except ValueError:
+        return  # reading it will say so
+    fits = rows == height if part == "frames" else 2 * height <= rows < 2 * height + BLOCK
+    if fits and columns == width:
+        return
+    if (
+        zlib.crc32(source.bytes_at(streams.begin, stop)) == streams.crc32[0]
+    ):  # else the image is what is damaged
+        raise Invalid(f"{part} 0 is an image of {columns}x{rows}, which does not fit its {width}x{height}")
+
+
+def leads_elsewhere(video: str) -> bool:
+    """Whether a video's name, or a part of it, is no name of a file or folder below another one."""
+    return "\0" in video or any(part in ("", ".", "..") for part in video.split("/"))
+
+
 def faults(shard: Shard) -> Iterator[str]:
-    """What is wrong inside an open shard: too few streams, or streams that fail their checksum."""
-    if shard.has_frames and len(shard.part("frames")) != shard.frame_count:
-        yield f"it holds {len(shard.part('frames'))} of {shard.frame_count} frames"
-    for direction in shard.directions:
-        least, flows = max(shard.frame_count - shard.step(direction), 0), shard.flow_count(direction)
-        if not least <= flows <= shard.frame_count:
-            yield f"it holds {flows} {direction} flows of {shard.frame_count} frames at step {shard.step(direction)}"
+    """What is wrong inside an open shard: streams that fail their checksum."""
     for part, index in bad_streams(shard):
         yield f"{part} {index} fails its checksum"
 
@@ -585,62 +574,7 @@ def bad_streams(shard: Shard) -> Iterator[tuple[str, int]]:
                 int(np.searchsorted(streams.start, streams.start[start] + BLOCK_BYTES, "right")) - 1,
                 start + 1,
             )
-            for index, stream in enumerate(shard.streams(start, stop, part), start):
+            for index, stream in enumerate(shard.unchecked_streams(start, stop, part), start):
                 if zlib.crc32(stream) != streams.crc32[index]:
                     yield part, index
             start = stop
-
-
-# --- folders of shards ----------------------------------------------------------------------------------------------
-
-
-def index_shards(folder: str | Path, unreadable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
-    """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
-
-    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts.
-
-    Args:
-        folder: a set of shards.
-        unreadable: gets the packs that cannot be read, instead of an exception.
-
-    Raises:
-        InputError: a pack that cannot be read, if there is no list for it.
-    """
-    folder = Path(folder)
-    loose: dict[str, ShardAddress] = {}
-    packs: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not atomic.is_temporary(name))
-        for path in (Path(parent, name) for name in sorted(names) if not atomic.is_temporary(name)):
-            if path.name.endswith(SUFFIX):
-                loose[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = ShardAddress(path)
-            elif path.name.endswith(PACK_SUFFIX):
-                packs.append(path)
-    packed: dict[str, ShardAddress] = {}
-    for path in packs:
-        try:
-            packed.update(index_pack(path))
-        except InputError:
-            if unreadable is None:
-                raise
-            unreadable.append(ShardAddress(path))
-    return dict(sorted((packed | loose).items()))
-
-
-def index_pack(path: Path) -> dict[str, ShardAddress]:
-    """Shards of one pack by video id, which is the group's path. InputError if it is not one, or damaged."""
-    with _opened(ShardAddress(path)) as (file, _):
-        root = h5py.h5g.open(file, b"/")
-        if not h5py.h5a.exists(root, b"format") or _attribute(root, "format", str) != PACK_FORMAT:
-            raise Invalid(f"it is not a {PACK_FORMAT}")
-        names = [name.decode() for name in _groups_of_shards(root)]
-    return {name: ShardAddress(path, f"/{name}") for name in names}
-
-
-def _groups_of_shards(group: Any, depth: int = 0) -> Iterator[bytes]:
-    for name in list(group):
-        child = _child(group, name.decode(), h5py.h5g.open)
-        if h5py.h5a.exists(child, b"format"):
-            yield name
-        elif depth < DEEPEST_GROUP:
-            yield from (name + b"/" + below for below in _groups_of_shards(child, depth + 1))

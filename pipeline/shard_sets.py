@@ -11,7 +11,8 @@ import click
 from pipeline.errors import InputError
 from pipeline.options import DataOptions, ShardSetOptions, argument, option
 from pipeline.paths import DEFAULT_METHOD, NAME, DatasetPaths, data_root
-from pipeline.shard import PACK_SUFFIX, SUFFIX, ShardAddress, index_pack, index_shards
+from pipeline.shard import SUFFIX, ShardAddress
+from pipeline.shard_index import PACK_SUFFIX, index_pack, index_shards
 from pipeline.text import some
 
 
@@ -98,11 +99,14 @@ def gather(arguments: ShardArguments) -> list[Target]:
 
 
 def targets_in(folder: Path, named: bool = False) -> list[Target]:
-    """The shards below a folder; a pack that cannot be read counts as one, so that commands can report it."""
-    unreadable: list[ShardAddress] = []
-    shards = index_shards(folder, unreadable)
+    """The shards below a folder; a pack that cannot be read counts as one, so that commands can report it.
+
+    So does everything in a pack that is not a shard.
+    """
+    unusable: list[ShardAddress] = []
+    shards = index_shards(folder, unusable)
     return [Target(video if named else "", address) for video, address in shards.items()] + [
-        Target("", address) for address in unreadable
+        Target("", address) for address in unusable
     ]
 
 
@@ -117,10 +121,17 @@ def targets_at(path: Path) -> list[Target]:
     )
     if pack is None:
         raise InputError(f"{path}: no such shard, pack or folder")
-    members = index_pack(pack)
+    unusable: list[ShardAddress] = []
+    try:
+        members = index_pack(pack, unusable)
+    except InputError:
+        if path != pack:
+            raise
+        return [Target("", ShardAddress(pack))]
     video = path.relative_to(pack).as_posix()
     if video not in (".", *members):
         raise InputError(
             f"{pack}: expected a shard {video!r} in it, found {len(members)} others ({some(members)})"
         )
-    return [Target("", address) for name, address in members.items() if video in (".", name)]
+    chosen = [Target("", address) for name, address in members.items() if video in (".", name)]
+    return chosen + [Target("", address) for address in unusable if video == "."]

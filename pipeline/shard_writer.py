@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from pipeline import atomic
 from pipeline.codec import Codec, Levels, Quantised
 from pipeline.errors import InputError
+from pipeline.hdf5 import new_file
 from pipeline.request import Request
 from pipeline.shard import (
     BLOCK_BYTES,
@@ -48,43 +48,6 @@ def encode_frame(frame: Levels, quality: int) -> bytes:
     if not done:
         raise ValueError(f"a frame of {frame.shape[1]}x{frame.shape[0]} cannot be coded as JPEG")
     return stream.tobytes()
-
-
-class DiskFile(io.FileIO):
-    """A file for HDF5 to write to, which keeps the first error instead of raising it.
-
-    HDF5 ends the process, or crashes, when the last blocks of metadata cannot be written at closing (HDF5 2.0). So it
-    sees no error, and `new_file` raises the first one afterwards.
-    """
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        written = 0
-        while written < len(view) and self.error is None:
-            try:
-                written += super().write(view[written:])
-            except OSError as error:
-                self.error = error
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-
-@contextlib.contextmanager
-def new_file(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file of format 1.10 to write into; OSError if the disk did not take it."""
-    with DiskFile(path, "w+") as disk:
-        with h5py.File(disk, "w", libver=("v110", "v110")) as file:
-            yield file
-        if disk.error is not None:
-            raise disk.error
 
 
 class Spool:

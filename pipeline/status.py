@@ -20,7 +20,8 @@ from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, DataOptions, DatasetOptions, from_options, option, options_of
 from pipeline.outcome import Outcome, read_outcomes
 from pipeline.paths import NAME, DatasetPaths, data_root
-from pipeline.shard import ShardAddress, index_shards, open_shard
+from pipeline.shard import ShardAddress, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.shard_sets import shard_sets
 from pipeline.text import size_in_bytes
 

@@ -12,6 +12,11 @@ def first_line(error: BaseException) -> str:
     return message.splitlines()[0] if message else type(error).__name__
 
 
+def system_reason(error: OSError) -> str:
+    """The system's words for an error, for example "Permission denied"."""
+    return error.strerror or first_line(error)
+
+
 def some(names: Iterable[str], most: int = 5, quoted: bool = True) -> str:
     """A few of many names for a message, and how many more there are."""
     names = list(names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,35 @@ import numpy as np
 
 from pipeline import atomic
 from pipeline.catalog import load_dataset
-from pipeline.errors import InputError, command_errors
+from pipeline.errors import Damaged, InputError, command_errors
 from pipeline.machine import usable_cores
 from pipeline.options import CONTEXT, from_options, option, options_of
 from pipeline.pack import write_pack
 from pipeline.progress import progress
-from pipeline.shard import Shard, ShardAddress, faults, index_pack, open_shard, parts
+from pipeline.shard import Shard, ShardAddress, faults, open_shard, parts
+from pipeline.shard_index import index_pack
 from pipeline.shard_sets import ShardArguments, Target, gather
-from pipeline.text import many
+from pipeline.text import many, system_reason
 from pipeline.video import source_digest
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one shard; it is good if it has no faults."""
+    """What was found about one shard; it is good if nothing was.
 
-    address: ShardAddress
+    Attributes:
+        target: the shard.
+        faults: what is wrong with the bytes that were read.
+        unread: why it could not be read or used, which says nothing about its bytes; "" if it could.
+    """
+
+    target: Target
     faults: list[str]
+    unread: str = ""
+
+    @property
+    def address(self) -> ShardAddress:
+        return self.target.address
 
 
 def verify_shard(target: Target, deep: bool = False, source: Path | None = None) -> Finding:
@@ -41,18 +53,23 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
     size, and the video it was made of (`source`, a file or a folder of pictures) still has the recorded SHA-256.
     """
     address = target.address
+    found: list[str] = []
     try:
         with open_shard(address) as shard:
-            found = list(faults(shard))
+            found += faults(shard)
             if target.video and shard.video != target.video:
                 found.append(f"it is the shard of {shard.video!r}, expected {target.video!r}")
         if deep and not found:
-            found = list(undecodable(address))
+            found += undecodable(address)
         if deep and source is not None and source.exists() and source_digest(source) != shard.source.sha256:
             found.append(f"{source} is not the video that it was made of: it has another SHA-256")
+    except Damaged as error:
+        found.append(str(error).removeprefix(f"{address}: "))
     except InputError as error:
-        found = [str(error).removeprefix(f"{address}: ")]
-    return Finding(address, found)
+        return Finding(target, [], str(error).removeprefix(f"{address}: "))
+    except OSError as error:
+        return Finding(target, [], f"{source} could not be read: {system_reason(error)}")
+    return Finding(target, found)
 
 
 def undecodable(address: ShardAddress) -> Iterator[str]:
@@ -71,7 +88,7 @@ def decoding_fault(shard: Shard, part: str, index: int) -> str | None:
             shard.frames(index, index + 1)
         elif not np.isfinite(shard.flows(index, index + 1, part)).all():
             return f"{part} {index} decodes to values that are not finite"
-    except InputError as error:
+    except Damaged as error:
         return str(error).removeprefix(f"{shard.address}: ")
     return None
 
@@ -93,16 +110,42 @@ def verify(
     return findings
 
 
-def repair(bad: Iterable[Finding]) -> None:
-    """Remove bad shards, so that the next run makes them again: loose files are deleted, packs rewritten without."""
+def repair(bad: Iterable[Finding], check: Callable[[Target], Finding], delete: bool = False) -> Iterator[str]:
+    """Take bad shards out, so that the next run makes them again; says what became of each file.
+
+    Loose files are set aside under a name that ends in `.damaged`, packs are written again without the bad ones and the
+    old pack is set aside. Each shard is checked once more before, and stays where it is unless it is still bad.
+
+    Args:
+        bad: what was found.
+        check: how it was found.
+        delete: instead of setting aside.
+    """
     ordered = sorted(bad, key=lambda finding: finding.address)
     for file, findings in itertools.groupby(ordered, key=lambda finding: finding.address.file):
-        groups = {finding.address.group for finding in findings}
-        kept = [] if groups == {"/"} else [a for a in index_pack(file).values() if a.group not in groups]
+        try:
+            again = [check(finding.target) for finding in findings]
+            if not all(finding.faults for finding in again):
+                raise InputError("it is not what it was a moment ago; run the command again")
+            groups = {finding.address.group for finding in again}
+            yield f"{file}: {_take_out(file, groups, delete)}"
+        except InputError as error:
+            yield f"{file}: left as it is: {str(error).removeprefix(f'{file}: ')}"
+
+
+def _take_out(file: Path, groups: set[str], delete: bool) -> str:
+    """Take groups out of a pack, or a file with all that is in it out of its folder; says what was done."""
+    members = [] if groups == {"/"} else index_pack(file, []).values()
+    kept = [address for address in members if address.group not in groups]
+    with atomic.disk_errors(file):
         if kept:
+            old = None if delete else atomic.set_aside(file, keep=True)
             write_pack(file, kept)
-        else:
+            return f"{many(len(kept), 'good shard')} kept" + (f", the old pack is {old.name}" if old else "")
+        if delete:
             file.unlink(missing_ok=True)
+            return "deleted"
+        return f"set aside as {atomic.set_aside(file).name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +153,10 @@ class VerifyOptions(ShardArguments):
     """What to check, and what to do about it."""
 
     deep: bool = option(False, "Also decode every image, and compare the videos' SHA-256 (with --dataset).")
-    repair: bool = option(False, "Delete bad shards, so that the next extraction makes them again.")
+    repair: bool = option(
+        False, "Rename bad shards to NAME.damaged, so that the next extraction makes them again."
+    )
+    delete: bool = option(False, "Delete bad shards instead of renaming them.")
     complete: bool = option(False, "A video without a shard is a fault as well (with --dataset).")
     jobs: int | None = option(None, "Threads.", minimum=1, shown_default="one per usable core")
 
@@ -129,33 +175,43 @@ def command(**values: Any) -> None:
     Reads every byte of the shards at the given paths, or of a dataset's set. Exit status 1 if one is bad.
     """
     options = from_options(VerifyOptions, values)
-    if options.repair:
+    if options.repair or options.delete:
         for folder in options.folders:
             for path in atomic.sweep(folder):
                 click.echo(f"{path}: left by a dead run, deleted")
     found = gather(options)
     videos = load_dataset(options.dataset, options.data).videos if options.dataset else {}
     sources = {video.id: video.path for video in videos.values()} if options.deep else {}
-    findings = progress(verify(found, options.deep, sources, options.jobs), "verify", total=len(found))
-    bad = sorted((finding for finding in findings if finding.faults), key=lambda finding: finding.address)
-    for finding in bad:
+    checked = progress(verify(found, options.deep, sources, options.jobs), "verify", total=len(found))
+    findings = sorted((finding for finding in checked if finding.faults or finding.unread), key=by_address)
+    bad = [finding for finding in findings if finding.faults]
+    for finding in findings:
         more = f" (and {many(len(finding.faults) - 1, 'more fault')})" if len(finding.faults) > 1 else ""
-        click.echo(f"{finding.address}: {finding.faults[0]}{more}")
-    if options.repair:
-        repair(bad)
+        click.echo(f"{finding.address}: {(finding.faults or [finding.unread])[0]}{more}")
+    if options.repair or options.delete:
+
+        def check(target: Target) -> Finding:
+            return verify_shard(target, options.deep, sources.get(target.video))
+
+        for line in repair(bad, check, options.delete):
+            click.echo(line)
     missing = sorted(videos.keys() - {target.video for target in found}) if options.complete else []
     for video in missing:
         click.echo(f"{video}: no shard; run the extraction again")
-    click.echo(summary(len(found), len(bad), len(missing) if options.complete else None, options.repair))
-    if bad or missing:
+    then = "run with --repair to set them aside"
+    if not bad:
+        then = "nothing to do"
+    elif options.repair or options.delete:
+        then = "taken out; run the extraction again"
+    unread = len(findings) - len(bad)
+    click.echo(
+        f"{len(found)} shards: {len(found) - len(findings)} good, {len(bad)} bad ({then})"
+        + (f", {unread} could not be read or used (left as they are)" if unread else "")
+        + (f", {len(missing)} missing" if options.complete else "")
+    )
+    if findings or missing:
         sys.exit(1)
 
 
-def summary(shards: int, bad: int, missing: int | None, repaired: bool) -> str:
-    """The last line: counts, and what to do; `missing` is None where completeness was not asked for."""
-    if not bad:
-        then = "nothing to do"
-    else:
-        then = "deleted; run the extraction again" if repaired else "run with --repair to delete them"
-    lacking = "" if missing is None else f", {missing} missing"
-    return f"{shards} shards: {shards - bad} good, {bad} bad ({then}){lacking}"
+def by_address(finding: Finding) -> ShardAddress:
+    return finding.address

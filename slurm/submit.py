@@ -21,7 +21,8 @@ from pipeline.options import CONTEXT, DatasetOptions, ShardSetOptions, from_opti
 from pipeline.paths import DEFAULT_METHOD, DatasetPaths, check_name, data_root
 from pipeline.request import request_of
 from pipeline.runs import STREAMS, Fusion, Stream
-from pipeline.shard import index_shards, open_shard
+from pipeline.shard import open_shard
+from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set, shard_sets
 from slurm import record, scheduler, state
 from slurm.chain import STAGES, ChainRequest, Job, as_shell_script, plan

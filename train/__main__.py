@@ -11,7 +11,15 @@ import click
 
 from pipeline.catalog import choose_dataset
 from pipeline.errors import InputError, command_errors
-from pipeline.options import CONTEXT, from_options, given_values, options_of
+from pipeline.options import (
+    CONTEXT,
+    LazyCommand,
+    LazyGroup,
+    from_options,
+    given_options,
+    given_values,
+    options_of,
+)
 from pipeline.paths import NAME, DatasetPaths, check_name, data_root
 from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name
 from train import recipe as recipes
@@ -25,19 +33,34 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPES = {"temporal": "temporal-stack10", "spatial": "spatial-scratch-dropout9"}
 PRETRAINED_SPATIAL = "spatial-lastlayer-dropout5"
+PUBLISHED = "modern"
+"""The recipe for --init imagenet: of a network whose ImageNet weights torchvision publishes."""
 
 
-@click.command(context_settings=CONTEXT)
+COMMANDS = {
+    "convert": LazyCommand(
+        "train.convert", "command", "Weights of another project as a state dict for --init."
+    ),
+    "export": LazyCommand("train.deploy", "command", "A run's network as ONNX or TorchScript."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS, invoke_without_command=True, context_settings=CONTEXT)
 @options_of(TrainOptions)
 @options_of(Recipe, given_only=True)
+@click.pass_context
 @command_errors
-def main(**values: Any) -> None:
+def main(context: click.Context, **values: Any) -> None:
     """Train a ConvNet of one stream; running the same command again resumes where it stopped.
 
     The options after --list-recipes are keys of the recipe. Under torchrun or srun, several processes train together.
     Exit status: 0 done, 1 an error that the message explains, 75 stopped by SIGTERM or SIGUSR1 after saving a
     checkpoint (the same command resumes).
     """
+    if context.invoked_subcommand is not None:
+        if given := given_options(context):
+            raise click.UsageError(f"{given[0]} is for training, not for {context.invoked_subcommand!r}")
+        return
     options = from_options(TrainOptions, values)
     if options.list_recipes:
         list_recipes()
@@ -114,6 +137,8 @@ def default_recipe(dataset: str, options: TrainOptions) -> str:
         return "imagenet"
     if dataset == "demo":
         return "demo"
+    if options.init == "imagenet":
+        return PUBLISHED
     if options.stream == "spatial" and options.init is not None:
         return PRETRAINED_SPATIAL
     return DEFAULT_RECIPES[options.stream or "temporal"]
@@ -165,7 +190,7 @@ def record_of(options: TrainOptions, dataset: str, stream: Stream, data: Trainin
         split=None if options.images else options.split,
         shard_sets=data.shard_sets,
         images=str(options.images) if options.images else None,
-        init=str(options.init) if options.init else None,
+        init=options.init,
         videos=hashlib.sha256(listed.encode()).hexdigest()[:16],
     )
 

@@ -22,9 +22,12 @@ import torch
 from torch import Tensor
 
 from pipeline import atomic
+from pipeline.catalog import choose_dataset
 from pipeline.errors import InputError
+from pipeline.options import DatasetOptions
+from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request
-from pipeline.runs import RunPaths, RunRecord
+from pipeline.runs import RunPaths, RunRecord, find_run
 from pipeline.text import first_line
 from train.models import build
 from train.models.network import Network
@@ -202,6 +205,23 @@ def load_checkpoint(path: str | Path, optimiser: bool = False) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
+
+
+def find_checkpoint(run: str, options: DatasetOptions) -> Path:
+    """The checkpoint or run folder that --run names: a path, else a run of the dataset by its name.
+
+    Raises:
+        InputError: neither; the message lists the dataset's runs.
+    """
+    if is_path(run):
+        return Path(run)
+    root = data_root(options.data)
+    return find_run(DatasetPaths(root, choose_dataset(options.dataset, root)), run).folder
+
+
+def is_path(run: str) -> bool:
+    """Whether --run is taken as a path: there is such a file or folder, or it has a slash."""
+    return "/" in run or Path(run).exists()
 
 
 def read_archive(path: Path) -> dict[str, Any]:

@@ -1,47 +1,19 @@
-"""Initial weights from elsewhere: a run's checkpoint or a torchvision-style state dict."""
+"""Initial weights from elsewhere, fitted to a network; which layers are then trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.runs import RunPaths
-from train.checkpoint import FORMAT, read_archive
+from pipeline.text import some
 from train.models.network import Network
+from train.weights import LAST, read_weights
 
-WRAPPERS = ("state_dict", "model_state", "model")
-PREFIXES = ("module.", "_orig_mod.")
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """Weights of a file or run folder, and the class names of its last layer if the file knows them.
-
-    Raises:
-        InputError: unreadable, or not a state dict.
-    """
-    if path.is_dir():
-        path = RunPaths(path).scoring_checkpoint()
-    values = read_archive(path)
-    classes = None
-    if values.get("format") == FORMAT:
-        classes = tuple(name for head in values["heads"].values() for name in head)
-        values = values["weights"]
-    for key in WRAPPERS:
-        if isinstance(values.get(key), Mapping):
-            values = values[key]
-    weights = {}
-    for name, tensor in values.items():
-        if not isinstance(tensor, Tensor):
-            raise InputError(
-                f"{path}: expected a state dict of tensors, found {type(tensor).__name__} under {name!r}"
-            )
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
-        weights[name] = tensor
-    return weights, classes
+SHOWN = 10
+"""Names of each kind in the message about weights that do not fit."""
 
 
 def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
@@ -49,14 +21,16 @@ def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
 
     A first layer for RGB becomes one for flow by its mean over the three channels, repeated for every input channel
     (Wang et al. 2015, cross-modality). The last layer is loaded if it is for the same classes (a run's checkpoint) or
-    has the same size (a plain state dict); otherwise it keeps its random initial weights.
+    has the same size (a plain state dict); otherwise it keeps its random initial weights. So do all fully connected
+    layers if the file has none of them.
 
     Raises:
-        InputError: names or shapes that do not fit, all of them in one message.
+        InputError: names or shapes that do not fit; the message has the first ten of each kind.
     """
-    weights, known = read_weights(path)
+    found = read_weights(path)
+    weights = {name.replace(LAST, network.last): tensor for name, tensor in found.tensors.items()}
     own = network.state_dict()
-    notes = []
+    notes = [] if found.layout in ("torchvision", "this project") else [f"{found.layout}'s names"]
     first, last = f"{network.first}.weight", (f"{network.last}.weight", f"{network.last}.bias")
     if first in weights and weights[first].ndim == 4:
         there, wanted = weights[first].shape[1], own[first].shape[1]
@@ -64,32 +38,59 @@ def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
             weights[first] = cross_modality(weights[first], wanted)
             notes.append(f"{first}: mean of its 3 colour filters repeated for {wanted} channels")
     fresh = (
-        known != tuple(classes)
-        if known is not None
+        found.classes != tuple(classes)
+        if found.classes is not None
         else any(name not in weights or weights[name].shape != own[name].shape for name in last)
     )
     if fresh:
         for name in last:
             weights[name] = own[name]
         notes.append(f"{network.last}: new, for {own[last[0]].shape[0]} classes")
+    hidden = hidden_layers(network)
+    if hidden and not any(name.startswith(f"{layer}.") for layer in hidden for name in weights):
+        weights |= {name: own[name] for name in own if name.rpartition(".")[0] in hidden}
+        notes.append(f"{', '.join(hidden)}: new, since the file has the convolutions only")
+    if unused := [name for name in weights if name not in own and name.startswith(network.without)]:
+        weights = {name: tensor for name, tensor in weights.items() if name not in unused}
+        notes.append(f"{some(unused, most=2, quoted=False)}: not in this network, left out")
+    check_fit(path, network, own, weights)
+    network.load_state_dict(weights, strict=False)
+    return "; ".join(notes) or "every layer taken over"
+
+
+def hidden_layers(network: Network) -> list[str]:
+    """Names of the fully connected layers before the last one."""
+    return [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and name != network.last
+    ]
+
+
+def check_fit(path: Path, network: Network, own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Raise InputError with the first names, of each kind, of weights that do not fit a network's own."""
     wrong = [
         f"{name}: expected {list(own[name].shape)}, found {list(weights[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if own[name].shape != weights[name].shape
+        for name in own
+        if name in weights and own[name].shape != weights[name].shape
     ]
     # State dicts from before torch 0.4.1 lack these counters, which nothing here reads.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in own]
-    if wrong or missing or unexpected:
-        raise InputError(
-            f"{path}: these weights are not for {type(network).__name__}:\n"
-            + "".join(f"  missing {name} {list(own[name].shape)}\n" for name in missing)
-            + "".join(f"  unexpected {name} {list(weights[name].shape)}\n" for name in unexpected)
-            + "".join(f"  {line}\n" for line in sorted(wrong))
-            + "choose the --model that they were trained with"
-        )
-    network.load_state_dict(weights, strict=False)
-    return "; ".join(notes) or "every layer taken over"
+    if not (wrong or missing or unexpected):
+        return
+
+    def shown(lines: list[str]) -> str:
+        more = f"  and {len(lines) - SHOWN:,} more\n" if len(lines) > SHOWN else ""
+        return "".join(f"  {line}\n" for line in lines[:SHOWN]) + more
+
+    raise InputError(
+        f"{path}: these weights are not for {type(network).__name__}:\n"
+        + shown([f"missing {name} {list(own[name].shape)}" for name in missing])
+        + shown([f"unexpected {name} {list(weights[name].shape)}" for name in unexpected])
+        + shown(wrong)
+        + "choose the --model (and --width, --length, --crop) that they were trained with"
+    )
 
 
 def cross_modality(filters: Tensor, channels: int) -> Tensor:

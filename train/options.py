@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import click
+
 from pipeline.machine import cores_per_process
-from pipeline.options import DatasetOptions, ShardSetOptions, option
+from pipeline.options import REQUIRED, DatasetOptions, ShardSetOptions, argument, option
 from pipeline.runs import Stream
 
 MOST_WORKERS = 16
@@ -82,8 +84,11 @@ class TrainOptions(DatasetOptions, ShardSetOptions):
         None, "Name of the run, or the folder of one to resume. Under torchrun use --name: it takes --run for its own.",
         short="--name", metavar="NAME", shown_default="STREAM-splitK",
     )  # fmt: skip
-    init: Path | None = option(
-        None, "Initial weights: a torchvision-style state dict, a checkpoint or a run folder.", metavar="PATH"
+    init: str | None = option(
+        None,
+        "Initial weights: imagenet for torchvision's published ones, a state dict, a checkpoint, a run folder, or "
+        "MatConvNet's imagenet-vgg-m-2048.mat.",
+        metavar="imagenet|PATH",
     )
     settings: tuple[str, ...] = option(
         (), "Override a key of the recipe; may be repeated.", flag="set", metavar="KEY=VALUE", multiple=True
@@ -95,3 +100,29 @@ class TrainOptions(DatasetOptions, ShardSetOptions):
     )
     loop: LoopOptions = field(default_factory=LoopOptions)
     list_recipes: bool = option(False, "Print the shipped recipes and exit.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """`python -m train convert`."""
+
+    file: Path = argument(REQUIRED, metavar="FILE")
+    output: Path | None = option(
+        None, "State dict to write.", metavar="FILE", shown_default="FILE with the ending .pth"
+    )
+    overwrite: bool = option(False, "Replace the file if it is there.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """`python -m train export`."""
+
+    run: str = argument(REQUIRED, metavar="RUN")
+    dataset: DatasetOptions
+    onnx: Path | None = option(None, "ONNX file to write (needs the extra `onnx`).", metavar="FILE")
+    torchscript: Path | None = option(None, "TorchScript file to write.", metavar="FILE")
+    overwrite: bool = option(False, "Replace files that are there.")
+
+    def __post_init__(self) -> None:
+        if self.onnx is None and self.torchscript is None:
+            raise click.UsageError("name what to write: --onnx FILE, --torchscript FILE or both")

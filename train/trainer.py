@@ -42,6 +42,7 @@ from train.meter import Meter, NotFinite
 from train.models import build
 from train.models.network import Network
 from train.options import LoopOptions
+from train.pretrained import FILES, fetch
 from train.recipe import Recipe, to_toml
 from train.resume import find_resumable
 from train.sampler import Key, Schedule, share
@@ -60,7 +61,7 @@ def train(
     folder: Path,
     options: LoopOptions,
     world: World,
-    init: Path | None = None,
+    init: str | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Train a network, resuming from the run's newest checkpoint if it has one.
@@ -90,9 +91,10 @@ def train(
             if world.first:
                 path = find_resumable(run, recipe, record, data.requests, options.resume, say)
             if world.first and path is None and recipe.pretrained and init is None:
+                published = "imagenet" if recipe.model in FILES else "MatConvNet's imagenet-vgg-m-2048.mat"
                 raise InputError(
                     "this recipe starts from pre-trained weights: give --init FILE (a torchvision-style state dict for "
-                    f"{recipe.model}, or a checkpoint or run folder of `python -m train`)"
+                    f"{recipe.model}, a checkpoint or run folder of `python -m train`, or {published})"
                 )
         resumed = load_checkpoint(path, optimiser=True) if (path := world.share(path)) else None
         with world.agreeing():
@@ -118,7 +120,7 @@ class Trainer:
         run: RunPaths,
         options: LoopOptions,
         world: World,
-        init: Path | None,
+        init: str | None,
         resumed: Checkpoint | None,
         say: Callable[[str], None],
     ) -> None:
@@ -159,7 +161,7 @@ class Trainer:
             say(f"resuming {run.folder} after iteration {self.iteration}")
         self.parallel = in_parallel(self.network, world, options.compiled)
 
-    def _initial_network(self, classes: int, init: Path | None) -> Network:
+    def _initial_network(self, classes: int, init: str | None) -> Network:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         network = build(
@@ -167,12 +169,21 @@ class Trainer:
         )
         if init is not None:
             names = [name for head in self.data.heads.values() for name in head]
-            self.say(f"{init}: {initialise(network, init, names)}")
+            self.say(f"{init}: {initialise(network, self._initial_weights(init), names)}")
         if recipe.sync_bn and self.world.size > 1:
             if self.world.device.type != "cuda":
                 raise InputError("sync_bn: torch exchanges batch statistics between GPUs only")
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return network
+
+    def _initial_weights(self, init: str) -> Path:
+        """The file or run folder that --init means; the first process downloads published weights for all."""
+        if init != "imagenet":
+            return Path(init)
+        with self.world.agreeing():
+            if self.world.first:
+                fetch(self.recipe.model)
+        return fetch(self.recipe.model)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 

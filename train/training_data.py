@@ -18,7 +18,8 @@ from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request, request_of
-from pipeline.shard import Shard, ShardAddress, index_shards, open_shard
+from pipeline.shard import Shard, ShardAddress, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.text import many
 from train.batches import Item, shard_positions

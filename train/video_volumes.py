@@ -13,7 +13,7 @@ from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import request_of
-from pipeline.shard import index_shards
+from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set
 from train.augment import Box, centre_box, lighting_noise, random_box
 from train.batches import keep_opencv_to_one_thread, read_volumes, shard_positions

@@ -148,12 +148,14 @@ class CudaMethod(FlowMethod):
     def levels(
         self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64], quantiser: Quantiser
     ) -> Quantised:
-        """Quantised flow; only levels and sums come back from the device.
+        """Quantised flow; only levels and sums come back from the device, or flow where levels need a range per field.
 
         Raises:
             DeviceMemoryError: too many pairs at once for the device.
             ValueError: a field that is not finite.
         """
+        if quantiser.ladder:  # which the kernels do not choose yet
+            return super().levels(frames, pairs, quantiser)
         count = len(pairs)
         result = Quantised(
             np.empty((count, 2, *frames.shape[1:]), np.uint8), np.empty((count, 2), np.float32),

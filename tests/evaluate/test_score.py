@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from conftest import add_run
 
-from evaluate import inference, score, score_file
+from evaluate import commands, inference, score, score_file
 from evaluate.__main__ import main
 from evaluate.inference import Compute
 from evaluate.score import Measurement
@@ -23,8 +24,9 @@ from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths
-from pipeline.shard import open_shard
-from train.checkpoint import load_checkpoint
+from pipeline.shard import ShardAddress, open_shard
+from pipeline.shard_index import index_shards
+from train.checkpoint import Checkpoint, load_checkpoint
 
 
 def measurement_of(
@@ -38,7 +40,7 @@ def measurement_of(
 
 def scored(measurement: Measurement, *options: Any, **named: Any) -> Scores | None:
     """The scores of the whole list, or None while other tasks have some left."""
-    state = scored(measurement, score.scoring_state(measurement), *options, **named)
+    state = score.score(measurement, score.scoring_state(measurement), *options, **named)
     return None if state.todo else state.scored
 
 
@@ -265,3 +267,62 @@ def test_group_options_before_a_subcommand_are_refused_rather_than_ignored(own_d
     result = CliRunner().invoke(main, ["--dataset", "tiny", "score"])
     assert result.exit_code == 2
     assert "--dataset belongs after 'score'" in result.output
+
+
+def test_a_command_walks_a_shard_set_once_and_builds_each_network_once(
+    own_data: DatasetPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked: list[Path] = []
+    built: list[Path | None] = []
+
+    def index(folder: Path) -> dict[str, ShardAddress]:
+        walked.append(folder)
+        return index_shards(folder)
+
+    def load(checkpoint: Checkpoint) -> Any:
+        built.append(checkpoint.path)
+        return inference.load_network(checkpoint)
+
+    monkeypatch.setattr(commands, "index_shards", index)
+    monkeypatch.setattr(score, "index_shards", index)
+    monkeypatch.setattr(score, "load_network", load)
+    options = ["--dataset", "tiny", "--data", str(own_data.data), "--frames", "1", "--crops", "1"]
+    result = CliRunner().invoke(main, [*options, "--workers", "0"])
+    assert result.exit_code == 0, result.output
+    assert walked == [own_data.shards("tvl1")]
+    assert len(built) == len(set(built)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fuse", "scores.h5", "--split", "1"], "leave it out with score FILEs"),
+        (["--weights", "1,2"], "--weights goes with --fusion weighted"),
+        (["--on", "logits", "--fusion", "svm"], "goes with --fusion average or weighted"),
+        (["--train-frames", "5"], "go with --fusion svm"),
+        (["features", "film.mp4", "--run", "x", "--part", "train"], "choose videos of a dataset"),
+        (["features", "--like", "shard.h5"], "--like goes with VIDEOs"),
+        (["predict", "film.mp4", "--run", "a/run", "--dataset", "tiny"], "goes with a --run that is a name"),
+        (["reproduce", "--table", "1b", "--other", "hmdb51"], "no run of table 1b needs a second dataset"),
+        (["predict", "film.mp4", "--run", "a/run", "--shards", "tvl1"], "No such option"),
+        (["predict", "film.mp4", "--run", "a/run", "--allow-missing"], "No such option"),
+        (["predict", "film.mp4", "--run", "a/run", "--overwrite"], "No such option"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    own_data: DatasetPaths, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("TWO_STREAM_DATA", str(own_data.data))
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_run_is_named_or_given_by_path(own_data: DatasetPaths, tmp_path: Path) -> None:
+    options = ["--dataset", "tiny", "--data", str(own_data.data), "--frames", "1", "--crops", "1"]
+    copied = tmp_path / "copied"
+    shutil.copytree(own_data.run("temporal-split1"), copied)
+    for run, folder in (("temporal-split1", own_data.run("temporal-split1")), (str(copied), copied)):
+        result = CliRunner().invoke(main, ["score", *options, "--workers", "0", "--run", run])
+        assert result.exit_code == 0, result.output
+        assert RunPaths(folder).scores("test-1x1").is_file()

@@ -117,6 +117,7 @@ def test_the_chosen_method_is_the_last_one_named(words: list[str], method: str |
         (("--method", "raft", "--tau", "0.1"), "'raft' is not one of 'tvl1', 'brox'"),
         (("--codec", "paper", "--bound", "10"), "the paper preset takes each field's own range"),
         (("--codec", "lossless", "--quality", "90"), "the lossless preset has no quality"),
+        (("--codec", "linear", "--bound-fixed"), "the linear preset has no bound that follows the field"),
         (("--set", "other"), "no such option --set: write --shards other"),
     ],
 )

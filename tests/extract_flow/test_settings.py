@@ -47,6 +47,7 @@ def options_of_extraction(draw: st.DrawFn) -> ShardOptions:
         every=draw(st.integers(1, 9)),
         codec=codec,
         bound=None if codec == "paper" else draw(st.none() | st.floats(0.01, 10000)),
+        bound_fixed=codec == "default" and draw(st.booleans()),
         quality=None if codec == "lossless" else draw(st.none() | st.integers(1, 100)),
         **draw(SIZES),
         **draw(TIMES),
@@ -66,6 +67,7 @@ def test_settings_come_back_from_their_request(
     assert again.request(source_bytes) == request
     assert np.array_equal(again.codec.quantiser.table, made.codec.quantiser.table)
     assert again.codec.quantiser.per_field == made.codec.quantiser.per_field
+    assert again.codec.quantiser.ladder == made.codec.quantiser.ladder
 
 
 @given(st.data())
@@ -91,6 +93,8 @@ def test_single_parameters_come_back_with_their_types(data: st.DataObject) -> No
         {"codec": "high-fidelity"},
         {"codec": "paper", "quality": 80},
         {"bound": 30.0, "quality": 90},
+        {"bound_fixed": True},
+        {"bound": 0.5},
         {"size": (40, 36), "step": 2},
         {"short_side": "none", "direction": "both", "every": 2},
         {"rgb": False, "start": 0.1, "end": 0.3},

@@ -24,7 +24,8 @@ from extract_flow.methods import load
 from pipeline import atomic
 from pipeline.codec import codec
 from pipeline.outcome import read_outcomes
-from pipeline.shard import bad_streams, index_shards, open_shard
+from pipeline.shard import bad_streams, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.video import Selection, VideoReader
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -274,6 +275,20 @@ def test_other_parameters_are_an_error_that_shows_both_or_made_anew(clips: Path,
     assert content(tmp_path / "video.0.h5") != before
     out, _ = extract(video, "--output", tmp_path, *QUICK, "--iterations", 7, "--overwrite")
     assert out.startswith("0 done, 1 skipped")
+
+
+def test_shards_of_another_codec_are_refused_with_one_line_and_kept(clips: Path, tmp_path: Path) -> None:
+    extract(clips, "--output", tmp_path, *QUICK, "--bound-fixed")
+    before = {video: content(address.file) for video, address in index_shards(tmp_path).items()}
+    out, err = extract(clips, "--output", tmp_path, *QUICK, status=1)
+    assert out.startswith("0 done, 0 skipped (already valid), 6 failed")
+    assert (out + err).count(
+        "quantiser: asked asinh s=3 bound=20 ladder, the shard has asinh s=3 bound=20;"
+    ) == 1
+    assert "process" not in err, "no worker is needed to see it"
+    assert {video: content(address.file) for video, address in index_shards(tmp_path).items()} == before
+    out, _ = extract(clips, "--output", tmp_path, *QUICK, "--bound-fixed")
+    assert out.startswith("0 done, 6 skipped")
 
 
 def test_a_damaged_shard_is_made_again(clips: Path, tmp_path: Path) -> None:

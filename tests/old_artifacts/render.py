@@ -80,7 +80,8 @@ def expected(data: Path) -> dict[str, np.ndarray]:
 
     from evaluate.score_file import read_scores
     from pipeline.paths import DatasetPaths
-    from pipeline.shard import index_shards, open_shard
+    from pipeline.shard import open_shard
+    from pipeline.shard_index import index_shards
     from train.checkpoint import load_checkpoint
 
     paths, found = DatasetPaths(data, NAME), {}

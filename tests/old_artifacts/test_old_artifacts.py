@@ -16,7 +16,8 @@ from rendered_clips import clip
 from evaluate.score_file import read_scores
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths
-from pipeline.shard import index_shards, open_shard
+from pipeline.shard import open_shard
+from pipeline.shard_index import index_shards
 from train.checkpoint import load_checkpoint
 
 FOLDER = Path(__file__).resolve().parent / "70a616d"

@@ -52,7 +52,7 @@ def test_tables_are_antisymmetric_with_level_128_exactly_zero_and_level_0_read_a
 def test_default_levels_follow_the_asinh_formula():
     flow = np.linspace(-25, 25, 2 * 40 * 40, dtype=np.float32).reshape(1, 2, 40, 40)
     expected = np.rint(127 * np.arcsinh(np.clip(flow, -20, 20) / 3.0) / np.arcsinh(20 / 3)) + 128
-    levels = codec().quantiser.quantise(flow).levels
+    levels = codec(bound_fixed=True).quantiser.quantise(flow).levels
     # Edges lie half-way between values, which asinh puts within a ten-thousandth of half-way between levels.
     assert np.abs(levels - expected).max() <= 1
     assert (levels != expected).mean() < 0.005
@@ -112,7 +112,7 @@ def test_mirrored_flow_gets_mirrored_levels(preset, flow):
 
 
 def test_mirroring_holds_on_the_edges_themselves():
-    quantiser = codec().quantiser
+    quantiser = codec(bound_fixed=True).quantiser
     edges = np.abs(quantiser.edges[1:]).reshape(1, 2, 1, 127)
     assert (quantiser.quantise(-edges).levels == 256 - quantiser.quantise(edges).levels.astype(int)).all()
 
@@ -120,7 +120,7 @@ def test_mirroring_holds_on_the_edges_themselves():
 @settings(max_examples=40, deadline=None)
 @given(flow=FLOW)
 def test_error_within_the_bound_is_at_most_half_a_step(flow):
-    quantiser = codec().quantiser
+    quantiser = codec(bound_fixed=True).quantiser
     read = values(quantiser.quantise(flow), quantiser)
     inside = np.clip(flow, -20, 20)
     half_step = np.interp(np.abs(inside), quantiser.table[129:], np.diff(quantiser.table[128:]) / 2 * 1.1)
@@ -131,7 +131,7 @@ def test_error_within_the_bound_is_at_most_half_a_step(flow):
 @given(flow=FLOW)
 def test_clipped_counts_pixels_of_which_a_component_lies_beyond_the_bound(flow):
     expected = (np.abs(flow) > 20).any(axis=1).mean(axis=(1, 2))
-    assert np.allclose(codec().quantiser.quantise(flow).clipped, expected)
+    assert np.allclose(codec(bound_fixed=True).quantiser.quantise(flow).clipped, expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -282,6 +282,7 @@ def test_quality_and_bound_change_what_they_say():
         ({"bound": float("nan")}, "bound"),
         ({"preset": "paper", "bound": 20}, "no bound"),
         ({"preset": "lossless", "quality": 90}, "no quality"),
+        ({"preset": "lossless", "bound_fixed": True}, "leave --bound-fixed out"),
         ({"quality": 101}, "quality"),
     ],
 )
@@ -299,27 +300,33 @@ def test_a_table_that_does_not_ascend_is_no_quantiser(table):
 def test_names_tell_quantisers_apart():
     bounded = [preset for preset in PRESETS if preset != "paper"]
     names = {codec(preset, bound=bound).quantiser.name for preset in bounded for bound in (15, 20)}
-    assert (
-        len(names | {codec("paper").quantiser.name}) == 2 * 4 + 1
-    )  # lossless shares the default's quantiser
+    assert len(names | {codec("paper").quantiser.name}) == 2 * 5 + 1
+    assert codec("lossless").quantiser == codec(bound_fixed=True).quantiser != codec().quantiser
     assert linear_quantiser(20).name == "linear bound=20"
 
 
-@given(st.sampled_from(sorted(PRESETS)), st.none() | st.floats(0.01, 10000), st.none() | st.integers(1, 100))
-def test_what_a_shard_records_gives_its_codec_again(preset, bound, quality):
+@given(
+    st.sampled_from(sorted(PRESETS)),
+    st.none() | st.floats(0.01, 10000),
+    st.none() | st.integers(1, 100),
+    st.booleans(),
+)
+def test_what_a_shard_records_gives_its_codec_again(preset, bound, quality, bound_fixed):
     try:
-        made = codec(preset, bound, quality)
+        made = codec(preset, bound, quality, bound_fixed)
     except InputError:  # an option that the preset has no use for
         return
     again = codec_from(made.quantiser.name, made.image, made.quality)
     assert again == made
     assert np.array_equal(again.quantiser.table, made.quantiser.table)
     assert again.quantiser.per_field == made.quantiser.per_field
+    assert again.quantiser.ladder == made.quantiser.ladder
 
 
 def test_codecs_of_other_values_are_unequal():
     assert codec() == codec("default", 20.0, 75)
-    assert len({codec(), codec(bound=30), codec(quality=76), codec("lossless"), codec("field")}) == 5
+    others = codec(bound=30), codec(quality=76), codec(bound_fixed=True), codec("lossless"), codec("field")
+    assert len({codec(), *others}) == 6
     assert codec(bound=20.000001).quantiser.name != codec(bound=20.000002).quantiser.name
 
 
@@ -331,6 +338,10 @@ def test_codecs_of_other_values_are_unequal():
         ("asinh s=0 bound=20", "png", None),
         ("linear bound=nan", "png", None),
         ("linear bound=20.0", "png", None),
+        ("linear bound=20 ladder", "jpeg flat", 75),
+        ("range ladder", "png", None),
+        ("asinh s=3 bound=20  ladder", "png", None),
+        ("asinh s=3 bound=20", "jpeg flat by speed", None),
         ("range", "webp", 75),
         ("range", "png", 75),
         ("range", "jpeg flat", None),

@@ -129,6 +129,17 @@ def test_the_summary_counts_and_names_every_failure() -> None:
     assert lines[-2:] == ["note: b: odd", "failed: d: no video"]
 
 
+def test_videos_that_failed_for_one_reason_share_a_line() -> None:
+    videos = {f"v{number}": "other settings" for number in range(7)} | {"w": "no video"}
+    outcomes = [Outcome(video, "failed", reason) for video, reason in videos.items()]
+    lines = describe(summarise(outcomes), seconds=1.0)
+    assert lines[0].endswith("8 failed")
+    assert lines[1:] == [
+        "failed: 7 videos (v0, v1, v2, v3, v4 and 2 more): other settings",
+        "failed: w: no video",
+    ]
+
+
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (2130, "2.1 kB"), (3.2e15, "3200.0 TB")]
 )

@@ -11,7 +11,8 @@ from made_shards import make_shard
 
 from pipeline import pack
 from pipeline.errors import InputError
-from pipeline.shard import index_shards, open_shard
+from pipeline.shard import open_shard
+from pipeline.shard_index import index_shards
 
 VIDEOS = ["A/a.b", "A/c;d#e", "B/ü", "B/v 2", "B/v1"]
 

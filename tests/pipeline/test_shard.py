@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import pickle
 import subprocess
@@ -20,7 +21,8 @@ from pipeline import atomic
 from pipeline.codec import PRESETS, codec
 from pipeline.errors import InputError
 from pipeline.request import check, request_of
-from pipeline.shard import ShardAddress, Source, faults, index_shards, open_shard
+from pipeline.shard import ShardAddress, Source, faults, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.shard_writer import ShardWriter
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -96,6 +98,34 @@ def test_frames_come_back_in_rgb(tmp_path):
         assert shard.has_frames
         error = np.abs(shard.frames(0, 5).astype(int) - smooth_frames(5))
         assert error.mean(axis=(0, 1, 2)).max() < 8
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (18, 33), (13, 7)])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_flows_of_fields_with_ranges_of_their_own(tmp_path, monkeypatch, height, width, compiled):
+    """Same as NumPy has it, bit for bit, for one range, and for one that the components do not share."""
+    coding = codec()
+    factors, pans = np.float32([1, 9, 30, 1]), np.float32([[0, 0], [31, -7], [4, 4], [-12, -12]])
+    flow = smooth_flow(4, height, width) * factors[:, None, None, None] + pans[..., None, None]
+    with ShardWriter(tmp_path / "x.h5", request(), coding) as writer:
+        writer.add_flows("forward", coding.quantiser.quantise(flow))
+        writer.finish(
+            video="a/b",
+            source=Source(1, "0" * 64, width, height),
+            fps=25.0,
+            frames=5,
+            width=width,
+            height=height,
+        )
+    with open_shard(tmp_path / "x.h5") as shard:
+        assert (shard.scale() > 1).any()
+        assert (shard.offset() != 0).any()
+        scale, offset = (values[..., None, None] for values in (shard.scale(), shard.offset()))
+        expected = shard.table()[shard.levels(0, 4)] * scale + offset
+        if not compiled:
+            monkeypatch.setattr("pipeline.codec._kernel", lambda name: None)
+        assert np.array_equal(shard.flows(0, 4), expected)
+        assert np.abs(expected - flow).max() < 0.2 * shard.scale().max() * 20
 
 
 def test_a_shard_tells_what_it_is(tmp_path):
@@ -262,6 +292,25 @@ def test_every_flipped_byte_of_the_streams_is_found(whole, tmp_path):
         data[place] ^= 0x10
         with open_shard(damaged) as shard:
             assert len(list(faults(shard))) == 1, place
+
+
+def test_no_flipped_bit_of_a_stream_is_read_as_data(whole, tmp_path):
+    """Most flipped bits of a JPEG still decode, to other pixels; so every read compares the CRC-32."""
+    data = bytearray(whole.read_bytes())
+    with open_shard(whole) as shard:
+        layout = {part: shard.part(part) for part in ("frames", "forward")}
+    damaged = tmp_path / "d.h5"
+    for part, streams in layout.items():
+        for bit in range(3, 8 * int(streams.start[-1]), 101):
+            index = int(np.searchsorted(streams.start, bit // 8, "right")) - 1
+            data[streams.begin + bit // 8] ^= 1 << bit % 8
+            damaged.write_bytes(data)
+            data[streams.begin + bit // 8] ^= 1 << bit % 8
+            with open_shard(damaged) as shard:
+                reads = [shard.frames] if part == "frames" else [shard.levels, shard.flows]
+                for read in (*reads, functools.partial(shard.streams, part=part)):
+                    with pytest.raises(InputError, match=rf"d\.h5: .*{part} {index} fails its checksum"):
+                        read(0, len(streams))
 
 
 @settings(max_examples=300, deadline=None)

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from made_shards import make_shard
 
 from pipeline import atomic, pack, verify
-from pipeline.shard import ShardAddress, index_shards, open_shard
+from pipeline.shard import ShardAddress, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.shard_sets import Target
 
 

@@ -208,6 +208,24 @@ def test_distinct_fields_make_the_same_volumes(items: list[Item], changes: dict[
             assert torch.equal(found, expected[start:stop])
 
 
+def test_a_flipped_bit_that_still_decodes_is_an_error(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "a.h5", "C/a", flows=3)
+    shard = open_shard(path)
+    data = bytearray(path.read_bytes())
+    whole = bytes(shard.streams(1, 2)[0])
+    for bit in range(len(whole) * 4, len(whole) * 8):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        image = cv2.imdecode(np.frombuffer(changed, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if image is not None:
+            break
+    at = data.index(whole) + bit // 8
+    data[at] = changed[bit // 8]
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.h5: damaged shard: forward 1 fails its checksum"):
+        read_volumes(shard, VolumeSpec(length=3), [0])
+
+
 # --- images ---
 
 

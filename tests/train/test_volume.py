@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from pipeline.codec import codec
 from pipeline.errors import InputError
 from train.volume import (
     RawFlow,
@@ -41,6 +42,30 @@ def raw_flow(
         size=torch.tensor([[height, width]] * count),
         zoom=torch.full((count,), zoom),
     )
+
+
+@pytest.mark.parametrize("stacking", ["stack", "trajectory"])
+@pytest.mark.parametrize(("bound_fixed", "expected"), [(False, 2.9), (True, -17.1)])
+def test_behind_a_pan_of_40_pixels_the_background_moves_by_what_the_mean_leaves(
+    stacking: str, bound_fixed: bool, expected: float
+) -> None:
+    """The paper's formula gives 40 - 37.1: a tenth of the field moves by 11 px, and the stored mean is exact."""
+    flow = np.zeros((2, 2, 60, 80), np.float32)
+    flow[:, 0] = 40
+    flow[:, 0, 20:40, 20:44] = 11
+    quantised = codec(bound_fixed=bound_fixed).quantiser.quantise(flow)
+    raw = RawFlow(
+        levels=torch.from_numpy(quantised.levels[None]),
+        table=torch.from_numpy(codec().quantiser.table.copy())[None, None],
+        scale=torch.from_numpy(quantised.scale[None]),
+        offset=torch.from_numpy(quantised.offset[None]),
+        mean=torch.from_numpy(quantised.mean[None]),
+        size=torch.tensor([[60, 80]]),
+        zoom=torch.ones(1),
+    )
+    spec = VolumeSpec(length=2, stacking=stacking, mean_subtraction=True, flow_scale=1.0)  # type: ignore[arg-type]
+    background = flow_volume(raw, spec)[0, 0::2, 5:15, 10:70]
+    np.testing.assert_allclose(background, expected, atol=0.1)
 
 
 def pixel_by_pixel(raw: RawFlow) -> np.ndarray:

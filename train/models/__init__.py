@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODELS", "build"]
 
-MODELS = ("cnn_m_2048", "vgg16", "resnet18", "resnet34", "resnet50", "resnet101")
+MODELS = ("cnn_m_2048", "vgg16", "vgg16_gap", "resnet18", "resnet34", "resnet50", "resnet101")
 
 
 def build(
@@ -27,7 +27,8 @@ def build(
         name: one of `MODELS`.
         channels: of the input, 3 or 2L.
         classes: outputs of the last layer, over all heads.
-        dropout: before the last layers (cnn_m_2048, vgg16: on both hidden layers; ResNets: on the pooled features).
+        dropout: before the last layers (cnn_m_2048, vgg16: on both hidden layers; vgg16_gap, ResNets: on the
+            pooled features).
         crop: side of the input in pixels; only cnn_m_2048's first full layer depends on it.
         width: filters per layer as a share of the published number; ResNets only.
 
@@ -37,7 +38,7 @@ def build(
     # Imported here, so that a command that needs only the names does not load torch.
     from train.models.cnn_m import CnnM2048
     from train.models.resnet import ResNet
-    from train.models.vgg import Vgg16
+    from train.models.vgg import Vgg16, Vgg16Gap
 
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
@@ -51,4 +52,4 @@ def build(
         raise InputError(f"width {width}: only ResNets come in other widths than 1, not {name}")
     if name == "cnn_m_2048":
         return CnnM2048(channels, classes, dropout, crop)
-    return Vgg16(channels, classes, dropout)
+    return (Vgg16 if name == "vgg16" else Vgg16Gap)(channels, classes, dropout)

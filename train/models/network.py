@@ -13,10 +13,12 @@ class Network(nn.Module):
     Attributes:
         first: state-dict name (without .weight) of the convolution that sees the input.
         last: the same of the layer whose outputs are the classes.
+        without: beginnings of the names of layers that published weights have and this network goes without.
     """
 
     first: str
     last: str
+    without: tuple[str, ...] = ()
 
     @abstractmethod
     def penultimate(self, inputs: Tensor, keys: Tensor | None = None) -> Tensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda", reason="needs numba-cuda: pip install -e .[cuda]")
 
 from extract_flow import methods
 from extract_flow.cuda import device, kernel
+from extract_flow.cuda.method import CudaMethod
 from extract_flow.flow_method import DeviceMemoryError
+from pipeline.codec import codec
 from pipeline.errors import InputError
 
 
@@ -28,6 +31,25 @@ def test_a_device_beyond_the_visible_ones_is_refused_with_those_there_are(
     monkeypatch.setattr(device, "device_count", lambda: 2)
     with pytest.raises(InputError, match=r"cuda:0 to cuda:1, found 'cuda:2'"):
         device.select("tvl1", "cuda:2")
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 9, 11), (3, 2, 9, 11)])
+def test_levels_with_a_range_for_each_field_are_those_of_the_flow_that_comes_back(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stub stands for the device: it has flow, and no levels to offer."""
+    flow = (np.random.default_rng(0).normal(30, 20, shape)).astype(np.float32)
+    gpu = object.__new__(CudaMethod)
+    monkeypatch.setattr(gpu, "flow", lambda frames, pairs: flow, raising=False)
+    monkeypatch.setattr(
+        gpu, "_chunks", lambda *_: pytest.fail("levels were asked of the device"), raising=False
+    )
+    quantiser = codec().quantiser
+    pairs = np.zeros((len(flow), 2), np.int64)
+    found = gpu.run(np.zeros((1, 9, 11), np.uint8), pairs, "levels", quantiser)
+    expected = quantiser.quantise(flow)
+    for name in vars(expected):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
 class DriverError(Exception):

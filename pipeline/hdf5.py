@@ -1,0 +1,279 @@
+"""HDF5 files: written so that a full disk is an error, and read without trusting anything in them.
+
+HDF5 reads and writes through file objects of ours. So an error of the disk is known for what it is and never taken for
+damage, no file is locked (finished files never change, and some file systems have no locks), and the metadata and the
+bytes read beside it come from the same open file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import Unreadable
+from pipeline.text import first_line, system_reason
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+OLDEST_SUPERBLOCK = 2
+"""Of HDF5 1.8: from there on the metadata have checksums."""
+LONGEST_TEXT = 1 << 16
+
+
+class Invalid(Exception):
+    """What is wrong with a file that was read, before its name is put in front."""
+
+
+class Foreign(Invalid):
+    """A sound file of another kind or a later version: it cannot be used, and it is not damaged."""
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+class SourceFile(io.FileIO):
+    """A file for HDF5 to read from, which keeps the first error instead of raising it.
+
+    HDF5 gives its own reasons for what it could not read, or crashes at closing. `reading` raises the kept error.
+    """
+
+    error: BaseException | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "r", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+        status = os.fstat(self.fileno())
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):  # a named pipe, for example, would never end
+            self.close()
+            raise OSError(0, "it is not a regular file")
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        try:
+            while done < len(view) and (count := super().readinto(view[done:])):
+                done += count
+        except BaseException as error:  # noqa: BLE001  no exception may cross HDF5, not even Ctrl-C
+            self.error = self.error or error
+        view[done:] = bytes(len(view) - done)
+        return len(view)
+
+    def bytes_at(self, offset: int, size: int) -> bytes:
+        """The bytes at an offset; Invalid if the file ends before."""
+        try:
+            data = os.pread(self.fileno(), size, offset)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        if len(data) != size:
+            raise Invalid("it ends early: the file was cut short")
+        return data
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[tuple[Any, SourceFile]]:
+    """An HDF5 file, open in h5py's low-level interface, and the file object below it.
+
+    Whatever HDF5 or the code in the block finds wrong becomes `Invalid`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        Unreadable: the system did not let it be read; this says nothing about its bytes.
+        Invalid: its bytes were read, and are no such file or not whole.
+    """
+    try:
+        source = SourceFile(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with source:
+        try:
+            with _opened(source) as file:
+                yield file, source
+        except (Invalid, LookupError, OSError, RuntimeError, ValueError, TypeError) as error:
+            _raise_kept(source, path)
+            if isinstance(error, Invalid):
+                raise
+            raise Invalid(first_line(error)) from error
+        _raise_kept(source, path)
+
+
+def _raise_kept(source: SourceFile, path: Path) -> None:
+    if isinstance(source.error, OSError):
+        raise unreadable(path, source.error) from source.error
+    if source.error is not None:
+        raise source.error
+
+
+@contextlib.contextmanager
+def _opened(source: SourceFile) -> Iterator[Any]:
+    head = source.bytes_at(0, min(len(SIGNATURE) + 1, source.size))
+    if head[: len(SIGNATURE)] != SIGNATURE:
+        raise Invalid("it is empty" if not head else "it is not an HDF5 file")
+    if head[-1] < OLDEST_SUPERBLOCK:
+        raise Invalid("it is of HDF5's old format, which has no checksums")
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, source)
+    file = h5py.h5f.open(b"source", h5py.h5f.ACC_RDONLY, fapl=access)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def unreadable(path: object, error: OSError) -> Unreadable:
+    return Unreadable(f"{path}: could not be read: {system_reason(error)}; it was left as it is")
+
+
+def child(group: Any, name: str, opened: Callable[[Any, bytes], Any]) -> Any:
+    """A group or dataset below a group, reached by a hard link only."""
+    key = name.encode()
+    try:
+        if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+            raise Invalid(f"{name!r} is a link to elsewhere, which is not allowed")
+        return opened(group, key)
+    except (KeyError, RuntimeError) as error:
+        fault = (
+            f"its {name!r} cannot be opened ({first_line(error)})" if key in group else f"it has no {name!r}"
+        )
+        raise Invalid(fault) from error
+
+
+def subgroup(group: Any, path: str) -> Any:
+    """The group at a path below a group, hard links all the way."""
+    for name in path.strip("/").split("/"):
+        if name:
+            group = child(group, name, h5py.h5g.open)
+    return group
+
+
+def attribute(owner: Any, name: str, kind: Any) -> Any:
+    """A scalar attribute as str, int or float; None if it is absent and may be.
+
+    Class, size and space are checked first: HDF5 writes as many bytes as it finds, wherever they fit.
+    """
+    try:
+        found = h5py.h5a.open(owner, name.encode())
+    except KeyError as error:
+        if kind in (int | None, float | None):
+            return None
+        raise Invalid(f"it has no attribute {name!r}") from error
+    if found.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
+        raise Invalid(f"attribute {name!r} is not a single value")
+    stored = found.get_type()
+    if kind is str:
+        return _text(found, stored, name)
+    real = kind in (float, float | None)
+    if not isinstance(stored, h5py.h5t.TypeFloatID if real else h5py.h5t.TypeIntegerID):
+        raise Invalid(f"attribute {name!r} is not {'a real number' if real else 'a whole number'}")
+    if stored.get_size() > 8:
+        raise Invalid(f"attribute {name!r} has {stored.get_size()} bytes, expected at most 8")
+    value = np.empty((), np.float64 if real else np.int64)
+    found.read(value, mtype=h5py.h5t.NATIVE_DOUBLE if real else h5py.h5t.NATIVE_INT64)
+    return value.item()
+
+
+def _text(found: Any, stored: Any, name: str) -> str:
+    if not isinstance(stored, h5py.h5t.TypeStringID) or stored.is_variable_str():
+        raise Invalid(f"attribute {name!r} is not text of a fixed length")
+    if stored.get_size() > LONGEST_TEXT:
+        raise Invalid(f"attribute {name!r} has {stored.get_size()} bytes, expected at most {LONGEST_TEXT}")
+    text = np.empty((), f"S{stored.get_size()}")
+    found.read(text, mtype=stored)
+    return str(text.item().decode())
+
+
+@functools.cache
+def _stored_type(dtype: str) -> Any:
+    return h5py.h5t.py_create(np.dtype(dtype))
+
+
+def place(dataset: Any, name: str, dtype: str, source: SourceFile) -> tuple[int, tuple[int, ...]]:
+    """Offset and shape of a dataset whose bytes must lie in the file as they are, and whole.
+
+    Args:
+        dataset: low-level h5py.
+        name: for messages.
+        dtype: NumPy's name of the type with its order, for example "<f4".
+        source: the file.
+    """
+    if not dataset.get_type().equal(_stored_type(dtype)):
+        raise Invalid(f"{name!r} is not of type {np.dtype(dtype).name}")
+    created = dataset.get_create_plist()
+    if created.get_layout() != h5py.h5d.CONTIGUOUS or created.get_external_count():
+        raise Invalid(f"{name!r} is not stored contiguously in the file")
+    space = dataset.get_space()
+    if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
+        raise Invalid(f"{name!r} is not an array")
+    shape = tuple(map(int, space.get_simple_extent_dims()))
+    size, offset = dataset.get_storage_size(), dataset.get_offset()
+    if size and offset is None:
+        raise Invalid(f"{name!r} has no place in the file")
+    if size and offset + size > source.size:
+        raise Invalid(f"{name!r} reaches beyond the end of the file, which was cut short")
+    count = 1
+    for length in shape:
+        count *= length
+    if count * np.dtype(dtype).itemsize != size:
+        raise Invalid(f"{name!r} has {size} bytes, which are not those of its {count} values")
+    return int(offset or 0), shape
+
+
+def array(dataset: Any, name: str, dtype: str, source: SourceFile) -> npt.NDArray[Any]:
+    """A dataset, read from where it lies; read-only."""
+    offset, shape = place(dataset, name, dtype, source)
+    size = np.dtype(dtype).itemsize
+    for length in shape:
+        size *= length
+    return np.frombuffer(source.bytes_at(offset, size), dtype).reshape(shape)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+class DiskFile(io.FileIO):
+    """A file for HDF5 to write to, which keeps the first error instead of raising it.
+
+    HDF5 ends the process, or crashes, when the last blocks of metadata cannot be written at closing (HDF5 2.0). So it
+    sees no error, and `new_file` raises the first one afterwards.
+    """
+
+    error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view) and self.error is None:
+            try:
+                written += super().write(view[written:])
+            except BaseException as error:  # noqa: BLE001  no exception may cross HDF5, not even Ctrl-C
+                self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except BaseException as error:  # noqa: BLE001
+            self.error = self.error or error
+            return size or 0
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file of format 1.10 to write into; OSError if the disk did not take it."""
+    with DiskFile(path, "w+") as disk:
+        with h5py.File(disk, "w", libver=("v110", "v110")) as file:
+            yield file
+        if disk.error is not None:
+            raise disk.error

@@ -1,0 +1,112 @@
+"""Which shards there are: below a folder as loose files and in packs, and in one pack."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from pipeline import atomic, hdf5
+from pipeline.errors import InputError
+from pipeline.hdf5 import Foreign, Invalid
+from pipeline.shard import SUFFIX, VERSION, ShardAddress, damaged, file_root, leads_elsewhere, opened
+from pipeline.text import first_line
+
+PACK_FORMAT = "two-stream pack"
+PACK_SUFFIX = ".h5pack"
+DEEPEST_GROUP = 8
+
+
+def index_shards(folder: str | Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
+    """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
+
+    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts.
+
+    Args:
+        folder: a set of shards.
+        unusable: gets the packs that cannot be read, and what is in a pack without being a shard, instead of an
+            exception.
+
+    Raises:
+        InputError: there is such a pack or thing, and no list for it.
+    """
+    folder = Path(folder)
+    loose: dict[str, ShardAddress] = {}
+    packs: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_folder_unreadable):
+        folders[:] = sorted(name for name in folders if not atomic.is_temporary(name))
+        for path in (Path(parent, name) for name in sorted(names) if not atomic.is_temporary(name)):
+            if path.name.endswith(SUFFIX):
+                loose[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = ShardAddress(path)
+            elif path.name.endswith(PACK_SUFFIX):
+                packs.append(path)
+    packed: dict[str, ShardAddress] = {}
+    for path in packs:
+        try:
+            packed.update(index_pack(path, unusable))
+        except InputError:
+            if unusable is None:
+                raise
+            unusable.append(ShardAddress(path))
+    return dict(sorted((packed | loose).items()))
+
+
+def _folder_unreadable(error: OSError) -> None:
+    """A folder that is not there has no shards; one that cannot be listed may have some."""
+    if not isinstance(error, FileNotFoundError):
+        raise hdf5.unreadable(error.filename, error) from error
+
+
+def index_pack(path: Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
+    """Shards of one pack by video id, which is the group's path.
+
+    Args:
+        path: the pack.
+        unusable: gets what is in it without being a shard, instead of an exception.
+
+    Raises:
+        InputError: it is no pack, it is damaged, or holds anything else and there is no list for it.
+    """
+    faults: dict[str, str] = {}
+    with opened(ShardAddress(path)) as (file, _):
+        root = file_root(file)
+        if not h5py.h5a.exists(root, b"format") or hdf5.attribute(root, "format", str) != PACK_FORMAT:
+            raise Foreign(f"it is not a {PACK_FORMAT}")
+        if (version := hdf5.attribute(root, "version", int)) != VERSION:
+            raise Foreign(f"it is a pack of version {version}, and this program reads version {VERSION}")
+        names = list(_groups_of_shards(root, "", {_object(root)}, faults))
+    if unusable is None:
+        for name, fault in faults.items():
+            raise damaged(ShardAddress(path, f"/{name}"), fault)
+    else:
+        unusable += [ShardAddress(path, f"/{name}") for name in faults]
+    return {name: ShardAddress(path, f"/{name}") for name in names}
+
+
+def _object(group: Any) -> int:
+    """What is the same for every link to a group."""
+    return int(h5py.h5o.get_info(group).addr)
+
+
+def _groups_of_shards(group: Any, above: str, seen: set[int], faults: dict[str, str]) -> Iterator[str]:
+    """Paths of the groups that claim to be shards; each group is entered once, and the rest goes to `faults`."""
+    for key in list(group):
+        name = above + key.decode(errors="backslashreplace")
+        try:
+            if leads_elsewhere(name) or name.count("/") > DEEPEST_GROUP:
+                raise Invalid("it cannot be the name of a video")
+            child = hdf5.child(group, key.decode(), h5py.h5g.open)
+            is_shard = h5py.h5a.exists(child, b"format")  # one of another name is found out when it is opened
+            if _object(child) in seen and not is_shard:
+                raise Invalid("it is a second link to a group of this pack")
+            seen.add(_object(child))
+        except (Invalid, LookupError, OSError, RuntimeError, ValueError) as error:
+            faults[name] = first_line(error)
+            continue
+        if is_shard:
+            yield name
+        else:
+            yield from _groups_of_shards(child, f"{name}/", seen, faults)
