@@ -412,13 +412,13 @@ def peers(report: Report, folder: Path | None) -> None:
 
 
 def training(report: Report, folder: Path) -> None:
-    """cnn_m_2048 on stacks of 10 flows, batches of 256: from memory, and fed by 16 workers from shards."""
+    """cnn_m_2048 on stacks of 10 flows, batches of 256: from memory, and fed by 16 threads from shards."""
     import torch
     import torch.nn.functional as F
 
     from pipeline.shard import open_shard
     from pipeline.shard_index import index_shards
-    from train.batches import Item, TrainingReader, network_input
+    from train.batches import Item, TrainingReader
     from train.models import build
     from train.recipe import load_recipe
 
@@ -453,27 +453,28 @@ def training(report: Report, folder: Path) -> None:
     recipe = load_recipe("temporal-stack10")
     from evaluate.inference import Compute, view_outputs
     from evaluate.views import Views
-    from train.loader import as_it_is
+    from train.device_feed import DeviceFeed
+    from train.loader import loading
 
     spec = recipe_spec(recipe)
     items = [Item(open_shard(address), i % 101, 0, "") for i, address in enumerate(addresses)]
     reader = TrainingReader(items, spec, recipe)
     keys = [[(iteration, index) for index in range(256)] for iteration in range(60)]
-    loader = torch.utils.data.DataLoader(
-        reader, batch_sampler=keys, num_workers=16, collate_fn=as_it_is, pin_memory=True, prefetch_factor=2,
-    )  # fmt: skip
     network.train()
-    batches = iter(loader)
-    for _ in range(8):
-        next(batches)
-    began = time.perf_counter()
-    for batch in batches:
-        step(network_input(batch, spec, "cuda").flatten(0, 1), batch.label.cuda())
+    cuda = torch.device("cuda")
+    feed = DeviceFeed(spec, cuda)
+    with loading(reader, keys, 16, cuda) as batches:
+        for _ in range(8):
+            next(batches)
+        began = time.perf_counter()
+        for batch in batches:
+            samples = feed(batch)
+            step(samples.inputs.flatten(0, 1), samples.label)
     torch.cuda.synchronize()
     fed = 256 * 52 / (time.perf_counter() - began)
     report.add(
         "training",
-        "fed by 16 workers",
+        "fed by 16 threads",
         f"{fed:.0f} samples/s",
         None,
         f"{100 * fed / from_memory:.0f} % of memory",
@@ -490,7 +491,7 @@ def training(report: Report, folder: Path) -> None:
     views = 250 * done / (time.perf_counter() - began)
     report.add(
         "scoring",
-        "25 x 10 views, fed by 16 workers",
+        "25 x 10 views, fed by 16 threads",
         f"{views:.0f} views/s",
         None,
         f"{100 * views / scored:.0f} % of memory",

@@ -85,8 +85,8 @@ def decode_fields(
         ValueError: a region outside the field, or arrays that do not fit together.
     """
     top, left, rows, columns = region = region or (0, 0, height, width)
-    _check_region(region, height, width, out.shape[2:])
     _check_arrays(block, targets, out)
+    _check_region(region, height, width, out.shape[2:])
     kernels, done = _kernels(), 0
     if kernels is None:
         check_crc32(block, len(targets))
@@ -164,7 +164,8 @@ def _check_arrays(block: StreamBlock, targets: npt.NDArray[np.int64], out: Level
     """What the kernels take on trust; ValueError if anything is wrong."""
     if out.dtype != np.uint8 or out.ndim != 4 or out.shape[1] != 2 or not out.flags.c_contiguous:
         raise ValueError(f"out: expected contiguous uint8[m,2,h,w], found {out.dtype}{list(out.shape)}")
-    if targets.dtype != np.int64 or (len(targets) and not 0 <= targets.min() <= targets.max() < len(out)):
+    places = targets.tolist()
+    if targets.dtype != np.int64 or (places and not 0 <= min(places) <= max(places) < len(out)):
         raise ValueError(f"targets: expected int64 below {len(out)}, found {targets.dtype} {targets}")
     if not 0 <= block.first <= block.first + len(targets) <= len(block.crc32) == len(block.start) - 1:
         raise ValueError(f"streams {block.first} and {len(targets)} more of {len(block.crc32)}")

@@ -256,7 +256,8 @@ class Shard:
         if not len(indices):
             return
         wanted, places, edges = indices, targets, [0, len(indices)]
-        if (indices != np.arange(indices[0], indices[0] + len(indices))).any():
+        numbers = indices.tolist()
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             wanted, first = np.unique(indices, return_index=True)
             places = targets[first]
             edges = [0, *(np.flatnonzero(np.diff(wanted) != 1) + 1).tolist(), len(wanted)]

@@ -251,10 +251,11 @@ def _fill(
             continue
         fields = slice(first, first + indices.shape[-1])
         first = fields.stop
-        table[:, fields if table.shape[1] > 1 else slice(None)] = shard.table(direction)
-        scale[:, fields] = shard.scale(direction)[indices]
-        offset[:, fields] = shard.offset(direction)[indices]
-        mean[:, fields] = shard.mean(direction)[indices]
+        flow = shard.contents.flow[direction]
+        table[:, fields if table.shape[1] > 1 else slice(None)] = flow.table
+        scale[:, fields], offset[:, fields], mean[:, fields] = (
+            flow.scale[indices], flow.offset[indices], flow.mean[indices],
+        )  # fmt: skip
         shard.read_into(direction, indices.reshape(-1), places[:, fields].reshape(-1), levels, box)
 
 

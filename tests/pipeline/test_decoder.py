@@ -177,7 +177,7 @@ def test_no_bytes_make_the_kernels_leave_their_arrays(tmp_path: Path) -> None:
     path = os.pathsep.join([str(script.parents[2]), str(script.parent)])
     own = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, str(script), "--seconds", "10"],
+        [sys.executable, str(script), "--seconds", "4"],
         env={**os.environ, **own},
         capture_output=True,
         text=True,
