@@ -67,7 +67,7 @@ class ComputeOptions:
     )
     workers: int | None = option(
         None,
-        "Processes that decode; 0 decodes in the main process.",
+        "Threads that read and decode; 0 does so in the main one.",
         minimum=0,
         shown_default="1 on a CPU, all cores up to 16 on a GPU",
     )

@@ -34,6 +34,7 @@ SUFFIX = ".h5"
 DIRECTIONS = ("forward", "backward")
 BLOCK_BYTES = 1 << 22
 LARGEST_SIDE = 65535
+FIELDS_AT_ONCE = 5
 MOST_PIXELS = 1 << 27
 LARGEST_VALUE = 1e9
 """Of the tables; a product of two of them is still finite."""
@@ -206,12 +207,14 @@ class Shard:
         out = self._output(out, (stop - start, 2, self.height, self.width), np.float32)
         scale, offset = flow.scale[start:stop], flow.offset[start:stop]
         values = value_table(flow.table)
-        # One field's levels at a time, so that they are still in the processor's cache when they are looked up.
-        levels, place = np.empty((1, 2, self.height, self.width), np.uint8), np.zeros(1, np.int64)
-        for i in range(stop - start):
-            with self._naming(direction, [start + i]):
-                decode_fields(block.after(i), place, self.height, self.width, levels)
-            values.read_field(levels[0], scale[i], offset[i], out[i])
+        # A few fields' levels at a time, so that they are still in the processor's cache when they are looked up.
+        levels = np.empty((min(FIELDS_AT_ONCE, stop - start), 2, self.height, self.width), np.uint8)
+        for first in range(start, stop, FIELDS_AT_ONCE):
+            places = np.arange(min(FIELDS_AT_ONCE, stop - first))
+            with self._naming(direction, range(first, stop)):
+                decode_fields(block.after(first - start), places, self.height, self.width, levels)
+            for i, field in enumerate(levels[: len(places)], first - start):
+                values.read_field(field, scale[i], offset[i], out[i])
         return out
 
     def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
