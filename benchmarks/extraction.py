@@ -2,7 +2,7 @@
 
     python benchmarks/extraction.py VIDEOS [--method dis] [--jobs N] [--rounds 3] [--done 10000]
 
-Candidates alternate within one run and medians are told, since other load on the machine changes with time. The naive
+Candidates alternate within one run; medians are reported, since the load of the machine changes with time. The naive
 script is what people write first: cv2.VideoCapture, one pair after the other in one process, x and y and the frame as
 three JPEG files of quality 95 in the literature's mapping.
 """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from evaluate.options import (
     ReproduceOptions,
     ScoreOptions,
 )
+from pipeline import start
 from pipeline.errors import command_errors
 from pipeline.machine import usable_cores
 from pipeline.options import CONTEXT, from_options, given_options, options_of
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 
 def make_console(stderr: bool = False) -> Console:
     """Output to the terminal at its width; to a file or a job's log, wide enough for every table."""
-    from rich.console import Console
+    from pipeline import console
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(width=None if stream.isatty() else 130, stderr=stderr)
+    return console.make_console(stderr, width=130)
 
 
 @click.group(invoke_without_command=True, context_settings=CONTEXT)
@@ -149,11 +147,6 @@ def reproduce_command(**values: Any) -> None:
     reproduce.reproduce_table(options, make_console())
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; the working folder is the project's checkout."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
-    main(arguments, prog_name="python -m evaluate")
-
-
 if __name__ == "__main__":
-    cli()
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+    start.run(main, "python -m evaluate")

@@ -32,6 +32,7 @@ from evaluate.views import Views
 from pipeline.catalog import Dataset, choose_dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.options import DatasetOptions, ShareOptions
+from pipeline.ownership import owning_name
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.runs import Fusion
 from pipeline.shard import ShardAddress
@@ -237,8 +238,21 @@ def score_list(
     Raises:
         InputError: shards are damaged, or missing and that was not allowed.
     """
-    if overwrite:
-        scoring.discard(measurement)
+    share = share or ShareOptions()
+    with owning_name(measurement.file.with_name(f"{measurement.file.name} {share.task} of {share.tasks}")):
+        if overwrite:
+            scoring.discard(measurement)
+        _score_list(measurement, shards, allow_missing, computes, console, share)
+
+
+def _score_list(
+    measurement: Measurement,
+    shards: ShardIndex,
+    allow_missing: bool,
+    computes: Sequence[Compute],
+    console: Console,
+    share: ShareOptions,
+) -> None:
     state = scoring.scoring_state(measurement, shards(measurement.shards))
     scoring.check_missing(measurement, state.missing, allow_missing)
     label = f"{measurement.run.name}, {measurement.part} list, {measurement.views} views"
@@ -251,7 +265,6 @@ def score_list(
         scoring.merge(measurement, state)
         say(f"all {many(len(measurement.videos) - len(state.missing), 'video')} are scored{missing}")
         return
-    share = share or ShareOptions()
     place = ", ".join(compute.device for compute in computes)
     part = f", share {share.task} of {share.tasks}" if share.tasks > 1 else ""
     say(f"{many(len(state.todo), 'video')} to score on {place}{part}{missing}")

@@ -9,15 +9,22 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.text import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
 def progress_of(console: Console, label: str, total: int) -> Iterator[Callable[[str], None]]:
     """Show how many of `total` videos are done; the block gets a function to call with each video's name."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-    shown = bar.add_task(label, total=total)
+    shown = bar.add_task(printable(label), total=total)
     done, printed = 0, time.monotonic()
 
     def advance(video: str) -> None:

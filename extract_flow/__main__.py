@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from extract_flow.methods import module
 from extract_flow.options import ExtractionOptions, MethodCommand, SourceOptions
+from pipeline import start
 from pipeline.errors import command_errors
 from pipeline.options import CONTEXT, from_options, given_values, options_of
 
@@ -34,9 +34,6 @@ def main(**values: Any) -> None:
     skipped, so the same command resumes after an interruption.
     """
     began = time.monotonic()
-    for stream in (sys.stdout, sys.stderr):  # names may hold bytes that no encoding has
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     options = from_options(ExtractionOptions, values)
     parameters = given_values(module(options.shards.method).Parameters, values)
 
@@ -83,4 +80,4 @@ def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m extract_flow")
+    start.run(main, "python -m extract_flow")

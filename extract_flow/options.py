@@ -198,7 +198,7 @@ class MethodCommand(click.Command):
             if not having:
                 raise
             raise click.UsageError(
-                f"{error.option_name} is no option of the method {ctx.meta[CHOSEN]}; {', '.join(having)} "
+                f"{error.option_name} is not an option of the method {ctx.meta[CHOSEN]}; {', '.join(having)} "
                 f"{'has' if len(having) == 1 else 'have'} it",
                 ctx,
             ) from error

@@ -101,13 +101,14 @@ class ProgressDisplay:
 
 
 def _bar():  # type: ignore[no-untyped-def]
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
+
+    from pipeline.console import make_console
 
     return Progress(
         BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[text]}", markup=False),
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         auto_refresh=False,
     )

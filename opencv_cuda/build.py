@@ -10,7 +10,7 @@ It needs Linux on x86-64, CUDA 13's nvcc, a C++ compiler and Python's headers, b
 6. finish   the wheel: NPP among its requirements, its library search path freed of this machine's folders
 7. verify   in a clean environment (check_install.py); only then the wheel gets its place in dist/
 
-A build that was stopped goes on where it was when the same command is given again. A failure names the step and its
+A build that was stopped resumes where it was when the same command is given again. A failure names the step and its
 log. Only the standard library is used, so that it runs where nothing of the project is installed.
 """
 
@@ -288,7 +288,7 @@ def _runs_on(code: str, gpu: str) -> bool:
 
 
 def check(plan: Plan) -> Toolkit:
-    """Every check, told in one line each; the toolkit to build with.
+    """Every check, reported in one line each; the toolkit to build with.
 
     Raises:
         BuildError: with everything that is missing, not only the first.
@@ -669,7 +669,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
     return 0
 

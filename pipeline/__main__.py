@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from pipeline import start
 from pipeline.options import CONTEXT, LazyCommand, LazyGroup
 
 COMMANDS: dict[str, LazyCommand] = {
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m pipeline")
+    start.run(main, "python -m pipeline")

@@ -8,6 +8,7 @@ remove what a dead one left behind without touching what a living one is writing
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import itertools
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.errors import DiskFull, InputError
 from pipeline.text import system_reason
 
 DAY = 24 * 3600
@@ -29,6 +30,14 @@ TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<process>\d+)-(?P<started>\d+)-\d
 
 SET_ASIDE = re.compile(r"\.(?P<name>.+)\.replaced")
 """A folder while a new one takes its name."""
+
+OWNER = re.compile(r"\.owner(-[0-9a-f]+)?(\.next)*")
+"""Of `pipeline.ownership`."""
+
+LONGEST_SUFFIX = 40
+ATTEMPTS = 10
+RENAME_EXCHANGE = 2
+"""Of Linux's renameat2: swap two names at once."""
 
 _counter = itertools.count()
 
@@ -63,29 +72,63 @@ def writing(path: str | Path, verify: Callable[[Path], object] | None = None) ->
 def writing_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder of files: a temporary folder beside `path`, renamed to it in place of what was there.
 
-    A full folder cannot be replaced in one step, so the old one is set aside for that moment. If the process dies then,
-    the next `writing_folder` of that path puts the old one back before it begins.
+    Where the system can, the two are swapped in one step. Elsewhere the old one is set aside for a moment; if the
+    process dies then, the next `writing_folder` or `sweep` puts it back. Of several that replace the same folder at
+    once, the last one's stays.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.replaced")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if aside.exists() and not path.exists():
-            aside.rename(path)
+        put_back(path)
         temporary = temporary_path(path)
         temporary.mkdir()
         try:
             yield temporary
             for file in [*temporary.rglob("*"), temporary]:
                 sync(file)
+            replace_folder(temporary, path)
+            sync(path.parent)
+        finally:
+            remove(temporary)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Give a new folder the name of one that may be there, in one step where the system allows it."""
+    for _ in range(ATTEMPTS):
+        if exchange(new, path):
+            return
+        aside = path.with_name(f".{path.name}.replaced")
+        with contextlib.suppress(FileNotFoundError):
             if path.exists():
                 remove(aside)
                 path.rename(aside)
-            temporary.rename(path)
-            sync(path.parent)
-            remove(aside)
-        finally:
-            remove(temporary)
+        try:
+            new.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            continue  # another process took the name in between
+        remove(aside)
+        return
+    raise InputError(f"{path}: another process keeps replacing it; run the same command again")
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system cannot, or one is not there."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here = -100  # AT_FDCWD: relative to the current folder
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def put_back(path: Path) -> None:
+    """The folder that a dead process set aside gets its name back, if nothing has it."""
+    aside = path.with_name(f".{path.name}.replaced")
+    with contextlib.suppress(FileNotFoundError):
+        if not path.exists() and aside.exists():
+            aside.rename(path)
 
 
 @contextlib.contextmanager
@@ -100,7 +143,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if _is_any_of(error, DISK_FULL):
-            raise InputError(
+            raise (DiskFull if no_space_left(error) else InputError)(
                 f"{path}: no space left to write it (disk full, quota or file-size limit): nothing was left under that "
                 "name; free some space, or choose another folder, and run the same command again"
             ) from error
@@ -129,14 +172,27 @@ def _is_any_of(error: OSError, numbers: tuple[int, ...]) -> bool:
 
 def temporary_path(path: Path) -> Path:
     """A new name in the folder of `path`, with its suffix but not its stem, which may be as long as names can be."""
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
+    return path.with_name(f".tmp-{process_token()}{suffix}")
+
+
+def process_token() -> str:
+    """A new name for this process: its host, number and start time, and a counter."""
     process = os.getpid()
-    owner = f"{host_token()}-{process}-{process_started(process) or 0}"
-    return path.with_name(f".tmp-{owner}-{next(_counter)}{path.suffix}")
+    return f"{host_token()}-{process}-{process_started(process) or 0}-{next(_counter)}"
+
+
+def token_is_alive(token: str) -> bool | None:
+    """Whether the process of a token lives; None if it is on another host, or this is no token."""
+    match = TEMPORARY.fullmatch(f".tmp-{token}")
+    if match is None or match["host"] != host_token():
+        return None
+    return process_started(int(match["process"])) == int(match["started"])
 
 
 def is_temporary(name: str) -> bool:
     """Whether a file name stands for something unfinished or replaced, which no command may take for its own."""
-    return TEMPORARY.fullmatch(name) is not None or SET_ASIDE.fullmatch(name) is not None
+    return any(pattern.fullmatch(name) for pattern in (TEMPORARY, SET_ASIDE, OWNER))
 
 
 def sweep(folder: str | Path) -> list[Path]:
@@ -154,15 +210,16 @@ def sweep(folder: str | Path) -> list[Path]:
                 if match is not None and owner_is_gone(match, path):
                     remove(path)
                     removed.append(path)
+            if (aside := SET_ASIDE.fullmatch(name)) is not None:
+                put_back(path.with_name(aside["name"]))
         folders[:] = [name for name in folders if not is_temporary(name)]
     return removed
 
 
 def owner_is_gone(match: re.Match[str], path: Path) -> bool:
     """Whether the owner in a temporary file's name is gone for certain, or on another host and a day old."""
-    if match["host"] == host_token():
-        return process_started(int(match["process"])) != int(match["started"])
-    return time.time() - path.stat().st_mtime > DAY
+    alive = token_is_alive(match[0].removeprefix(".tmp-"))
+    return time.time() - path.stat().st_mtime > DAY if alive is None else not alive
 
 
 def remove(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
-from pipeline.text import some
+from pipeline.text import quoted, some
 
 FORMAT = "two-stream dataset"
 VERSION = 1
@@ -298,7 +298,9 @@ def check_inside(path: str, source: str) -> str:
     """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise InputError(f"{source}: the path {path!r} leaves the folder of the videos, which is not allowed")
+        raise InputError(
+            f"{source}: the path {quoted(path)} leaves the folder of the videos, which is not allowed"
+        )
     return path
 
 

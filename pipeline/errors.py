@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from pipeline.text import printable, printable_lines
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -19,6 +23,10 @@ class Unreadable(InputError):
     """The system did not let a file be read now, which says nothing about what is in it."""
 
 
+class DiskFull(InputError):
+    """The disk is full or the quota used up, so that nothing else can be written either."""
+
+
 class Damaged(InputError):
     """The bytes of a file were read, and are not what was written."""
 
@@ -26,6 +34,7 @@ class Damaged(InputError):
 def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wrap a click command: an `InputError` is printed as `error: ...` on stderr and ends with exit status 1.
 
+    So is every other error of the system, with its path and reason. Ctrl-C ends with 130 and without a word.
     Programming errors keep their traceback: the user cannot fix them.
     """
 
@@ -34,7 +43,17 @@ def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable_lines(str(error))}", file=sys.stderr)
             sys.exit(1)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.errno is None:
+                raise
+            place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
+            print(f"error: {printable(place)}: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
 
     return wrapped

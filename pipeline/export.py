@@ -16,11 +16,12 @@ from pipeline.codec import (
     Floats,
     Levels,
 )
-from pipeline.errors import InputError, command_errors
+from pipeline.errors import DiskFull, InputError, command_errors
 from pipeline.options import CONTEXT, REQUIRED, from_options, option, options_of
 from pipeline.progress import progress
 from pipeline.shard import Shard, open_shard
 from pipeline.shard_sets import ShardArguments, Target, gather
+from pipeline.text import printable
 
 FLO_TAG = np.float32(202021.25).tobytes()  # "PIEH", the Middlebury format's mark
 BATCH = 16
@@ -174,9 +175,11 @@ def command(**values: Any) -> None:
     for target in progress(found, "export"):
         try:
             there += not export_shard(target, options)
+        except DiskFull:
+            raise
         except InputError as error:
             failed += 1
-            click.echo(f"failed: {error}", err=True)
+            click.echo(f"failed: {printable(str(error))}", err=True)
     done = len(found) - there - failed
     click.echo(
         f"{options.output}: {done} exported, {there} there already (--overwrite replaces them), {failed} failed"

@@ -7,6 +7,7 @@ anything is printed, so that a user sees everything that is wrong at once.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 from collections import defaultdict
@@ -20,30 +21,30 @@ import click
 from pipeline import catalog
 from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups
 from pipeline.errors import InputError, command_errors
+from pipeline.groups import GroupRule, fold_splits, pattern_group, ucf_group
 from pipeline.lists import (
     SIDES,
     Builder,
-    GroupRule,
     Lists,
+    VideosFolder,
     canonical_stem,
     check_facts,
     key_of,
-    pattern_group,
     read_lines,
     read_lists,
     stem_of,
-    ucf_group,
 )
 from pipeline.machine import usable_cores
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.paths import check_name, fault_of_part
 from pipeline.progress import progress
-from pipeline.text import many, some
+from pipeline.text import many, quoted, some
 from pipeline.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, list_pictures
 
 DEPTH = 4
 """Folders below the videos' folder that are looked into: side, class, video, and one to spare."""
-FOLDS = 3
+COMPARED = 2000
+"""Names of found videos that are compared with one that is missing."""
 
 
 @dataclass(frozen=True)
@@ -211,28 +212,6 @@ def side_of_folder(name: str) -> str | None:
     return next((side for side, names in SIDES.items() if name.lower() in names), None)
 
 
-def fold_splits(ids: Iterable[str], group: GroupRule) -> dict[int, Split]:
-    """Three splits; split k tests on the groups number k, k+3, ... in the order of their names.
-
-    A class that a split would only test on is trained on there instead, as is one with a single group in all splits.
-    """
-    groups = {video_id: group(*video_id.split("/")) for video_id in sorted(ids)}
-    fold_of = {name: index % FOLDS + 1 for index, name in enumerate(sorted(set(groups.values())))}
-    folds: dict[str, set[int]] = defaultdict(set)
-    for video_id, name in groups.items():
-        folds[video_id.split("/")[0]].add(fold_of[name])
-    splits = {}
-    for number in range(1, FOLDS + 1):
-        held_out = {
-            video_id
-            for video_id, name in groups.items()
-            if fold_of[name] == number and len(folds[video_id.split("/")[0]]) > 1
-        }
-        train = tuple(video_id for video_id in groups if video_id not in held_out)
-        splits[number] = Split(number, train, tuple(sorted(held_out)))
-    return splits
-
-
 @dataclass(frozen=True)
 class Header:
     """What a video's header claims, None where it claims nothing; `fault` is why it could not be read."""
@@ -291,13 +270,15 @@ def read_counts(path: Path) -> dict[str, int]:
     lines = read_lines(path)
     header = re.split(r"[\t,]", lines[0][1].lower()) if lines else []
     if header not in (["video", "flows"], ["video", "frames"]):
-        raise InputError(f"{path}: expected a first line of `video` and `flows` or `frames`, found {header}")
+        raise InputError(
+            f"{path}: expected a first line of `video` and `flows` or `frames`, found {quoted(','.join(header))}"
+        )
     more = 1 if header[1] == "flows" else 0  # n flows lie between n + 1 frames
     counts = {}
     for number, line in lines[1:]:
         name, separator, count = line.rpartition("\t" if "\t" in line else ",")
         if not separator or not re.fullmatch("[0-9]{1,9}", count):
-            raise InputError(f"{path}:{number}: expected a video and a count, found {line!r}")
+            raise InputError(f"{path}:{number}: expected a video and a count, found {quoted(line)}")
         counts[name] = int(count) + more
     return counts
 
@@ -345,7 +326,7 @@ def import_dataset(
         InputError: everything that is wrong, one line each.
     """
     found = scan(videos, follow_links)
-    lists, loose = lists_for(kind, lists_source, class_names, found, group)
+    lists, loose = lists_for(kind, videos, lists_source, class_names, found, group)
     matching = match(lists, found)
     problems = problems_of(videos, lists, found, matching, allow_missing, limit)
     if problems:
@@ -374,6 +355,7 @@ def import_dataset(
 
 def lists_for(
     kind: str,
+    videos: Path,
     source: Path | None,
     class_names: Sequence[str] | None,
     found: Found,
@@ -389,7 +371,7 @@ def lists_for(
         if facts:
             raise InputError(f"{facts.title} needs its official lists: --lists DIR")
         return lists_of_folder(found, group or ucf_group)
-    lists = read_lists(source, class_names)
+    lists = read_lists(source, class_names, VideosFolder.of(videos, found.videos))
     if facts:
         check_facts(lists, facts, source)
     return lists, ()
@@ -432,11 +414,13 @@ def problems_of(
     elif not matching.paths:
         lines.append(
             f"none of the {len(lists.paths):,} listed videos is there, but {many(len(found.videos), 'other video')}"
+            + _names_that_differ(lists, matching)
         )
     elif matching.missing and not allow_missing:
         lines.append(
             f"missing: {len(matching.missing):,} of {len(lists.paths):,} listed videos: "
             f"{some(matching.missing, limit)} (--allow-missing imports the others)"
+            + _names_that_differ(lists, matching)
         )
     if matching.duplicates:
         lines.append(
@@ -458,6 +442,15 @@ def problems_of(
             f"names: {many(len(shown), 'name')} that cannot be used: {some(shown, limit, quoted=False)}"
         )
     return lines
+
+
+def _names_that_differ(lists: Lists, matching: Matching) -> str:
+    """The first missing video as it is listed, and the extra one whose name is most like it."""
+    if not matching.missing or not matching.extra:
+        return ""
+    wanted = lists.paths[matching.missing[0]]
+    (found,) = difflib.get_close_matches(wanted, matching.extra[:COMPARED], 1, cutoff=0.0)
+    return f"; wanted for example {quoted(wanted)}, found {quoted(found)}"
 
 
 def notes_of(

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import atomic
 from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
-from pipeline.errors import InputError, command_errors
+from pipeline.errors import DiskFull, InputError, command_errors
 from pipeline.export import inside
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
@@ -25,7 +25,7 @@ from pipeline.progress import progress
 from pipeline.request import Request, request_of
 from pipeline.shard import SUFFIX, Source, open_shard
 from pipeline.shard_writer import ShardWriter
-from pipeline.text import some
+from pipeline.text import printable, some
 
 FLOW_IMAGE = re.compile(r"flow_(?P<component>[xy])_(?P<number>\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 FRAME_IMAGE = re.compile(r"(?:img|image)_(?P<number>\d+)\.jpe?g", re.IGNORECASE)
@@ -288,9 +288,11 @@ def command(**values: Any) -> None:
                 there += 1
             elif log is not None:
                 log.append(outcome_of(video, path, options))
+        except DiskFull:
+            raise
         except InputError as error:
             failed += 1
-            click.echo(f"failed: {error}", err=True)
+            click.echo(f"failed: {printable(str(error))}", err=True)
     click.echo(f"{len(found) - there - failed} imported, {there} there already, {failed} failed")
     if failed:
         sys.exit(1)

@@ -26,6 +26,7 @@ from pipeline.options import (
     option,
     options_of,
 )
+from pipeline.ownership import owning_folder
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard import SUFFIX, VERSION, ShardAddress, faults, open_shard
 from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
@@ -144,12 +145,21 @@ def command(**values: Any) -> None:
         folder = paths.shards(choose_shard_set(paths, options.shards))
     elif not folder.is_dir():
         raise InputError(f"{folder}: no such folder of shards")
-    atomic.sweep(folder)
-    shards = index_shards(folder)
-    if options.unpack:
-        done = unpack_all(shards, folder, options.keep)
-        click.echo(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")
-        return
+    with owning_folder(folder):
+        atomic.sweep(folder)
+        shards = index_shards(folder)
+        if options.unpack:
+            done = unpack_all(shards, folder, options.keep)
+            click.echo(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")
+        else:
+            packed, packs = pack_all(shards, folder, options)
+            click.echo(
+                f"{folder}: {packed} shards in {packs} packs; {len(shards) - packed} were packed already"
+            )
+
+
+def pack_all(shards: dict[str, ShardAddress], folder: Path, options: PackOptions) -> tuple[int, int]:
+    """Pack the loose shards of a folder; returns how many shards are in the new packs, and how many packs."""
     packs = (
         plan_by_class(shards, folder)
         if options.videos is None
@@ -162,8 +172,7 @@ def command(**values: Any) -> None:
             for member in members:
                 if member.group == "/":
                     member.file.unlink(missing_ok=True)
-    packed = sum(map(len, packs.values()))
-    click.echo(f"{folder}: {packed} shards in {len(packs)} packs; {len(shards) - packed} were packed already")
+    return sum(map(len, packs.values())), len(packs)
 
 
 def unpack_all(shards: dict[str, ShardAddress], folder: Path, keep: bool) -> int:

@@ -11,7 +11,10 @@ Item = TypeVar("Item")
 
 def progress(items: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:
     """The items, with a bar on standard error; `total` where they have no length."""
-    from rich.console import Console
     from rich.progress import track
 
-    return track(items, label, total=total, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    from pipeline.console import make_console
+
+    return track(
+        items, label, total=total, console=make_console(stderr=True), disable=not sys.stderr.isatty()
+    )

@@ -499,7 +499,7 @@ def _read_group(group: Any, source: SourceFile, own_file: bool) -> Contents:
     if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE and width * height <= MOST_PIXELS):
         raise Invalid(f"it claims a size of {width}x{height}")
     if leads_elsewhere(attributes["video"]):
-        raise Invalid(f"its video {attributes['video']!r} is not a name below a folder")
+        raise Invalid(f"its video {attributes['video']!r} would lead out of a folder")
     frames, quality = None, None
     if b"rgb" in group:
         rgb = hdf5.child(group, "rgb", h5py.h5g.open)

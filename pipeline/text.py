@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
+LONGEST_REASON = 300
+"""Characters of the reason why something failed: a name in it may be thousands long."""
+
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where there is none."""
+    """The first line of an exception's message, or its type where there is none; at most `LONGEST_REASON` long."""
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return message.splitlines()[0] if message else type(error).__name__
+    return shortened(message.splitlines()[0]) if message else type(error).__name__
 
 
 def system_reason(error: OSError) -> str:
@@ -56,3 +60,23 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def printable_lines(text: str) -> str:
+    """The same for text of several lines, which may hold tabs."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(part if part in "\n\t" else printable(part) for part in re.split(r"([\n\t])", text))
+
+
+def shortened(text: str, most: int = LONGEST_REASON) -> str:
+    """The text, or its beginning and end where it is longer than a reason may be."""
+    if len(text) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def quoted(text: str, most: int = 200) -> str:
+    """Text of someone's file for a message: in quotes, nothing in it that moves a cursor, and not too long."""
+    return f"'{shortened(printable(text), most)}'"

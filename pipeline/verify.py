@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from pipeline.catalog import load_dataset
 from pipeline.errors import Damaged, InputError, command_errors
 from pipeline.machine import usable_cores
 from pipeline.options import CONTEXT, from_options, option, options_of
+from pipeline.ownership import owning_folder
 from pipeline.pack import write_pack
 from pipeline.progress import progress
 from pipeline.shard import Shard, ShardAddress, faults, open_shard, parts
@@ -175,6 +177,14 @@ def command(**values: Any) -> None:
     Reads every byte of the shards at the given paths, or of a dataset's set. Exit status 1 if one is bad.
     """
     options = from_options(VerifyOptions, values)
+    with contextlib.ExitStack() as owned:
+        if options.repair or options.delete:
+            for folder in options.folders:
+                owned.enter_context(owning_folder(folder))
+        _verify(options)
+
+
+def _verify(options: VerifyOptions) -> None:
     if options.repair or options.delete:
         for folder in options.folders:
             for path in atomic.sweep(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from pipeline import start
 from pipeline.options import CONTEXT, LazyCommand, LazyGroup
 
 COMMANDS = {
@@ -25,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m slurm")
+    start.run(main, "python -m slurm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.runs import chain_run_name
+from slurm.answers import JobId
 
+CLUSTERS_OPTION = re.compile(r"(?:--clusters?=|-M)(.+)")
 Split = TypeVar("Split", int, str)
 
 STAGES = ("flow", "verify", "train", "score", "fuse")
@@ -74,6 +77,7 @@ class Job:
 
     Attributes:
         stage: one of `STAGES`.
+        name: its name in the queue.
         tasks: size of the array; None for a job without one.
         environment: what the script reads from its environment.
         options: options for sbatch.
@@ -83,6 +87,7 @@ class Job:
     """
 
     stage: str
+    name: str
     tasks: int | None
     environment: Mapping[str, str]
     options: Sequence[str]
@@ -90,12 +95,21 @@ class Job:
     arguments: Sequence[str]
     waits: str | None
 
-    def command(self, waits_for: str | None = None) -> list[str]:
-        """The sbatch command, made to wait for the job `waits_for`."""
-        dependency = (
-            [f"--dependency={self.waits}:{waits_for}", "--kill-on-invalid-dep=yes"] if waits_for else []
-        )
-        return ["sbatch", "--parsable", *self.options, *dependency, self.script, *self.arguments]
+    @property
+    def clusters(self) -> str | None:
+        """The clusters that its options name, with commas between them."""
+        named = [found[1] for option in self.options if (found := CLUSTERS_OPTION.fullmatch(option))]
+        return named[-1] if named else None
+
+    def command(self, waits_for: JobId | None = None) -> list[str]:
+        """The sbatch command, made to wait for the job `waits_for`, on that job's cluster."""
+        waiting = []
+        if waits_for:
+            waiting = [f"--dependency={self.waits}:{waits_for.number}", "--kill-on-invalid-dep=yes"]
+            # A job can wait for one of its own cluster only, unless the clusters are a federation.
+            if waits_for.cluster and waits_for.cluster in (self.clusters or waits_for.cluster).split(","):
+                waiting.append(f"--clusters={waits_for.cluster}")
+        return ["sbatch", "--parsable", *self.options, *waiting, self.script, *self.arguments]
 
 
 def pairs(splits: Sequence[Split], streams: Sequence[str]) -> list[tuple[Split, str]]:
@@ -118,10 +132,12 @@ def _job(request: ChainRequest, stage: str, first: bool) -> Job:
         array = [f"--array=0-{tasks - 1}"]
     # SLURM replaces % in the name of a log, and does so in the folder's name too.
     log = f"{str(request.logs).replace('%', '%%')}/%x-{'%A_%a' if tasks else '%j'}.log"
-    options = [f"--job-name={stage}-{request.dataset}", f"--output={log}", "--export=ALL", *array]
+    name = f"{stage}-{request.dataset}"
+    options = [f"--job-name={name}", f"--output={log}", "--export=ALL", *array]
     where = [f"--dataset={request.dataset}", f"--data={request.data}"]
     return Job(
         stage=stage,
+        name=name,
         tasks=tasks,
         environment=_environment(request, stage),
         options=[*options, *request.options.get(stage, ())],
@@ -170,7 +186,9 @@ def _arguments(request: ChainRequest, stage: str) -> list[str]:
 def as_shell_script(jobs: Sequence[Job], project: Path, logs: Path) -> str:
     """The chain as a bash script that submits it."""
     lines = [
-        "set -e",
+        "set -e -o pipefail",
+        # Sites print banners around the job's id, and clusters their name behind it.
+        "job_id() { tr -d '\\r' | grep -E '^[0-9]+(;[[:alnum:]_.-]+)?$' | tail -n 1; }",
         f"cd {shlex.quote(str(project))}",
         f"mkdir -p {shlex.quote(str(logs))}",
         f"unset {' '.join(VARIABLES)}",
@@ -181,10 +199,10 @@ def as_shell_script(jobs: Sequence[Job], project: Path, logs: Path) -> str:
         waiting = f"--dependency={job.waits}:"
         words = [
             # Every word is data but for the number of the job before.
-            f'{waiting}"${before}"' if before and word == waiting + before else shlex.quote(word)
-            for word in job.command(before)
+            f'{waiting}"${{{before}%%;*}}"' if before and word == waiting + before else shlex.quote(word)
+            for word in job.command(JobId(before) if before else None)
         ]
-        lines.append(f"{job.stage}=$({values}{' '.join(words)})")
+        lines.append(f"{job.stage}=$({values}{' '.join(words)} | job_id)")
         before = job.stage
     lines.append("echo " + " ".join(f'"${job.stage}"' for job in jobs))
     return "\n".join(lines)

@@ -15,8 +15,8 @@ prepare() {
     warned=no
     max_restarts=${MAX_RESTARTS:-100} save_seconds=${SAVE_SECONDS:-90}
     # Bash would run what is hidden in a value such as a[$(...)] when it takes it for a number.
-    [[ $max_restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS='$max_restarts' is no number"
-    [[ $save_seconds =~ ^[0-9]+$ ]] || fail "SAVE_SECONDS='$save_seconds' is no number"
+    [[ $max_restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS='$max_restarts' is not a number"
+    [[ $save_seconds =~ ^[0-9]+$ ]] || fail "SAVE_SECONDS='$save_seconds' is not a number"
     [[ -f $site ]] || fail "no file '$site': TWO_STREAM_SITE names the file with this cluster's settings (default slurm/site.env)"
     # shellcheck source=slurm/site.env
     source "$site"

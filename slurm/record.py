@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import writing
+from slurm.answers import JOB_ID, JobId
 
 FORMAT = "two-stream chain of jobs"
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """One job of a chain: its stage, its number, the size of its array (None without one), the sbatch command."""
+    """One job of a chain: its stage, number, size of its array (None without one), sbatch command, cluster if named."""
 
     stage: str
     job: str
     tasks: int | None
     command: tuple[str, ...]
+    cluster: str | None = None
+
+    @property
+    def id(self) -> JobId:
+        return JobId(self.job, self.cluster)
 
     def task_names(self) -> list[str]:
         """The names of its tasks in SLURM and in the names of their logs."""
@@ -68,12 +74,14 @@ def _read(path: Path) -> Chain | None:
 def _job(value: Any) -> Submitted | None:
     if not isinstance(value, Mapping):
         return None
-    stage, job, tasks = value.get("stage"), value.get("job"), value.get("tasks")
-    if not isinstance(stage, str) or not isinstance(job, str) or not job.isdigit():
+    stage, job, tasks, cluster = (value.get(key) for key in ("stage", "job", "tasks", "cluster"))
+    if not isinstance(stage, str) or not isinstance(job, str) or not isinstance(cluster, str | None):
+        return None
+    if not JOB_ID.fullmatch(job if cluster is None else f"{job};{cluster}"):
         return None
     if tasks is not None and (not isinstance(tasks, int) or not 0 < tasks < 10_000_000):
         return None
-    return Submitted(stage, job, tasks, _words(value.get("command")))
+    return Submitted(stage, job, tasks, _words(value.get("command")), cluster)
 
 
 def _list(value: Any) -> Sequence[Any]:

@@ -1,15 +1,19 @@
-"""SLURM's own commands: test whether a job would be accepted, submit it, cancel it, ask for its state."""
+"""SLURM's own commands: whether it would accept a job, submitting, cancelling, the state of jobs, what is offered."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
+from slurm import answers
+from slurm.answers import Answer, JobId, on_cluster, rows
 from slurm.chain import STAGES, VARIABLES, Job
 
 UNFINISHED = {
@@ -107,33 +111,47 @@ def check(job: Job, project: Path) -> None:
     Raises:
         InputError: it could not; with SLURM's own message and what the partitions offer.
     """
-    done = _sbatch([*job.command()[:1], "--test-only", *job.command()[1:]], job, project)
-    if done.returncode != 0:
-        raise InputError(_refused(job, _words(done)))
+    command = job.command()
+    answer = run([*command[:1], "--test-only", *command[1:]], project, job.environment)
+    if answer.status != 0:
+        raise InputError(f"{refused(job, answer)}\nnothing was submitted")
 
 
-def submit(job: Job, project: Path, waits_for: str | None) -> str:
-    """Put the job into the queue; its number.
+def submit(job: Job, project: Path, waits_for: JobId | None) -> Answer:
+    """Put the job into the queue; what SLURM answers, which may not be what it should."""
+    return run(job.command(waits_for), project, job.environment)
 
-    Raises:
-        InputError: SLURM refuses it, or it would wait forever; either way it is not in the queue.
+
+def own_jobs(job: Job, cluster: str | None) -> set[str] | None:
+    """Numbers of this user's jobs of the job's name that have not ended; None where SLURM does not say."""
+    where = on_cluster(cluster or job.clusters)
+    answer = ask("squeue", *where, "-h", "-u", str(os.getuid()), "-n", job.name, "-o", "%i|%j")
+    if answer.status != 0:
+        return None
+    return {number for number, name in rows(answers.NAME_ROW, answer.lines) if name == job.name}
+
+
+def is_another(job: Job, found: JobId) -> bool:
+    """Whether SLURM says that the job of a number has another name than `job`."""
+    answer = ask("squeue", *on_cluster(found.cluster), "-h", "-j", found.number, "-o", "%i|%j")
+    names = [name for number, name in rows(answers.NAME_ROW, answer.lines) if number == found.number]
+    return bool(names) and job.name not in names
+
+
+def cancel(jobs: Sequence[JobId]) -> dict[JobId, str]:
+    """Ask SLURM to take jobs out of the queue; its message for each that it reports an error of.
+
+    An error does not mean that the job is still there, nor its absence that it is gone: see `states`.
     """
-    done = _sbatch(job.command(waits_for), job, project)
-    if done.returncode != 0:
-        raise InputError(_refused(job, _words(done)))
-    number = done.stdout.strip().split(";")[0]
-    if fault := _never_starts(number):
-        cancel([number])
-        raise InputError(_refused(job, fault))
-    return number
+    faults = {}
+    for job in jobs:
+        answer = ask("scancel", *on_cluster(job.cluster), job.number)
+        if answer.status != 0:
+            faults[job] = answer.words()
+    return faults
 
 
-def cancel(jobs: Sequence[str]) -> None:
-    """Take jobs out of the queue."""
-    _ask("scancel", *jobs)
-
-
-def states(job: str) -> list[Task]:
+def states(job: str, cluster: str | None = None) -> list[Task]:
     """The tasks of a job from the queue, which remembers ended jobs for some minutes, else from the accounting.
 
     Empty where neither knows the job, and where there is no SLURM.
@@ -143,21 +161,24 @@ def states(job: str) -> list[Task]:
     """
     if shutil.which("squeue") is None:
         return []
-    done = _ask("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%i|%T|%r|%N")
-    if done.returncode != 0 and "Invalid job id" not in done.stderr:
-        raise InputError(f"squeue gives no state of job {job}: {_words(done)}")
-    rows = [line.split("|") for line in done.stdout.splitlines()]
-    if rows:
-        return [
-            Task(name, state, "" if reason == "None" else reason, nodes)
-            for name, state, reason, nodes in rows
-        ]
+    where = on_cluster(cluster)
+    answer = ask("squeue", *where, "-h", "-r", "-t", "all", "-j", job, "-o", "%i|%T|%r|%N")
+    tasks = [
+        Task(name, state, "" if reason == "None" else reason, nodes)
+        for name, state, reason, nodes in rows(answers.TASK_ROW, answer.lines)
+        if name.split("_")[0] == job
+    ]
+    if tasks:
+        # A federation lists a job once for each of its clusters; those that did not get it have it as revoked.
+        return sorted(tasks, key=lambda task: task.state != "REVOKED")
+    if (answer.status != 0 and not answer.unknown_job()) or answer.unreachable():
+        fault = "no SLURM controller could be reached" if answer.unreachable() else "SLURM does not answer"
+        raise InputError(f"{fault}: squeue gives no state of job {job}: {answer.words()}")
     if shutil.which("sacct") is None:
         return []
-    done = _ask("sacct", "-n", "-X", "-P", "--array", "-j", job, "-o", "JobID,State,NodeList")
-    rows = [line.split("|") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    # "CANCELLED by 1000" is one state.
-    return [Task(row[0], row[1].split(" ")[0], "", row[2]) for row in rows if len(row) == 3]
+    answer = ask("sacct", *where, "-n", "-X", "-P", "--array", "-j", job, "-o", "JobID,State,NodeList")
+    found = rows(answers.ACCOUNT_ROW, answer.lines) if answer.status == 0 else []
+    return [Task(name, state, "", nodes) for name, state, nodes in found if name.split("_")[0] == job]
 
 
 def ended_badly(task: Task) -> bool:
@@ -176,15 +197,14 @@ def seconds_of(limit: str) -> float:
     return seconds + 86_400 * int(parts[0])
 
 
-def _never_starts(job: str) -> str | None:
+def never_starts(job: JobId) -> str | None:
     """What sbatch accepts in SLURM's default set-up although it never starts: too long a time, or no open partition."""
-    row = _ask("squeue", "-h", "-j", job, "-o", "%P|%l").stdout.splitlines()
-    if not row:
+    where = on_cluster(job.cluster)
+    found = rows(answers.LIMIT_ROW, ask("squeue", *where, "-h", "-j", job.number, "-o", "%P|%l").lines)
+    if not found:
         return None
-    names, asked = row[0].split("|")
-    offers = [
-        line.split("|") for line in _ask("sinfo", "-h", "-p", names, "-o", "%P|%a|%l").stdout.splitlines()
-    ]
+    names, asked = found[-1]
+    offers = rows(answers.OFFER_ROW, ask("sinfo", *where, "-h", "-p", names, "-o", "%P|%a|%l").lines)
     offered = [limit for _, available, limit in offers if available == "up"]
     if offers and not offered:
         return f"partition {names} is {offers[0][1]}"
@@ -193,33 +213,39 @@ def _never_starts(job: str) -> str | None:
     return None
 
 
-def _refused(job: Job, words: str) -> str:
-    offers = _ask("sinfo", "-o", "%P %a %l %D %c %m %G %f").stdout.strip()
+def refused(job: Job, answer: Answer) -> str:
+    """A message about a job that sbatch did not take, with what the partitions offer unless there is no controller."""
+    if answer.unreachable():
+        return (
+            f"no SLURM controller could be reached for the job '{job.stage}': {answer.words()}\n"
+            "`scontrol ping` shows which controllers are up; submit again when one is"
+        )
+    if answer.status is None:
+        return f"SLURM did not answer about the job '{job.stage}': {answer.words()}"
+    return cannot_run(job, answer.words())
+
+
+def cannot_run(job: Job, why: str) -> str:
+    """A message about a job that SLURM would not run, with what the partitions offer."""
+    offers = "".join(
+        f"\n{line}" for line in answers.shown(ask("sinfo", "-o", "%P %a %l %D %c %m %G %f").lines)
+    )
     options = " ".join(option for option in job.options if not option.startswith(("--output=", "--export=")))
     return (
-        f"SLURM would not run the job '{job.stage}' ({job.script} {options}): {words}\n"
-        f"What the cluster offers (partition, state, longest time, nodes, cores, MB, GPUs, features):\n{offers}\n"
+        f"SLURM would not run the job '{job.stage}' ({job.script} {options}): {why}\n"
+        f"What the cluster offers (partition, state, longest time, nodes, cores, MB, GPUs, features):{offers}\n"
         f"Change what is asked for in slurm/site.env ({job.stage.upper()}_OPTIONS) or with "
-        f"--sbatch {job.stage}=--OPTION=VALUE; nothing was submitted."
+        f"--sbatch {job.stage}=--OPTION=VALUE"
     )
 
 
-def _words(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines()]
-    return "; ".join(line.strip() for line in lines if line.strip()) or f"exit status {done.returncode}"
+def ask(*command: str) -> Answer:
+    """A question about jobs or partitions."""
+    return run(command, None, {})
 
 
-def _sbatch(command: Sequence[str], job: Job, project: Path) -> subprocess.CompletedProcess[str]:
-    return _run(command, project, job.environment)
-
-
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    return _run(command, None, {})
-
-
-def _run(
-    command: Sequence[str], folder: Path | None, values: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], folder: Path | None, values: Mapping[str, str]) -> Answer:
+    """Run one of SLURM's commands; what it prints need not be UTF-8."""
     # Inside a job, for example an interactive one, the variables that describe it are not the new job's. Nor is the
     # chain to be changed by what its user has exported for another one.
     environment = {
@@ -228,17 +254,37 @@ def _run(
         if (not name.startswith("SLURM_") or name in ACCESS) and name not in VARIABLES
     }
     try:
-        return subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd=folder,
             env={**environment, **values},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # so that what a site's wrapper has started can be stopped with it
         )
-    except subprocess.TimeoutExpired as error:
-        raise InputError(
-            f"{command[0]} got no answer from SLURM in {PATIENCE} s: is its controller up?"
-        ) from error
+    except OSError as error:
+        return Answer(None, (), (f"{command[0]} cannot be run: {error.strerror or error}",))
+    try:
+        output, errors = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        _stop(process)
+        return Answer(
+            None, (), (f"{command[0]} got no answer from SLURM in {PATIENCE} s: is its controller up?",)
+        )
+    except BaseException:
+        _stop(process)
+        raise
+    return Answer(process.returncode, answers.lines_of(output), answers.lines_of(errors))
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Stop a command with everything that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()

@@ -6,7 +6,7 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from pipeline.shard_sets import choose_shard_set, shard_sets
 from pipeline.status import describe as describe_set
 from pipeline.status import set_status
 from slurm import record, scheduler
+from slurm.answers import command_line
 from slurm.chain import STAGES
-from slurm.record import Submitted
+from slurm.record import Chain, Submitted
 from slurm.scheduler import Task
 
 SHOWN = 10
@@ -73,18 +74,18 @@ def describe(dataset: Dataset, paths: DatasetPaths, shard_set: str | None, where
     for job in chain.jobs:
         lines.extend(_stage(job, stages[job.stage], paths.logs))
     lines.extend(_videos(dataset, paths, shard_set))
-    lines.extend(_next(stages, [*chain.options], where))
+    lines.extend(_next(chain, stages, where))
     return lines
 
 
 def is_alive(job: Submitted) -> bool:
     """Whether any task of the job is still to end."""
-    return any(task.state in scheduler.UNFINISHED for task in scheduler.states(job.job))
+    return any(task.state in scheduler.UNFINISHED for task in scheduler.states(*job.id))
 
 
 def tasks_of(job: Submitted, logs: Path) -> list[Task]:
     """Every task of a job: from SLURM, else from the last line of its log, else unknown."""
-    known = {task.name: task for task in scheduler.states(job.job)}
+    known = {task.name: task for task in scheduler.states(*job.id)}
     return [known.get(name) or _from_log(name, logs) for name in job.task_names()]
 
 
@@ -140,16 +141,15 @@ def _videos(dataset: Dataset, paths: DatasetPaths, shard_set: str | None) -> lis
     return lines or [f"no shards yet of {len(dataset.videos):,} videos"]
 
 
-def _next(stages: dict[str, list[Task]], options: list[str], where: Sequence[str]) -> list[str]:
+def _next(chain: Chain, stages: Mapping[str, Sequence[Task]], where: Sequence[str]) -> list[str]:
     """What to do next."""
     tasks = [task for tasks in stages.values() for task in tasks]
     if any(task.state in scheduler.UNFINISHED for task in tasks):
-        jobs = ",".join(dict.fromkeys(task.name.split("_")[0] for task in tasks))
-        return [f"under way; watch: squeue -j {jobs}"]
+        return [f"under way; watch: {command_line('squeue', (job.id for job in chain.jobs), '-j', ',')}"]
     open_stages = [
         stage for stage in STAGES if any(task.state != "COMPLETED" for task in stages.get(stage, []))
     ]
     if not open_stages:
         return ["finished"]
-    again = shlex.join(["python", "-m", "slurm", "submit", *options, f"--from={open_stages[0]}"])
-    return [f"to go on: {again}"]
+    again = shlex.join(["python", "-m", "slurm", "submit", *chain.options, f"--from={open_stages[0]}"])
+    return [f"to resume: {again}"]

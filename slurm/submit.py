@@ -25,7 +25,9 @@ from pipeline.shard import open_shard
 from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set, shard_sets
 from slurm import record, scheduler, state
+from slurm.answers import command_line
 from slurm.chain import STAGES, ChainRequest, Job, as_shell_script, plan
+from slurm.queueing import submit_all
 from slurm.record import Chain, Submitted
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -134,7 +136,7 @@ def command(context: click.Context, **values: Any) -> None:
         scheduler.check(job, PROJECT)
     for job in jobs:
         check_arguments(job)
-    submitted = _submit_all(jobs)
+    submitted = submit_all(jobs, PROJECT)
     where = state.options_naming(dataset.name, options.data)
     record.save(Chain(time.time(), (*where, *_repeat(context)), tuple(submitted)), paths.logs)
     _report(submitted, paths, where)
@@ -221,30 +223,15 @@ def check_arguments(job: Job) -> None:
         ) from error
 
 
-def _submit_all(jobs: Sequence[Job]) -> list[Submitted]:
-    """Submit the jobs, each waiting for the one before; if one is refused, none stays in the queue."""
-    submitted: list[Submitted] = []
-    try:
-        for job in jobs:
-            waits_for = submitted[-1].job if submitted else None
-            number = scheduler.submit(job, PROJECT, waits_for)
-            submitted.append(Submitted(job.stage, number, job.tasks, tuple(job.command(waits_for))))
-    except BaseException:
-        if submitted:
-            scheduler.cancel([each.job for each in submitted])
-        raise
-    return submitted
-
-
 def _report(submitted: Sequence[Submitted], paths: DatasetPaths, where: Sequence[str]) -> None:
     """Print the jobs, and how to follow and to cancel them."""
-    numbers = [each.job for each in submitted]
+    ids = [each.id for each in submitted]
     for each in submitted:
         click.echo(f"{each.stage:<7} {each.job:>8}  {f'{each.tasks} tasks' if each.tasks else '1 job'}")
-    click.echo(f"watch:  squeue -j {','.join(numbers)}")
+    click.echo(f"watch:  {command_line('squeue', ids, '-j', ',')}")
     click.echo(f"state:  python -m slurm status {shlex.join(where)}")
     click.echo(f"logs:   {paths.logs}")
-    click.echo(f"cancel: scancel {' '.join(numbers)}")
+    click.echo(f"cancel: {command_line('scancel', ids)}")
 
 
 def _splits(dataset: Dataset, wanted: Sequence[str], stages: Sequence[str]) -> list[int]:
@@ -297,11 +284,12 @@ def _check_output(paths: DatasetPaths) -> None:
 
 def _check_nothing_runs(paths: DatasetPaths) -> None:
     chain = record.latest(paths.logs)
-    alive = [job.job for job in chain.jobs if state.is_alive(job)] if chain else []
+    alive = [job.id for job in chain.jobs if state.is_alive(job)] if chain else []
     if alive:
         raise InputError(
-            f"jobs {', '.join(alive)} of the chain submitted last have not ended: see `python -m slurm status`, take "
-            f"them out of the queue with `scancel {' '.join(alive)}`, or submit all the same with --force"
+            f"jobs {', '.join(job.number for job in alive)} of the chain submitted last have not ended: see "
+            "`python -m slurm status`, take them out of the queue with "
+            f"`{command_line('scancel', alive)}`, or submit all the same with --force"
         )
 
 

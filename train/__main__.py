@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline import start
 from pipeline.catalog import choose_dataset
 from pipeline.errors import InputError, command_errors
 from pipeline.options import (
@@ -20,6 +22,7 @@ from pipeline.options import (
     given_values,
     options_of,
 )
+from pipeline.ownership import owning_folder
 from pipeline.paths import NAME, DatasetPaths, check_name, data_root
 from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name
 from train import recipe as recipes
@@ -111,10 +114,12 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    with join(options.device) as world:
+    with join(options.device) as world, contextlib.ExitStack() as owned:
         if world.first and not (options.dataset or options.images):
             say(f"Dataset: {dataset} (in {data_root(options.data)})")
         with world.agreeing():
+            if world.first:
+                owned.enter_context(owning_folder(folder))
             data = find_data(options, dataset, recipe, spec)
         if world.first:
             say(summary(dataset, stream, name, data, world, folder))
@@ -209,4 +214,4 @@ def summary(dataset: str, stream: Stream, recipe: str, data: TrainingData, world
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m train")
+    start.run(main, "python -m train")

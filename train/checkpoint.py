@@ -254,7 +254,15 @@ def link_best(run: RunPaths, iteration: int) -> None:
             shutil.copyfile(run.checkpoint(iteration), temporary)
 
 
-def remove_old_checkpoints(run: RunPaths, keep: int) -> None:
-    """Remove all but the newest `keep` numbered checkpoints, and at least one; best.pt stays."""
-    for old in run.checkpoints()[max(keep, 1) :]:
+def remove_old_checkpoints(run: RunPaths, keep: int, newest: int) -> None:
+    """Remove all but the newest `keep` numbered checkpoints, and at least one; best.pt stays.
+
+    Args:
+        run: the run.
+        keep: how many.
+        newest: iteration of the one that was just written and verified. Later ones are what the run could not resume
+            from: they do not count, so that they do not displace the good ones.
+    """
+    counted = [path for path in run.checkpoints() if path <= run.checkpoint(newest)]
+    for old in counted[max(keep, 1) :]:
         old.unlink(missing_ok=True)

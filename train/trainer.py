@@ -329,7 +329,7 @@ class Trainer:
         status = exit_status(stopped_by)
         self.say(
             f"{signal.Signals(stopped_by).name}: saved after iteration {self.iteration} of {iterations}; "
-            f"the same command goes on (exit status {status})"
+            f"the same command resumes (exit status {status})"
         )
         return status
 
@@ -411,7 +411,7 @@ class Trainer:
         with self.world.agreeing():
             if self.world.first:
                 save_checkpoint(self.run.checkpoint(self.iteration), self.checkpoint())
-                remove_old_checkpoints(self.run, self.options.keep)
+                remove_old_checkpoints(self.run, self.options.keep, self.iteration)
 
     def checkpoint(self) -> Checkpoint:
         """The run's state; InputError if weights are not finite."""

@@ -48,7 +48,8 @@ def test_values_get_the_type_of_the_chosen_method() -> None:
 
 def test_an_option_of_another_method_is_refused_and_its_owners_named() -> None:
     with pytest.raises(
-        click.UsageError, match=r"--window is no option of the method dis; farneback, opencv-cuda-farneback"
+        click.UsageError,
+        match=r"--window is not an option of the method dis; farneback, opencv-cuda-farneback",
     ):
         given("dis", "--window", "3")
 

@@ -364,7 +364,7 @@ def test_a_name_that_cannot_be_stored_costs_that_video_only(tmp_path: Path) -> N
         (("--dataset", "../x"), "cannot be the name of a dataset", 1),
         (
             ("x.avi", "--output", "o", "--method", "dis", "--tau", "0.1"),
-            "--tau is no option of the method dis",
+            "--tau is not an option of the method dis",
             2,
         ),
         (("x.avi", "--output", "o", "--method", "dis", "--iterations", "many"), "--iterations", 2),

@@ -191,7 +191,7 @@ def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert "the same command goes on" in errors
+    assert "the same command resumes" in errors
     assert 4 < len(losses(data, run)) < 40
     assert train(data, *options, "--name", run).returncode == 0
     assert train(data, *options, "--workers", "0", "--name", f"straight{number}").returncode == 0

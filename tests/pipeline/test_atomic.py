@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,7 @@ def test_a_folder_that_was_being_replaced_when_the_process_died_is_put_back(tmp_
             raise KeyboardInterrupt
         return rename(self, target)
 
+    monkeypatch.setattr(atomic, "exchange", lambda one, other: False)  # as on network file systems
     monkeypatch.setattr(Path, "rename", die_at_the_second)
     with pytest.raises(KeyboardInterrupt), atomic.writing_folder(tmp_path / "out") as temporary:
         (temporary / "second").write_text("")
@@ -137,6 +140,53 @@ def test_a_folder_that_was_being_replaced_when_the_process_died_is_put_back(tmp_
         (temporary / "third").write_text("")
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["third"]
+
+
+def test_a_folder_that_was_set_aside_is_put_back_by_sweep(tmp_path):
+    (tmp_path / "in" / ".out.replaced").mkdir(parents=True)
+    atomic.sweep(tmp_path)
+    assert names(tmp_path / "in") == ["out"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_several_that_replace_a_folder_at_once_leave_one_whole(tmp_path, monkeypatch, swaps):
+    if not swaps:
+        monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
+
+    def replace(number: int) -> None:
+        for _ in range(20):
+            with atomic.writing_folder(tmp_path / "out") as temporary:
+                (temporary / f"{number}-a").write_text("")
+                (temporary / f"{number}-b").write_text("")
+
+    with ThreadPoolExecutor(4) as pool:
+        errors = [future.exception() for future in [pool.submit(replace, number) for number in range(4)]]
+    assert all(error is None or isinstance(error, InputError) for error in errors)
+    assert names(tmp_path) == ["out"]
+    first, second = names(tmp_path / "out")
+    assert (first[:2], second[:2]) == (first[0] + "-", first[0] + "-")
+
+
+def test_a_folder_is_never_without_its_name_while_it_is_replaced(tmp_path):
+    if not atomic.exchange(tmp_path, tmp_path):
+        pytest.skip("this file system cannot swap two names")
+    path = tmp_path / "out"
+    path.mkdir()
+    lacking, ended = [], threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            if not path.is_dir():
+                lacking.append(True)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(200):
+        with atomic.writing_folder(path) as temporary:
+            (temporary / "x").write_text("")
+    ended.set()
+    watcher.join()
+    assert lacking == []
 
 
 def abandoned(folder: Path, then: str) -> subprocess.Popen[str]:

@@ -17,6 +17,7 @@ from pipeline.catalog import Video
 from pipeline.errors import InputError
 from pipeline.plan import costs, shares
 from slurm import record, scheduler, state
+from slurm.answers import JobId
 from slurm.chain import STAGES, ChainRequest, as_shell_script, plan
 
 # Stands in for sbatch: prints its surroundings and its arguments, each ended by a zero byte, to stderr, and a number.
@@ -75,7 +76,7 @@ def test_the_printed_script_hands_every_value_on_as_it_is(argument: str, option:
     expected = [
         [
             *(job.environment.get(name, "") for name in ("TASKS", "SPLITS", "STREAMS")),
-            *job.command("7" if job.waits else None)[1:],
+            *job.command(JobId("7") if job.waits else None)[1:],
         ]
         for job in jobs
     ]
@@ -91,7 +92,7 @@ def test_each_stage_waits_for_what_it_needs() -> None:
         "score": ("aftercorr", 6),
         "fuse": ("afterok", None),
     }
-    command = plan(request())[3].command("12")
+    command = plan(request())[3].command(JobId("12"))
     assert "--dependency=aftercorr:12" in command
     assert "--kill-on-invalid-dep=yes" in command
     assert plan(request(stages=("score", "fuse")))[0].waits is None
@@ -166,7 +167,7 @@ def test_a_record_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
 def test_the_end_of_a_log_tells_what_slurm_has_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "states", lambda job: [])
+    monkeypatch.setattr(scheduler, "states", lambda *job: [])
     (tmp_path / "flow-demo-12_0.log").write_text("x\nflow-demo, job 12_0 on n1: finished (3 s)\n")
     (tmp_path / "flow-demo-12_1.log").write_text(
         "flow-demo, job 12_1 on n2: failed with exit status 1 (3 s)\n"

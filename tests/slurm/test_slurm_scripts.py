@@ -104,7 +104,7 @@ def test_arguments_and_values_reach_programs_as_data(cluster: Cluster, recorder:
         "--array=0", *SMALL, "slurm/flow.sbatch", cwd=recorder.project, MAX_RESTARTS=values["TASKS"]
     )
     assert cluster.wait(refused) == {f"{refused}_0": "FAILED"}
-    assert "MAX_RESTARTS='a[$(touch executed)]' is no number" in recorder.log(f"{refused}_0")
+    assert "MAX_RESTARTS='a[$(touch executed)]' is not a number" in recorder.log(f"{refused}_0")
     assert not list(recorder.project.parent.rglob("executed"))
 
 

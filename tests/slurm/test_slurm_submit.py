@@ -119,7 +119,7 @@ def test_a_failed_flow_task_is_verified_and_stops_the_training(user: User) -> No
     assert f"{jobs['flow']}_1 FAILED on n" in output
     assert "error: this is to fail" in output
     again = output.splitlines()[-1]
-    assert again.startswith("to go on: python -m slurm submit --dataset=toy")
+    assert again.startswith("to resume: python -m slurm submit --dataset=toy")
     assert again.endswith("--from=flow")
     assert user.queued() == []
 
@@ -141,7 +141,7 @@ def test_a_failed_training_stops_only_its_own_scores(user: User) -> None:
     assert f"{train}_1 FAILED on n" in output
     assert "error: this is to fail" in output
     again = output.splitlines()[-1]
-    assert again.startswith("to go on: python -m slurm submit --dataset=toy")
+    assert again.startswith("to resume: python -m slurm submit --dataset=toy")
     assert "--split=2" in again
     assert "--pass=train=--lighting=0.1" in again
     assert again.endswith("--from=train")

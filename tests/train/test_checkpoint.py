@@ -233,6 +233,17 @@ def test_the_best_stays_when_its_checkpoint_is_removed(
     for iteration in (1, 2, 3):
         save_checkpoint(run.checkpoint(iteration), checkpoint(iteration))
     link_best(run, 1)
-    remove_old_checkpoints(run, keep=1)
+    remove_old_checkpoints(run, keep=1, newest=3)
     assert run.checkpoints() == [run.checkpoint(3)]
     assert load_checkpoint(tmp_path).iteration == 1
+
+
+def test_damaged_checkpoints_that_a_run_went_back_from_do_not_displace_the_good_ones(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path)
+    for iteration in (10, 15):
+        save_checkpoint(run.checkpoint(iteration), checkpoint(iteration))
+    for iteration in (20, 30):
+        run.checkpoint(iteration).write_bytes(b"damaged")
+    remove_old_checkpoints(run, keep=2, newest=15)
+    assert load_checkpoint(run.checkpoint(15)).iteration == 15
+    assert load_checkpoint(run.checkpoint(10)).iteration == 10

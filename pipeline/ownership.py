@@ -1,0 +1,155 @@
+"""One process at a time where two would undo each other's work: who owns a folder or a name is in a file beside it.
+
+The file is created with O_EXCL, which every file system has, and holds the owner as temporary names do: host, process
+and the process's start time. An owner on this host that is gone is replaced at once. One on another host cannot be
+asked, so every owner touches its file now and then: one that nobody touches while it is watched has lost its owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import atomic
+from pipeline.errors import InputError
+from pipeline.text import printable
+
+TOUCH_SECONDS = 20.0
+WATCH_SECONDS = 90.0
+"""Longer than network file systems keep a file's times in their caches, and than several touches."""
+LONGEST_OWNER = 1000
+
+
+@contextlib.contextmanager
+def owning_folder(folder: Path) -> Iterator[None]:
+    """Own a folder, which is made if need be, during the block; InputError while another process does."""
+    made = not folder.exists()
+    try:
+        with _owning(folder / ".owner", folder):
+            yield
+    finally:
+        if made:  # if nothing came into it, nothing is left of it
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def owning_name(path: Path) -> Iterator[None]:
+    """Own the name of a file or folder, there already or not; InputError while another process does."""
+    token = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:16]
+    with _owning(path.with_name(f".owner-{token}"), path):
+        yield
+
+
+@contextlib.contextmanager
+def _owning(place: Path, owned: Path) -> Iterator[None]:
+    me = atomic.process_token()
+    with atomic.disk_errors(owned):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        while not (_create(place, me) or _take_over(place, owned, me)):
+            pass
+    ended = threading.Event()
+    threading.Thread(target=_touch, args=(place, me, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        with contextlib.suppress(OSError):
+            if _read(place) == me:
+                place.unlink()
+
+
+def _create(place: Path, me: str) -> bool:
+    """Write a new owner file; False if there is one."""
+    try:
+        descriptor = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        os.write(descriptor, me.encode())
+    except OSError:
+        place.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _take_over(place: Path, owned: Path, me: str) -> bool:
+    """Replace an owner that is gone; False to try again, since the file is gone or another's by now.
+
+    Raises:
+        InputError: the owner is alive.
+    """
+    owner = _read(place)
+    if owner is None:
+        return False
+    if _alive(place, owner, owned):
+        raise InputError(
+            f"{owned}: another process works on it ({printable(owner) or 'it has just begun'}): wait until it has "
+            f"ended, or stop it; if there is none, delete {place}"
+        )
+    # Of several that found the owner gone, one at a time replaces it, and only if it is still the same.
+    with _owning(place.with_name(place.name + ".next"), owned):
+        if _read(place) != owner:
+            return False
+        temporary = atomic.temporary_path(place)
+        try:
+            temporary.write_text(me)
+            temporary.replace(place)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+def _read(place: Path) -> str | None:
+    """What an owner file holds, "" while it is being written; None if there is none."""
+    try:
+        with place.open("rb") as file:
+            return file.read(LONGEST_OWNER).decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _alive(place: Path, owner: str, owned: Path) -> bool:
+    known = atomic.token_is_alive(owner)
+    if known is not None:
+        return known
+    before = _touched(place)
+    if before is not None and time.time() - before > atomic.DAY:
+        return False
+    print(
+        f"{printable(str(owned))}: watching for {WATCH_SECONDS:.0f} s whether its owner on another host is alive",
+        file=sys.stderr,
+        flush=True,
+    )
+    until = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(5.0, WATCH_SECONDS / 10))
+        if _read(place) != owner:
+            return False  # gone or replaced, which trying again finds out
+        if _touched(place) != before:
+            return True
+    return False
+
+
+def _touched(place: Path) -> float | None:
+    """When the owner file was touched, asked of the file itself, since network file systems cache times by name."""
+    try:
+        with place.open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _touch(place: Path, me: str, ended: threading.Event) -> None:
+    while not ended.wait(TOUCH_SECONDS):
+        with contextlib.suppress(OSError):
+            if _read(place) == me:
+                os.utime(place)

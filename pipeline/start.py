@@ -1,0 +1,112 @@
+"""How every command begins and ends: what signals do, and what names may do to a terminal. Standard library only."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+from pipeline.text import printable_lines
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def run(main: Callable[..., object], program: str) -> NoReturn:
+    """Run a click command as the whole of a process, and end it.
+
+    Ctrl-C ends it with status 130 and without a word; SIGTERM and SIGHUP with 143 and 129. All three raise an
+    exception first, so that temporary files and worker processes are removed.
+    """
+    import click
+
+    escape_output()
+    interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _exit)
+    status: Any = 1
+    try:
+        try:
+            status = main(prog_name=program, standalone_mode=False)
+        except click.ClickException as error:
+            error.show()
+            status = error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            status = INTERRUPTED
+        except SystemExit as end:
+            status = end.code
+    finally:
+        if interruptible:  # nothing is left to clean up
+            signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    sys.exit(_flushed(status))
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _flushed(status: Any) -> Any:
+    """The exit status, once what was printed is written; 1 where it cannot be."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # or Python would try again, and complain
+        return status or 1
+    return status
+
+
+class EscapedOutput(io.TextIOWrapper):
+    """Text output in which control characters are shown escaped, so that a name cannot steer the terminal."""
+
+    def write(self, text: str) -> int:
+        super().write(printable_lines(text))
+        return len(text)
+
+
+class Unescaped:
+    """The same stream for a program that draws on the terminal and escapes the names in what it draws."""
+
+    def __init__(self, stream: EscapedOutput) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return io.TextIOWrapper.write(self._stream, text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def escape_output() -> None:
+    """Make standard output and error escape what is printed; bytes that no encoding has are shown as well."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper:
+            stream.flush()
+            escaped = EscapedOutput(
+                stream.buffer,
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering or stream.isatty(),
+                write_through=stream.write_through,
+            )
+            _kept.append(stream)  # which would close the file below both
+            setattr(sys, name, escaped)
+
+
+_kept: list[Any] = []
+
+
+def drawing_stream(stderr: bool) -> Any:
+    """Standard output or error for a progress bar or a table with colours."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Unescaped(stream) if isinstance(stream, EscapedOutput) else stream
