@@ -26,7 +26,8 @@ import pipeline.shard
 from pipeline.errors import command_errors
 from pipeline.shard import Shard
 from train.batches import TrainingReader
-from train.loader import AHEAD, loading, memory_for
+from train.loader import AHEAD, loading
+from train.memory import memory_for
 from train.recipe import load_recipe
 from train.sampler import Schedule
 from train.training_data import gather

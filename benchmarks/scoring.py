@@ -33,7 +33,7 @@ from pipeline.request import Request
 from pipeline.shard import ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter
 from train.batches import read_distinct, shard_positions
-from train.loader import memory_for
+from train.memory import memory_for
 from train.models import build
 from train.volume import VolumeSpec, flow_indices, position_count, volume
 
@@ -123,8 +123,8 @@ def network_share(path: Path, spec: VolumeSpec, views: Views, device: str, name:
     model = build(name, spec.channels, 101, crop=spec.crop).eval().to(device)
     count, ready = (20 if device != "cpu" else 2), []
 
-    def whole(crops: list[torch.Tensor]) -> torch.Tensor:
-        ready[:] = [torch.cat(crops)]
+    def whole(views: torch.Tensor) -> torch.Tensor:
+        ready[:] = [views]
         logits: torch.Tensor = model(ready[0])
         return logits
 
@@ -181,8 +181,8 @@ def main(
             spec = VolumeSpec(stream, crop=crop, short_side=HEIGHT)
             streams = bare_streams(path, spec, views)
 
-            def nothing(crops: list[torch.Tensor]) -> torch.Tensor:
-                return torch.cat(crops).new_zeros(sum(map(len, crops)), 101)
+            def nothing(views: torch.Tensor) -> torch.Tensor:
+                return views.new_zeros(len(views), 101)
 
             found = []
             for turn in range(turns + 1):

@@ -23,16 +23,17 @@ from pipeline.errors import InputError
 from pipeline.shard import Shard, ShardAddress, open_shard
 from train.batches import DistinctFields, read_distinct, shard_positions
 from train.checkpoint import Checkpoint
-from train.loader import ahead, memory_for
+from train.loader import ahead
 from train.losses import Readback
+from train.memory import memory_for, volume_memory
 from train.models.network import Network
 from train.volume import VolumeSpec, cut_side, mirror, resize, volume
 
 CHUNK_BYTES = 1 << 26
 """Size of the fields of floats that are made at a time on a CPU; a GPU takes whole videos."""
 
-Forward = Callable[[list[Tensor]], Tensor]
-"""Crops, each [N,C,crop,crop] on the device and perhaps a window on a larger tensor -> outputs float32[sum of N,D]."""
+Forward = Callable[[Tensor], Tensor]
+"""Views float32[N,C,crop,crop] on the device -> outputs float32[N,D]."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,9 @@ def view_outputs(
 
     def run(batch: list[Positions]) -> Iterator[ViewOutputs]:
         windows = [view for part in batch for crop in part.crops for view in volume_views(crop, part.rows)]
-        running.append((batch, Readback(forward(windows).float())))
+        count = sum(len(window) for window in windows)
+        together = torch.cat(windows, out=volume_memory((count, *windows[0].shape[1:]), device))
+        running.append((batch, Readback(forward(together).float())))
         # A GPU's outputs are read once it has the next batch to work on.
         yield from finish(most=int(device.type == "cuda"))
 
@@ -196,9 +199,9 @@ def logits_forward(network: Network, columns: npt.NDArray[np.int64], compute: Co
     network = network.to(compute.device)
     selected = torch.as_tensor(columns, device=compute.device)
 
-    def forward(crops: list[Tensor]) -> Tensor:
+    def forward(views: Tensor) -> Tensor:
         with _precision(compute):
-            logits: Tensor = network(torch.cat(crops))
+            logits: Tensor = network(views)
         return logits[:, selected].float()
 
     return forward
@@ -211,9 +214,9 @@ def features_forward(network: Network, compute: Compute) -> Forward:
     """
     network = network.to(compute.device)
 
-    def forward(crops: list[Tensor]) -> Tensor:
+    def forward(views: Tensor) -> Tensor:
         with _precision(compute):
-            return network.penultimate(torch.cat(crops)).float()
+            return network.penultimate(views).float()
 
     return forward
 

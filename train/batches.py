@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 from pipeline.shard import Shard
 from train.augment import Box, centre_box, lighting_noise, lighting_shift, random_box, region_sides
+from train.memory import Memory, plain_memory
 from train.recipe import Recipe
 from train.sampler import Draws, Key, choose, choose_positions, class_pools, generator
 from train.volume import (
@@ -39,15 +40,6 @@ from train.volume import (
 )
 
 OPEN_FILES = 128
-
-
-Memory = Callable[[tuple[int, ...]], Tensor]
-"""Room for pixels: a uint8 tensor of the shape given, contiguous, of any content."""
-
-
-def plain_memory(shape: tuple[int, ...]) -> Tensor:
-    """Memory of its own."""
-    return torch.empty(shape, dtype=torch.uint8)
 
 
 class Item(NamedTuple):
@@ -390,23 +382,18 @@ class SampleReader:
 
 
 class Videos(NamedTuple):
-    """What drawing samples needs of every video, as int64[videos] unless said otherwise.
+    """What drawing samples needs of every video.
 
     Attributes:
-        available: positions.
-        height, width: of the stored fields.
+        available: positions, int64[videos].
+        height, width: of the stored fields, int64[videos].
         sides: int64[videos,scales], sides that regions may have.
-        begin, size: of each class, int64[classes]: where its videos begin in `order`, and their number.
-        order: videos class by class.
     """
 
     available: npt.NDArray[np.int64]
     height: npt.NDArray[np.int64]
     width: npt.NDArray[np.int64]
     sides: npt.NDArray[np.int64]
-    begin: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int64]
-    order: npt.NDArray[np.int64]
 
 
 class TrainingReader(SampleReader):
@@ -416,6 +403,9 @@ class TrainingReader(SampleReader):
         super().__init__(items, spec)
         self.recipe, self.snippets = recipe, recipe.segments
         self.pools = class_pools([item.label for item in items])
+        # The same as arrays: items class by class, the number of each class, and where it begins.
+        self._by_class, self._sizes = np.concatenate(self.pools), np.array([len(pool) for pool in self.pools])
+        self._begins = np.cumsum(self._sizes) - self._sizes
 
     def item(self, key: Key) -> tuple[Item, np.random.Generator]:
         """The video of a key, and the generator that decides the rest of the sample."""
@@ -461,9 +451,8 @@ class TrainingReader(SampleReader):
 
     def choose_many(self, draws: Draws) -> npt.NDArray[np.int64]:
         """The videos of several keys, as `choose` takes them."""
-        videos = self.videos
-        of = draws.below(len(videos.size))
-        return videos.order[videos.begin[of] + draws.below(videos.size[of])]
+        of = draws.below(len(self._sizes))
+        return self._by_class[self._begins[of] + draws.below(self._sizes[of])]
 
     def _draw_boxes(self, draws: Draws, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The regions of videos as `random_box` takes them: int64[n,4]."""
@@ -490,15 +479,11 @@ class TrainingReader(SampleReader):
         shards = [item.source for item in self.items if isinstance(item.source, Shard)]
         sizes = {(shard.height, shard.width) for shard in shards}
         sides = {size: region_sides(*size, self.spec, self.recipe.scales) for size in sizes}
-        count = np.array([len(pool) for pool in self.pools])
         return Videos(
             np.array([shard_positions(shard, self.spec) for shard in shards]),
             np.array([shard.height for shard in shards]),
             np.array([shard.width for shard in shards]),
             np.array([sides[shard.height, shard.width] for shard in shards]),
-            np.cumsum(count) - count,
-            count,
-            np.concatenate(self.pools),
         )
 
     @property
@@ -510,7 +495,14 @@ class TrainingReader(SampleReader):
         """How many samples of an iteration's whole batch each head has; the same in every process."""
         if heads == 1:
             return [self.recipe.batch]
-        drawn = [self.item((iteration, index))[0].head for index in range(self.recipe.batch)]
+        keys = [(iteration, index) for index in range(self.recipe.batch)]
+        draws = Draws(self.recipe.seed, keys, 2)
+        drawn = [
+            (self.items[item] if sure else self.item(key)[0]).head
+            for key, item, sure in zip(
+                keys, self.choose_many(draws).tolist(), draws.sure.tolist(), strict=True
+            )
+        ]
         return np.bincount(drawn, minlength=heads).tolist()
 
 

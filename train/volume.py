@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import InputError
+from train.memory import volume_memory
 from train.volume_spec import VolumeSpec
 
 
@@ -155,10 +156,12 @@ def dequantise(levels: Tensor, table: Tensor, scale: Tensor, offset: Tensor) -> 
         # Several times as fast as a gather in torch, which has no byte indices.
         from pipeline.codec_kernels import look_up
 
-        flow = np.empty(planes.shape, np.float32)
-        for out, plane, of in zip(flow, planes.numpy(), values.numpy(), strict=True):
+        flow = volume_memory(levels.shape, levels.device)
+        for out, plane, of in zip(
+            flow.view(planes.shape).numpy(), planes.numpy(), values.numpy(), strict=True
+        ):
             look_up(plane, of, out)
-        return torch.from_numpy(flow).view(levels.shape)
+        return flow
     start = torch.arange(len(values), dtype=torch.int32, device=levels.device).mul_(256)
     index = planes.to(torch.int32).add_(start[:, None])
     return values.view(-1).index_select(0, index.view(-1)).view(levels.shape)
@@ -235,7 +238,8 @@ def frame_volume(raw: RawFrames, spec: VolumeSpec, noise: Tensor | None = None) 
     shift = -mean
     if noise is not None:
         shift = shift + noise
-    colours = raw.pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    channels_first = raw.pixels.movedim(-1, -3)
+    colours = volume_memory(channels_first.shape, raw.pixels.device).copy_(channels_first)
     return colours.mul_((1 / std)[:, None, None]).add_((shift / std)[..., None, None])
 
 
@@ -254,7 +258,12 @@ def volume(raw: RawFlow | RawFrames, spec: VolumeSpec, noise: Tensor | None = No
 
 def mirror(inputs: Tensor, spec: VolumeSpec) -> Tensor:
     """Horizontally flipped volumes [...,C,H,W]: columns reversed, and x components of flow negated."""
-    mirrored = inputs.flip(-1)
+    if inputs.device.type == "cpu":
+        mirrored = volume_memory(inputs.shape, inputs.device)
+        for out, one in zip(mirrored, inputs, strict=True):
+            out.copy_(one.flip(-1))
+    else:
+        mirrored = inputs.flip(-1)
     if spec.stream == "temporal":
         mirrored[..., 0::2, :, :].neg_()
     return mirrored

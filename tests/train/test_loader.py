@@ -14,7 +14,8 @@ from tiny_dataset import RECIPE
 from pipeline.errors import InputError
 from pipeline.shard import open_shard
 from train.batches import Item, TrainingReader
-from train.loader import AHEAD, ReusedMemory, ahead, loading
+from train.loader import AHEAD, ahead, loading
+from train.memory import ReusedMemory
 from train.sampler import Schedule
 
 CPU = torch.device("cpu")
