@@ -9,22 +9,31 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
+# Any other variable on the command line is refused before make expands it: a misspelt one would be lost without a
+# word, and what is in it run.
+ifneq ($(filter command,$(origin VALUES) $(origin NAME)),)
+$(error VALUES and NAME are no variables for you: see make help)
+endif
+VALUES := DATASET DATA SET SPLIT STREAM METHOD JOBS RECIPE RUN FUSION TABLE VIDEOS LISTS CUDA_ARCH ARGS PYTEST_ARGS PYTHON
+$(foreach NAME,$(filter-out $(VALUES),$(.VARIABLES)),$(if $(filter command,$(origin $(NAME))),\
+    $(error $(NAME) is no variable of this Makefile: use $(VALUES))))
+
 PYTHON ?= python3
-override PYTHON := $(value PYTHON)
-VALUES := DATASET DATA SET SPLIT STREAM METHOD JOBS RECIPE RUN FUSION TABLE VIDEOS LISTS CUDA_ARCH ARGS PYTHON
 define as_data
 override $(1) := $$(value $(1))
 export $(1)
 endef
-$(foreach name,$(VALUES),$(eval $(call as_data,$(name))))
+$(foreach NAME,$(VALUES),$(eval $(call as_data,$(NAME))))
 
 # Shell functions for the recipes. `option --split SPLIT` adds "--split VALUE" to the array `options` when SPLIT is
-# not empty; ARGS is split into words as a shell would quote them, but nothing in it is expanded or run.
+# not empty; ARGS and PYTEST_ARGS are split into words as a shell would quote them, but nothing in them is expanded or
+# run.
 define functions
 python() { .venv/bin/python "$$@"; }
 options=()
 option() { if [[ -n "$${!2}" ]]; then options+=("$$1=$${!2}"); fi; }
-arguments() { mapfile -d '' -t words < <(printf '%s' "$$ARGS" | xargs -r printf '%s\0'); options+=("$${words[@]}"); }
+words_of() { mapfile -d '' -t words < <(printf '%s' "$$1" | xargs -r printf '%s\0'); options+=("$${words[@]}"); }
+arguments() { words_of "$$ARGS"; }
 dataset() {
     DATASET="$${DATASET:-demo}"; options+=("--dataset=$$DATASET"); option --data DATA
     if [[ "$$DATASET" == demo ]]; then python -m pipeline demo $${DATA:+"--data=$$DATA"}; fi
@@ -103,7 +112,9 @@ submit: setup  ## submit the whole chain of DATASET to SLURM
 	python -m slurm submit "$${options[@]}"
 
 test: lint  ## all checks and tests
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup $${PYTEST_ARGS:-}
+	@$(functions)
+	words_of "$$PYTEST_ARGS"
+	python -m pytest -n 2 --dist loadgroup "$${options[@]}"
 
 lint: setup  ## ruff, mypy and shellcheck
 	@.venv/bin/ruff check .

@@ -21,10 +21,11 @@ import click
 import cv2
 import numpy as np
 
-from extract_flow.extraction import Destination, extract, find_videos
+from extract_flow.extraction import Destination, extract
 from extract_flow.methods import load, resolve
 from extract_flow.options import Execution
 from extract_flow.settings import ExtractionSettings
+from extract_flow.sources import find_videos
 from pipeline.machine import usable_cores
 from pipeline.outcome import summarise
 from pipeline.paths import OutputPaths

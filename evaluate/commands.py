@@ -239,7 +239,10 @@ def score_list(
         InputError: shards are damaged, or missing and that was not allowed.
     """
     share = share or ShareOptions()
-    with owning_name(measurement.file.with_name(f"{measurement.file.name} {share.task} of {share.tasks}")):
+    if not overwrite and not scoring.scoring_state(measurement, shards(measurement.shards)).todo:
+        _score_list(measurement, shards, allow_missing, computes, console, share)  # which may be read-only
+        return
+    with owning_name(measurement.file, f"{share.task} of {share.tasks}"):
         if overwrite:
             scoring.discard(measurement)
         _score_list(measurement, shards, allow_missing, computes, console, share)

@@ -217,7 +217,8 @@ def run_steps(steps: Sequence[Step], dry_run: bool, console: Console) -> None:
         )
         if dry_run:
             continue
-        status = subprocess.run([sys.executable, "-m", *step.words], check=False).returncode
+        # -P: not a train.py of the current folder
+        status = subprocess.run([sys.executable, "-P", "-m", *step.words], check=False).returncode
         if status:
             raise InputError(
                 f"step {number} ended with exit status {status} (see above); repeat it alone with: {step}"

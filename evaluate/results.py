@@ -24,6 +24,7 @@ from evaluate.score_file import Scores, aligned
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.runs import Fusion, ScoreKind
+from pipeline.text import spreadsheet_cell
 
 FIELD_WEIGHTS = {"spatial": 1.0, "temporal": 1.5}
 
@@ -364,9 +365,9 @@ def _predictions_csv(result: SplitResult) -> str:
     for index, video in enumerate(result.videos):
         writer.writerow(
             [
-                video,
-                result.classes[result.labels[index]],
-                *(result.classes[guess[index]] for guess in predicted),
+                spreadsheet_cell(video),
+                spreadsheet_cell(result.classes[result.labels[index]]),
+                *(spreadsheet_cell(result.classes[guess[index]]) for guess in predicted),
             ]
         )
     return buffer.getvalue()

@@ -29,9 +29,9 @@ STOPPED = 128
 def main(**values: Any) -> None:
     """Frames and optical flow of videos, one shard (HDF5 file) for each.
 
-    Either VIDEO_OR_FOLDER... with --output DIR: video files, folders that hold them at any depth, and folders of
-    numbered pictures, each of which counts as a video. Or --dataset NAME. Videos whose shards exist already are
-    skipped, so the same command resumes after an interruption.
+    Either VIDEO_OR_FOLDER... with --output DIR: video files, folders that hold them at any depth, folders of numbered
+    pictures, each of which counts as a video, and @FILE for a list of them. Or --dataset NAME. Videos whose shards
+    exist already are skipped, so the same command resumes after an interruption.
     """
     began = time.monotonic()
     options = from_options(ExtractionOptions, values)
@@ -61,7 +61,8 @@ def main(**values: Any) -> None:
 def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[list[VideoTask], Destination]:
     """This task's share of the videos, and where their shards go."""
     from extract_flow.clip import VideoTask
-    from extract_flow.extraction import Destination, find_videos
+    from extract_flow.extraction import Destination
+    from extract_flow.sources import find_videos
     from pipeline.paths import DatasetPaths, OutputPaths, data_root
     from pipeline.plan import share
 
@@ -75,7 +76,14 @@ def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[
         return videos, Destination(paths.shards(shard_set), paths.outcomes(STAGE), shard_set, source.task)
     assert source.output is not None
     below = OutputPaths(source.output)
-    videos = find_videos(source.videos, below)[source.task :: source.tasks]
+    found = find_videos(
+        source.videos,
+        below,
+        lists=source.list,
+        follow_links=source.follow_links,
+        keep_suffix=source.keep_suffix,
+    )
+    videos = found[source.task :: source.tasks]
     return videos, Destination(source.output, below.outcomes, task=source.task)
 
 

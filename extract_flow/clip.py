@@ -27,15 +27,13 @@ from pipeline.paths import fault_of_part
 from pipeline.request import Request, Standing, check
 from pipeline.shard import Shard, ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter, encode_frame
-from pipeline.text import many
+from pipeline.text import many, shortened
 from pipeline.video import VideoError, VideoReader, source_bytes, source_digest
 
 CHUNK_BYTES = 1 << 28
 BYTES_PER_PIXEL = 16
 """Memory of a frame and its pair in progress: gray 1, RGB 3, flow 8, levels 2 and what encoding takes."""
 LEAST_FRAMES_KEPT = 2
-HEADER_SLACK = 1
-"""Frames by which a header may be wrong without a note: every HMDB-51 clip promises one too many."""
 
 
 class VideoTask(NamedTuple):
@@ -169,7 +167,6 @@ class Clip:
             self._reader = VideoReader(
                 self.task.path, self.settings.selection, rgb="frames" in self._missing, on_frame=on_frame
             )
-        self._notes.extend(self._reader.gaps)
         self._writer = ShardWriter(self.task.shard, request, self.settings.codec, self._keep)
         for part in self._missing:  # a video of one frame has no flow, yet its shard says so
             self._writer.begin(part)
@@ -238,9 +235,6 @@ class Clip:
                 f"{self.task.shard}: holds {self._keep.frame_count} frames, but {self.task.path} now decodes to "
                 f"{self._frames}: the video or the decoder changed; delete the shard and extract it again"
             )
-        whole = self.settings.selection.end is None and not self._corrupt
-        if whole and reader.header_frames and abs(reader.header_frames - reader.decoded) > HEADER_SLACK:
-            self._notes.append(f"its header says {reader.header_frames} frames, it holds {reader.decoded}")
         if self._frames <= self.settings.step:
             self._notes.append(f"{many(self._frames, 'frame')} at step {self.settings.step}: it has no flow")
 
@@ -295,8 +289,8 @@ class Clip:
         return Outcome(
             video=self.task.video,
             status=status,
-            reason=reason,
-            notes=tuple(self._notes),
+            reason=shortened(reason),
+            notes=(*(self._reader.notes if self._reader is not None else ()), *self._notes),
             frames=self._frames if status == "done" else 0,
             flows=self._flows if status == "done" else 0,
             bytes=self.task.shard.stat().st_size if status == "done" else 0,

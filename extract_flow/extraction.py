@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +19,10 @@ from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
-from pipeline.paths import OutputPaths
 from pipeline.request import Standing
 from pipeline.shard_index import index_shards
 from pipeline.text import many, printable
-from pipeline.video import VIDEO_SUFFIXES, VideoError, list_pictures, source_bytes
+from pipeline.video import VideoError, source_bytes
 
 MANY = 2000
 """Shards from which on several processes check them; starting a process costs about as much as checking a thousand."""
@@ -44,59 +42,6 @@ class Destination(NamedTuple):
     outcomes: Path
     shard_set: str = ""
     task: int = 0
-
-
-def find_videos(paths: Iterable[Path], output: OutputPaths) -> list[VideoTask]:
-    """The videos that paths name: files, folders of numbered pictures, and all of both below other folders.
-
-    A file's identity is its stem, a folder of pictures' its name; what lies below a folder keeps its relative path.
-
-    Raises:
-        InputError: no such path, nothing found, or two videos whose shards would have one name.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        here = _below(path) if path.is_dir() and not list_pictures(path) else {_stem(path): path}
-        if not here:
-            raise InputError(
-                f"{path}: expected a video or a folder of numbered pictures in or below it, found none"
-            )
-        for video, file in here.items():
-            if video in found and found[video].resolve() != file.resolve():
-                raise InputError(
-                    f"{file} and {found[video]} would both become {output.shard(video)}: "
-                    "extract them into different folders"
-                )
-            found[video] = file
-    return [VideoTask(video, path, output.shard(video)) for video, path in sorted(found.items())]
-
-
-def _stem(path: Path) -> str:
-    name = path.absolute().name
-    return name if path.is_dir() else Path(name).stem
-
-
-def _below(folder: Path) -> dict[str, Path]:
-    """Videos and folders of pictures below a folder, by relative path without suffix."""
-    found: dict[str, Path] = {}
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        here = Path(parent)
-        if here != folder and list_pictures(here):
-            found[here.relative_to(folder).as_posix()] = here
-            continue
-        for name in sorted(names):
-            path = here / name
-            if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
-                video = path.relative_to(folder).with_name(path.stem).as_posix()
-                if video in found:
-                    raise InputError(
-                        f"{path} and {found[video]} would both become {video}.h5: rename one of them"
-                    )
-                found[video] = path
-    return found
 
 
 def extract(
@@ -213,7 +158,7 @@ def _extract_in_workers(
                 outcomes[event.task] = dataclasses.replace(outcome, shard_set=shard_set)
                 log.append(outcomes[event.task])
                 if outcome.status == "failed":
-                    display.line(f"failed: {printable(outcome.video)}: {outcome.reason}")
+                    display.line(f"failed: {printable(outcome.video)}: {printable(outcome.reason)}")
                 display.finish(event.task, outcome.flows)
                 if isinstance(event, Finished) and event.result.disk_full:
                     raise InputError(
@@ -258,4 +203,4 @@ def summary_lines(outcomes: list[Outcome], began: float) -> list[str]:
     return describe(summarise(outcomes), time.monotonic() - began)
 
 
-__all__ = ["Destination", "Stopped", "extract", "find_videos", "summary_lines"]
+__all__ = ["Destination", "Stopped", "extract", "summary_lines"]

@@ -56,6 +56,16 @@ class SourceOptions(ShareOptions, DataOptions):
     """Which videos are extracted, and where their shards go."""
 
     videos: tuple[Path, ...] = argument((), metavar="[VIDEO_OR_FOLDER]...", multiple=True)
+    list: tuple[Path, ...] = option(
+        (),
+        "File that names one video or folder a line, relative to its folder or the working folder; also @FILE.",
+        metavar="FILE",
+        multiple=True,
+    )
+    follow_links: bool = option(False, "Look into links that lead outside a given folder too.")
+    keep_suffix: bool = option(
+        False, "Keep the suffix of a file in its shard's name, so that a.avi and a.mp4 are two videos."
+    )
     output: Path | None = option(None, "Folder for the shards of VIDEO_OR_FOLDER...", metavar="DIR")
     dataset: str | None = option(
         None, "Dataset instead of videos, as listed by python -m pipeline datasets.", metavar="NAME"
@@ -71,17 +81,23 @@ class SourceOptions(ShareOptions, DataOptions):
     def __post_init__(self) -> None:
         """Refuse options that contradict each other (click.UsageError)."""
         super().__post_init__()
-        if bool(self.videos) == bool(self.dataset):
+        videos = bool(self.videos or self.list)
+        if videos == bool(self.dataset):
             raise click.UsageError(
                 "say what to extract: either VIDEO_OR_FOLDER... with --output DIR, or --dataset NAME"
             )
-        if self.videos and self.output is None:
+        if videos and self.output is None:
             raise click.UsageError("--output DIR is missing: the folder for the shards")
         if self.dataset and self.output is not None:
             raise click.UsageError(
                 "--output goes with VIDEO_OR_FOLDER...; a dataset's shards go below the data root (--data)"
             )
-        if self.videos and (self.data is not None or self.shards is not None):
+        if self.dataset and (self.follow_links or self.keep_suffix):
+            raise click.UsageError(
+                "--follow-links and --keep-suffix go with VIDEO_OR_FOLDER...; a dataset's videos were found by python "
+                "-m pipeline import, which has both"
+            )
+        if videos and (self.data is not None or self.shards is not None):
             raise click.UsageError(
                 "--data and --shards go with --dataset; with VIDEO_OR_FOLDER... --output is where shards go"
             )

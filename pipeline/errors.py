@@ -50,10 +50,15 @@ def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         except OSError as error:
             if error.errno is None:
                 raise
-            place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
-            print(f"error: {printable(place)}: {error.strerror}", file=sys.stderr)
+            print(f"error: {system_error(error)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
 
     return wrapped
+
+
+def system_error(error: OSError) -> str:
+    """Path and reason of an error of the system."""
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file or the output"
+    return f"{printable(place)}: {error.strerror}"

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from pipeline import catalog
 from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups
@@ -29,39 +29,21 @@ from pipeline.lists import (
     VideosFolder,
     canonical_stem,
     check_facts,
+    identity,
     key_of,
     read_lines,
     read_lists,
-    stem_of,
 )
 from pipeline.machine import usable_cores
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
-from pipeline.paths import check_name, fault_of_part
+from pipeline.paths import check_name
+from pipeline.pictures import list_pictures
 from pipeline.progress import progress
+from pipeline.scan import Found, links_not_followed, scan
 from pipeline.text import many, quoted, some
-from pipeline.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, list_pictures
 
-DEPTH = 4
-"""Folders below the videos' folder that are looked into: side, class, video, and one to spare."""
 COMPARED = 2000
 """Names of found videos that are compared with one that is missing."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a folder of videos holds, as paths relative to it.
-
-    Attributes:
-        videos: video files, and folders of numbered pictures.
-        outside: links that lead outside the folder, or nowhere.
-        unusable: names that cannot be an identity, with the reason.
-        empty: videos of zero bytes.
-    """
-
-    videos: tuple[str, ...]
-    outside: tuple[str, ...] = ()
-    unusable: Mapping[str, str] = field(default_factory=dict)
-    empty: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,74 +54,6 @@ class Matching:
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     duplicates: tuple[str, ...]
-
-
-def scan(root: Path, follow_links: bool = False) -> Found:
-    """Every video below a folder: files with a video suffix, and folders of nothing but numbered pictures.
-
-    Hidden files and folders are ignored. Links that lead outside are listed separately unless `follow_links`.
-
-    Raises:
-        InputError: the folder cannot be read.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder of videos")
-    scanning = _Scan(root.resolve(), follow_links)
-    try:
-        scanning.visit(os.fspath(root), "", 0)
-    except OSError as error:
-        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
-    return Found(tuple(scanning.videos), tuple(scanning.outside), scanning.unusable, tuple(scanning.empty))
-
-
-@dataclass
-class _Scan:
-    """A walk through a folder of videos, and what it has found so far."""
-
-    root: Path
-    follow_links: bool
-    videos: list[str] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)
-    unusable: dict[str, str] = field(default_factory=dict)
-    empty: list[str] = field(default_factory=list)
-
-    def visit(self, folder: str, relative: str, depth: int) -> bool:
-        """Look into a folder; True if it is itself a video: numbered pictures and nothing else to look into."""
-        pictures = others = 0
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-        for entry in ordered:
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - Path is slow for millions of frames
-            if entry.name.startswith("."):
-                continue
-            if suffix in PICTURE_SUFFIXES:
-                pictures += any(character.isdigit() for character in entry.name)
-                continue
-            # DirEntry.is_dir raises for a link that leads to itself.
-            is_folder = Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
-            if is_folder or suffix in VIDEO_SUFFIXES:
-                others += 1
-                self.take(entry, f"{relative}{entry.name}", is_folder, depth)
-        return pictures > 0 and others == 0
-
-    def take(self, entry: os.DirEntry[str], relative: str, is_folder: bool, depth: int) -> None:
-        """Sort one entry: a video, a folder to look into, a link that leads outside, or an unusable name."""
-        if fault := fault_of_part(stem_of(entry.name)):
-            self.unusable[relative] = fault
-        elif self.leads_outside(entry):
-            self.outside.append(relative)
-        elif not is_folder:
-            self.videos.append(relative)
-            if entry.stat().st_size == 0:
-                self.empty.append(relative)
-        elif depth < DEPTH and self.visit(entry.path, f"{relative}/", depth + 1):
-            self.videos.append(relative)
-
-    def leads_outside(self, entry: os.DirEntry[str]) -> bool:
-        if not entry.is_symlink():
-            return False
-        target = Path(os.path.realpath(entry.path))  # Path.resolve raises for a link that leads to itself
-        return not target.exists() or (not self.follow_links and not target.is_relative_to(self.root))
 
 
 def match(lists: Lists, found: Found) -> Matching:
@@ -180,7 +94,9 @@ def match(lists: Lists, found: Found) -> Matching:
     return Matching(paths, tuple(missing), extra, tuple(duplicates))
 
 
-def lists_of_folder(found: Found, group: GroupRule) -> tuple[Lists, tuple[str, ...]]:
+def lists_of_folder(
+    found: Found, group: GroupRule, keep_suffix: bool = False
+) -> tuple[Lists, tuple[str, ...]]:
     """Lists for a folder without any, and the paths that are in no class folder.
 
     `train/class/name` with `val/` or `test/` beside it is one split. Of `class/name` three splits are made, each of
@@ -188,7 +104,7 @@ def lists_of_folder(found: Found, group: GroupRule) -> tuple[Lists, tuple[str, .
     """
     tops = {path.split("/")[0]: side_of_folder(path.split("/")[0]) for path in found.videos if "/" in path}
     by_side = "train" in tops.values() and None not in tops.values()
-    builder = Builder()
+    builder = Builder(keep_suffix)
     loose = []
     for path in found.videos:
         parts = path.split("/")
@@ -199,7 +115,7 @@ def lists_of_folder(found: Found, group: GroupRule) -> tuple[Lists, tuple[str, .
         if side == "validation":
             side = None if "test" in tops.values() else "test"
         # A second file of the same identity is left to `match` to report.
-        if f"{parts[-2]}/{key_of(path)[1]}" not in builder.paths:
+        if identity(parts[-2], path, path, keep_suffix) not in builder.paths:
             builder.add(parts[-2], path, path, 1, side)
     lists = builder.lists(sorted({video_id.split("/")[0] for video_id in builder.paths}))
     if not by_side:
@@ -224,26 +140,41 @@ class Header:
 
 def probe(path: Path) -> Header:
     """Frames and size from the header, without decoding; good enough to balance work, not to rely on."""
-    import av
     from av.error import FFmpegError
 
+    from pipeline.container import count_packets, open_video
+
     try:
-        pictures = list_pictures(path) if path.is_dir() else []
-        source = pictures[0] if pictures else path
-        if source.stat().st_size == 0:
-            return Header(fault="the file is empty")
-        with av.open(f"file:{source.absolute()}", options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.video:
-                return Header(fault="holds no video stream")
-            stream = container.streams.video[0]
-            frames = len(pictures) or max(stream.frames, 0)
+        if path.is_dir():
+            return probe_pictures(path)
+        container, stream, _ = open_video(path)
+        with container:
+            frames = max(stream.frames, 0)
             if not frames and stream.duration and stream.time_base and stream.average_rate:
                 frames = max(round(stream.duration * stream.time_base * stream.average_rate), 0)
             if not frames:
-                frames = sum(packet.size > 0 for packet in container.demux(stream))
+                frames = count_packets(path, [stream.index]).total()
             return Header(frames or None, stream.width or None, stream.height or None)
+    except InputError as error:
+        return Header(fault=str(error).removeprefix(f"{path}: "))
     except (FFmpegError, OSError, ValueError) as error:
         return Header(fault=getattr(error, "strerror", None) or str(error))
+
+
+def probe_pictures(folder: Path) -> Header:
+    """The number of a folder's frames, and the size of the first."""
+    import cv2
+
+    pictures = list_pictures(folder)
+    if not pictures:
+        return Header(fault="holds no numbered picture")
+    data = np.fromfile(pictures[0], np.uint8)
+    if not data.size:
+        return Header(fault=f"{pictures[0].name} is empty")
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if image is None:
+        return Header(fault=f"{pictures[0].name} cannot be decoded")
+    return Header(len(pictures), image.shape[1], image.shape[0])
 
 
 def probe_all(paths: Sequence[Path], jobs: int = -1) -> list[Header]:
@@ -302,6 +233,7 @@ def import_dataset(
     counts: Mapping[str, int] | None = None,
     allow_missing: bool = False,
     follow_links: bool = False,
+    keep_suffix: bool = False,
     headers: bool = True,
     jobs: int = -1,
     limit: int = 5,
@@ -318,6 +250,7 @@ def import_dataset(
         counts: known frames by stem or id; they take precedence over headers.
         allow_missing: leave out listed videos that are not there.
         follow_links: accept links that lead outside the folder.
+        keep_suffix: without lists, name videos by their files' whole names, so that a.avi and a.mp4 are two.
         headers: read frames and sizes from the videos' headers.
         jobs: processes for that.
         limit: names shown per problem.
@@ -326,8 +259,8 @@ def import_dataset(
         InputError: everything that is wrong, one line each.
     """
     found = scan(videos, follow_links)
-    lists, loose = lists_for(kind, videos, lists_source, class_names, found, group)
-    matching = match(lists, found)
+    lists, loose = lists_for(kind, videos, lists_source, class_names, found, group, keep_suffix)
+    matching = Matching(lists.paths, (), loose, ()) if keep_suffix else match(lists, found)
     problems = problems_of(videos, lists, found, matching, allow_missing, limit)
     if problems:
         raise InputError(
@@ -360,6 +293,7 @@ def lists_for(
     class_names: Sequence[str] | None,
     found: Found,
     group: GroupRule | None,
+    keep_suffix: bool = False,
 ) -> tuple[Lists, tuple[str, ...]]:
     """The lists of a kind of dataset, and the paths that are in no class folder where there are no lists.
 
@@ -370,7 +304,7 @@ def lists_for(
     if source is None:
         if facts:
             raise InputError(f"{facts.title} needs its official lists: --lists DIR")
-        return lists_of_folder(found, group or ucf_group)
+        return lists_of_folder(found, group or ucf_group, keep_suffix)
     lists = read_lists(source, class_names, VideosFolder.of(videos, found.videos))
     if facts:
         check_facts(lists, facts, source)
@@ -409,7 +343,7 @@ def problems_of(
         lines.append(
             f"no video lies in a folder of a class, but {many(len(found.videos), 'video')} elsewhere: "
             f"{some(found.videos, limit)}; expected CLASS/VIDEO in {videos}"
-            + (f"; is it {videos.absolute().parent}?" if "/" not in found.videos[0] else "")
+            + _other_folder(videos, found.videos)
         )
     elif not matching.paths:
         lines.append(
@@ -425,13 +359,11 @@ def problems_of(
     if matching.duplicates:
         lines.append(
             f"duplicates: {many(len(matching.duplicates), 'video')} in more than one file: "
-            f"{some(matching.duplicates, limit, quoted=False)}; keep one of each"
+            f"{some(matching.duplicates, limit, quoted=False)}; keep one of each "
+            "(without lists, --keep-suffix takes both)"
         )
-    if found.outside:
-        lines.append(
-            f"links: {many(len(found.outside), 'link')} that lead outside {videos} or nowhere: "
-            f"{some(found.outside, limit)} (--follow-links accepts those that lead outside)"
-        )
+    if found.links:
+        lines.append(links_not_followed(found, videos, limit))
     if lines and matching.paths and matching.extra:
         lines.append(
             f"extra: {many(len(matching.extra), 'video')} not in the lists: {some(matching.extra, limit)}"
@@ -442,6 +374,14 @@ def problems_of(
             f"names: {many(len(shown), 'name')} that cannot be used: {some(shown, limit, quoted=False)}"
         )
     return lines
+
+
+def _other_folder(videos: Path, found: Sequence[str]) -> str:
+    """A guess at the folder that was meant: the one above, or the only one in it."""
+    tops = {path.split("/")[0] for path in found}
+    if "/" not in found[0]:
+        return f"; is it {videos.absolute().parent}?"
+    return f"; is it {videos / tops.pop()}?" if len(tops) == 1 else ""
 
 
 def _names_that_differ(lists: Lists, matching: Matching) -> str:
@@ -475,6 +415,11 @@ def notes_of(
     if loose:
         notes.append(
             f"extra: {many(len(loose), 'video')} in no folder of a class, left out: {some(loose, limit)}"
+        )
+    if found.flow:
+        notes.append(
+            f"flow: {many(len(found.flow), 'folder')} of flow without frames, left out: {some(found.flow, limit)} "
+            "(python -m pipeline import-flow)"
         )
     if found.empty:
         notes.append(f"empty: {many(len(found.empty), 'file')} of zero bytes: {some(found.empty, limit)}")
@@ -543,6 +488,9 @@ class ImportOptions(DataOptions):
     )
     allow_missing: bool = option(False, "Import although listed videos are missing; they are left out.")
     follow_links: bool = option(False, "Accept links that lead outside the folder of the videos.")
+    keep_suffix: bool = option(
+        False, "Name videos by their files' whole names, so that a.avi and a.mp4 are two; without lists only."
+    )
     probe: bool = option(True, "Read frame counts and sizes from the videos' headers.")
     jobs: int | None = option(
         None, "Processes that read headers.", minimum=1, shown_default="one per usable core"
@@ -554,6 +502,10 @@ class ImportOptions(DataOptions):
             raise click.UsageError("a folder needs a name: --name NAME")
         if self.kind in FACTS and self.lists is None:
             raise click.UsageError(f"{self.kind} needs its official lists: --lists DIR")
+        if self.keep_suffix and self.lists is not None:
+            raise click.UsageError(
+                "--keep-suffix goes with a folder without --lists: lists name their videos"
+            )
 
 
 @click.command(context_settings=CONTEXT)
@@ -576,6 +528,7 @@ def command(**values: Any) -> None:
         counts=read_counts(options.counts) if options.counts else None,
         allow_missing=options.allow_missing,
         follow_links=options.follow_links,
+        keep_suffix=options.keep_suffix,
         headers=options.probe,
         jobs=options.jobs or usable_cores(),
         limit=options.show,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -35,12 +36,20 @@ LARGEST_IMAGE_FILE = 1 << 28
 def flow_folders(root: Path) -> dict[str, Path]:
     """Folders of flow images at or below `root` by the video they stand for: their path from `root`, or its name."""
     folders = {}
-    for folder in sorted([root, *(path for path in root.rglob("*") if path.is_dir())]):
+    below = []
+    for parent, names, _ in os.walk(root, onerror=_unreadable):
+        # A link to a folder is looked into, but not below it.
+        below += [Path(parent), *(path for name in names if (path := Path(parent, name)).is_symlink())]
+    for folder in sorted(below):
         if not atomic.is_temporary(folder.name) and any(
             FLOW_IMAGE.fullmatch(path.name) for path in folder.iterdir()
         ):
             folders[root.name if folder == root else folder.relative_to(root).as_posix()] = folder
     return folders
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def image_pairs(folder: Path) -> list[tuple[Path, Path]]:

@@ -27,7 +27,7 @@ from pipeline.errors import InputError
 from pipeline.groups import GroupRule, hmdb_group, ucf_group
 from pipeline.paths import fault_of_part
 from pipeline.text import many, quoted
-from pipeline.video import VIDEO_SUFFIXES
+from pipeline.video import VIDEO_SUFFIXES, stem_of
 
 SIDES = {
     "train": {"train", "training"},
@@ -50,12 +50,6 @@ SHOWN = 20
 """Rows that contradict each other which a message lists; the rest is counted."""
 Row = tuple[str, str | int, str, str | None]
 """(path, label as listed, file and line, side if the line names one)"""
-
-
-def stem_of(name: str) -> str:
-    """A file name without its video suffix; other dots stay, so a.b.avi is a.b and the folder a.b is itself."""
-    stem, dot, suffix = name.rpartition(".")
-    return stem if stem and f"{dot}{suffix}".lower() in VIDEO_SUFFIXES else name
 
 
 def key_of(path: str) -> tuple[str, str]:
@@ -178,20 +172,26 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     ]
 
 
-def identity(label: str, path: str, where: str) -> str:
+def identity(label: str, path: str, where: str, keep_suffix: bool = False) -> str:
     """The id of a listed video; InputError for a path that leaves the folder or a name that cannot be one."""
     check_inside(path, where)
-    video_id = f"{label}/{key_of(path)[1]}"
-    for part in (label, key_of(path)[1]):
+    name = PurePosixPath(path).name if keep_suffix else key_of(path)[1]
+    video_id = f"{label}/{name}"
+    for part in (label, name):
         if fault := fault_of_part(part):
             raise InputError(f"{where}: {quoted(part)} cannot be the name of a class or video: {fault}")
     return video_id
 
 
 class Builder:
-    """Gathers entries of lists, and which of them repeat or contradict an earlier one."""
+    """Gathers entries of lists, and which of them repeat or contradict an earlier one.
 
-    def __init__(self) -> None:
+    Args:
+        keep_suffix: a video's name is its file's whole name, so that a.avi and a.mp4 are two.
+    """
+
+    def __init__(self, keep_suffix: bool = False) -> None:
+        self.keep_suffix = keep_suffix
         self.paths: dict[str, str] = {}
         self.sides: dict[int, dict[str, dict[str, tuple[str, str]]]] = defaultdict(
             lambda: {"train": {}, "test": {}}
@@ -202,7 +202,7 @@ class Builder:
 
     def add(self, label: str, path: str, where: str, number: int = 1, side: str | None = None) -> None:
         """One entry; `side` is "train", "test", or None for a video that the split leaves out."""
-        video_id = identity(label, path, where)
+        video_id = identity(label, path, where, self.keep_suffix)
         before = self.paths.setdefault(video_id, path)
         if key_of(before) != key_of(path):
             self.conflicts.append(

@@ -40,9 +40,13 @@ def owning_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def owning_name(path: Path) -> Iterator[None]:
-    """Own the name of a file or folder, there already or not; InputError while another process does."""
-    token = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:16]
+def owning_name(path: Path, share: str = "") -> Iterator[None]:
+    """Own the name of a file or folder, there already or not, or a share of the work on it.
+
+    Raises:
+        InputError: another process owns it.
+    """
+    token = hashlib.sha256(f"{path.name}/{share}".encode(errors="surrogateescape")).hexdigest()[:16]
     with _owning(path.with_name(f".owner-{token}"), path):
         yield
 

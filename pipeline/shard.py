@@ -27,6 +27,7 @@ from pipeline.codec import BLOCK, Floats, Levels, image_size, lowest_level, valu
 from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
 from pipeline.errors import Damaged, InputError
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
+from pipeline.text import shortened
 
 FORMAT = "two-stream shard"
 VERSION = 1
@@ -364,8 +365,8 @@ class Shard:
 
 def damaged(address: ShardAddress, what: str) -> Damaged:
     return Damaged(
-        f"{address}: damaged shard: {what}; run `python -m pipeline verify --repair` on it, which sets it aside, "
-        "and extract the video again"
+        f"{address}: damaged shard: {shortened(what)}; run `python -m pipeline verify --repair` on it, which sets it "
+        "aside, and extract the video again"
     )
 
 

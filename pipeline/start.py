@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
+from pipeline.errors import system_error
 from pipeline.text import printable_lines
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -41,6 +42,11 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
             status = INTERRUPTED
         except SystemExit as end:
             status = end.code
+        except OSError as error:
+            if error.errno is None:
+                raise
+            if _flushed(0) == 0:  # else it was standard output's, which has been said
+                print(f"error: {system_error(error)}", file=sys.stderr)
     finally:
         if interruptible:  # nothing is left to clean up
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))

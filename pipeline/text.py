@@ -77,6 +77,11 @@ def shortened(text: str, most: int = LONGEST_REASON) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
+def spreadsheet_cell(text: str) -> str:
+    """A name for a cell of a CSV file: what a spreadsheet would take for a formula begins with an apostrophe."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def quoted(text: str, most: int = 200) -> str:
     """Text of someone's file for a message: in quotes, nothing in it that moves a cursor, and not too long."""
     return f"'{shortened(printable(text), most)}'"

@@ -24,7 +24,7 @@ from pipeline.progress import progress
 from pipeline.shard import Shard, ShardAddress, faults, open_shard, parts
 from pipeline.shard_index import index_pack
 from pipeline.shard_sets import ShardArguments, Target, gather
-from pipeline.text import many, system_reason
+from pipeline.text import many, printable, shortened, system_reason
 from pipeline.video import source_digest
 
 
@@ -197,7 +197,8 @@ def _verify(options: VerifyOptions) -> None:
     bad = [finding for finding in findings if finding.faults]
     for finding in findings:
         more = f" (and {many(len(finding.faults) - 1, 'more fault')})" if len(finding.faults) > 1 else ""
-        click.echo(f"{finding.address}: {(finding.faults or [finding.unread])[0]}{more}")
+        reason = shortened(printable((finding.faults or [finding.unread])[0]))
+        click.echo(f"{printable(str(finding.address))}: {reason}{more}")
     if options.repair or options.delete:
 
         def check(target: Target) -> Finding:

@@ -1,7 +1,9 @@
 """Decoding video: gray and RGB frames at the requested size, upright, in one pass and bounded memory.
 
 What a header claims is never trusted: the frames are counted while they are decoded, sizes come from the first
-decoded frame, and an error keeps the frames before it. A folder of numbered pictures counts as a video.
+decoded frame, and an error keeps the frames before it. Damage that the decoder conceals is an error too
+(`pipeline.damage`). Timestamps decide nothing unless a part of the video was asked for in seconds. A folder of numbered
+pictures counts as a video (`pipeline.pictures`).
 
 Gray is the luma of the decoded frame on the full range 0..255 (a limited-range source is stretched; RGB sources use
 the BT.601 weights), so the same scene gives the same gray whichever range its file uses. Scaling is bilinear, with the
@@ -14,7 +16,6 @@ import dataclasses
 import hashlib
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import container, damage, jpeg_scan
 from pipeline.errors import InputError
+from pipeline.pictures import PICTURE_SUFFIXES, list_pictures, number_gaps
 
 if TYPE_CHECKING:
     import av
@@ -36,7 +39,6 @@ VIDEO_SUFFIXES = frozenset(
         *("mpg", "mts", "ogv", "ts", "vob", "webm", "wmv", "y4m"),
     )
 )
-PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 FOLDER_RATE = Fraction(25)
 """Frames per second of a folder of pictures, which records none."""
 MOST_PIXELS = 1 << 26
@@ -116,7 +118,6 @@ class VideoReader:
         fps: frames per second of the selected frames (the source's rate divided by `every`).
         header_frames: frames of the source by its header; None if it does not have the number.
         decoded: source frames decoded so far, selected or not.
-        gaps: for a folder, numbers missing between its pictures, as text for the user.
     """
 
     def __init__(
@@ -138,24 +139,27 @@ class VideoReader:
         Raises:
             VideoError: missing, empty, not a video, no decodable frame, or unreasonable sizes.
         """
-        from av.video.reformatter import VideoReformatter
+        from av.video.reformatter import Interpolation, VideoReformatter
 
         self.path = Path(path)
         self.selection = selection or Selection()
         self.header_frames: int | None = None
         self.decoded = 0
-        self.gaps: tuple[str, ...] = ()
+        self._notes: list[str] = []
         self._rgb = rgb
         self._on_frame = on_frame
-        self._container: Any = None
+        self._opened: container.Opened | None = None
         # A reformatter keeps the scaler of one conversion; two through one would rebuild it at every frame.
         self._to_gray, self._to_rgb = VideoReformatter(), VideoReformatter()
+        self._scaling = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
         self._error: VideoError | None = None
-        rate = FOLDER_RATE
-        if self.path.is_dir():
-            source = self._pictures()
-        else:
-            source, rate = self._stream()
+        try:
+            if self.path.is_dir():
+                source, rate = self._pictures(), FOLDER_RATE
+            else:
+                source, rate = self._stream()
+        except (container.ContainerError, OSError) as error:
+            raise VideoError(self.path, _plain(error)) from error
         self.fps = float(rate / self.selection.every)
         self._selected = self._select(source, float(rate))
         try:
@@ -198,10 +202,10 @@ class VideoReader:
         return Frames(gray[:filled], None if rgb is None else rgb[:filled])
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        """Let go of the file; safe to call twice."""
+        if self._opened is not None:
+            self._opened.container.close()
+            self._opened = None
 
     def __enter__(self) -> VideoReader:
         return self
@@ -220,8 +224,6 @@ class VideoReader:
     def _convert(
         self, frame: av.VideoFrame, turn: Turn, pixels: str, reformatter: Any
     ) -> npt.NDArray[np.uint8]:
-        from av.video.reformatter import Interpolation
-
         width, height = turn.upright(
             self.width, self.height
         )  # a quarter turn swaps the sides, here back again
@@ -230,7 +232,7 @@ class VideoReader:
             width,
             height,
             pixels,
-            interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
+            interpolation=self._scaling,
             threads=1,
         )
         plane = image.planes[0]
@@ -238,34 +240,40 @@ class VideoReader:
         rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : width * channels]
         return rows if channels == 1 else rows.reshape(height, width, channels)
 
-    def _select(
-        self, source: Iterator[tuple[av.VideoFrame, float | None]], rate: float
-    ) -> Iterator[av.VideoFrame]:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the source; complete once all frames were read."""
+        return tuple(self._notes)
+
+    def _select(self, source: Iterator[av.VideoFrame], rate: float) -> Iterator[av.VideoFrame]:
         """The frames that the selection asks for; a decoding error is kept for `read` and ends them."""
         from av.error import FFmpegError
 
-        first_time = None
+        start, end = self.selection.start, self.selection.end
+        clock = _Clock(rate) if start > 0 or end is not None else None
         inside = 0
+        frame = None
         try:
-            for frame, time in source:
+            for frame in source:
                 self.decoded += 1
                 if self._on_frame is not None:
                     self._on_frame()
-                if time is None:
-                    time = (self.decoded - 1) / rate
-                if first_time is None:
-                    first_time = time
-                # Times are multiples of the stream's time base: a microsecond hides their rounding.
-                time = time - first_time + 1e-6
-                if self.selection.end is not None and time >= self.selection.end:
-                    return
-                if time < self.selection.start:
-                    continue
+                if clock is not None:
+                    # Times are multiples of the stream's time base: a microsecond hides their rounding.
+                    time = clock.time(frame.time) + 1e-6
+                    if end is not None and time >= end:
+                        return
+                    if time < start:
+                        continue
                 if inside % self.selection.every == 0:
                     yield frame
                 inside += 1
+            if self._opened is not None and frame is not None:
+                self._notes.extend(container.shortfall(self._opened, self.path, self.decoded, frame.time))
         except VideoError as error:
             self._error = error
+        except damage.Damaged as error:
+            self._error = VideoError(self.path, str(error), self.decoded)
         except (FFmpegError, OSError, ValueError, MemoryError) as error:
             self._error = VideoError(self.path, f"cannot be decoded: {_plain(error)}", self.decoded)
 
@@ -275,47 +283,30 @@ class VideoReader:
             return f"no frame lies at or after {self.selection.start:g} s{end}; the video ends"
         return "the file holds no frame"
 
-    def _stream(self) -> tuple[Iterator[tuple[av.VideoFrame, float | None]], Fraction]:
-        """The frames of a video file with their times, and their rate."""
-        import av
-        from av.error import FFmpegError
-
-        if not self.path.exists():
-            raise VideoError(self.path, "no such file")
-        if not self.path.is_file():
-            raise VideoError(self.path, "neither a file nor a folder of pictures")
-        if self.path.stat().st_size == 0:
-            raise VideoError(self.path, "the file is empty")
-        try:
-            # file: and the white list keep a name from being read as another protocol, and a playlist from leading
-            # to other hosts.
-            self._container = av.open(f"file:{self.path.absolute()}", options={"protocol_whitelist": "file"})
-        except (FFmpegError, OSError, ValueError) as error:
-            raise VideoError(self.path, f"is not a video that can be read: {_plain(error)}") from error
-        # A cover picture is a video stream too, but not the video.
-        streams = [s for s in self._container.streams.video if "attached_pic" not in str(s.disposition)]
-        if not streams:
-            self.close()
-            raise VideoError(self.path, "holds no video stream")
-        stream = streams[0]
-        if stream.codec_context is None:
-            self.close()
-            raise VideoError(self.path, "its video is in a format that this build of FFmpeg cannot decode")
-        if stream.codec_context.width * stream.codec_context.height > MOST_PIXELS:
-            size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+    def _stream(self) -> tuple[Iterator[av.VideoFrame], Fraction]:
+        """The frames of a video file, and their rate."""
+        self._opened = opened = container.open_video(self.path)
+        stream = opened.stream
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MOST_PIXELS:
             self.close()
             raise VideoError(
-                self.path, f"its header claims {size} pixels, more than the {MOST_PIXELS:,} that are allowed"
+                self.path,
+                f"its header claims {width}x{height} pixels, more than the {MOST_PIXELS:,} that are allowed",
             )
-        stream.codec_context.thread_count = 1  # work is spread over videos; threads would only add waiting
         self.header_frames = stream.frames if stream.frames > 0 else None
+        self._notes.extend(opened.notes)
+        if (note := container.pixel_note(stream)) and self.selection.size is None:
+            self._notes.append(note)
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate or FOLDER_RATE
-        frames = ((frame, frame.time) for frame in self._container.decode(stream))
-        return frames, Fraction(rate) if rate > 0 else FOLDER_RATE
+        return damage.sound_frames(opened.container, stream), Fraction(rate) if rate > 0 else FOLDER_RATE
 
-    def _pictures(self) -> Iterator[tuple[av.VideoFrame, float | None]]:
+    def _pictures(self) -> Iterator[av.VideoFrame]:
         """The pictures of a folder as frames."""
-        pictures = list_pictures(self.path)
+        try:
+            pictures = list_pictures(self.path)
+        except InputError as error:
+            raise VideoError(self.path, str(error).removeprefix(f"{self.path}: ")) from error
         if not pictures:
             raise VideoError(
                 self.path,
@@ -323,22 +314,62 @@ class VideoReader:
                 f"({', '.join(sorted(PICTURE_SUFFIXES))}); none found",
             )
         self.header_frames = len(pictures)
-        self.gaps = number_gaps(pictures)
-        return ((self._picture(path), None) for path in pictures)
+        self._notes.extend(number_gaps(pictures))
+        return (self._picture(path) for path in pictures)
 
     def _picture(self, path: Path) -> av.VideoFrame:
         import av
         import cv2
 
         try:
-            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-        except (OSError, cv2.error) as error:
+            data = path.read_bytes()
+        except OSError as error:
+            raise VideoError(
+                self.path, f"{path.name} cannot be read: {_plain(error)}", self.decoded
+            ) from error
+        if not data:
+            raise VideoError(self.path, f"{path.name} is empty", self.decoded)
+        if data.startswith(b"\xff\xd8") and (fault := jpeg_scan.fault(data)):
+            raise VideoError(self.path, f"{path.name} is damaged: {fault}", self.decoded)
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as error:
             raise VideoError(
                 self.path, f"{path.name} cannot be read: {_plain(error)}", self.decoded
             ) from error
         if image is None:
             raise VideoError(self.path, f"{path.name} is not a picture that can be decoded", self.decoded)
         return av.VideoFrame.from_ndarray(np.asarray(image, np.uint8), format="bgr24")
+
+
+class _Clock:
+    """Seconds since the first frame, never running back, whatever the stamps do.
+
+    Where a stamp steps back, or is missing, the frame follows the one before at the video's rate, and later stamps
+    count from there; where they come back to an earlier count, it is taken up again.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._usual = 1 / rate
+        self._offsets: list[float] = []
+        self._last: float | None = None
+
+    def time(self, stamp: float | None) -> float:
+        """The time of the next frame, whose stamp this is."""
+        if self._last is None:
+            self._offsets = [-stamp] if stamp is not None else []
+            self._last = 0.0
+            return 0.0
+        following = [
+            stamp + offset for offset in self._offsets if stamp is not None and stamp + offset > self._last
+        ]
+        if following:
+            self._last = min(following)
+        else:
+            self._last += self._usual
+            if stamp is not None:
+                self._offsets = [*self._offsets[-3:], self._last - stamp]
+        return self._last
 
 
 class Turn(NamedTuple):
@@ -376,25 +407,10 @@ def _orientation(frame: av.VideoFrame) -> Turn:
     return Turn()
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """A sorting key under which `img_2` comes before `img_10`."""
-    return [
-        (1, int(part), part) if part.isascii() and part.isdigit() else (0, 0, part)
-        for part in re.split(r"([0-9]+)", name)
-    ]
-
-
-def list_pictures(folder: Path) -> list[Path]:
-    """The folder's pictures in natural order; hidden files and names without a number are left out."""
-    names = (
-        entry.name
-        for entry in os.scandir(folder)
-        if Path(entry.name).suffix.lower() in PICTURE_SUFFIXES
-        and not entry.name.startswith(".")
-        and _number(entry.name) is not None
-        and entry.is_file()
-    )
-    return [folder / name for name in sorted(names, key=natural_key)]
+def stem_of(name: str) -> str:
+    """A file name without its video suffix; other dots stay, so a.b.avi is a.b and the folder a.b is itself."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in VIDEO_SUFFIXES else name
 
 
 def source_bytes(path: Path) -> int:
@@ -416,32 +432,6 @@ def source_digest(path: Path) -> str:
     for picture in list_pictures(path):
         digest.update(picture.name.encode(errors="surrogateescape") + b"\0" + source_digest(picture).encode())
     return digest.hexdigest()
-
-
-def number_gaps(pictures: list[Path]) -> tuple[str, ...]:
-    """Numbers that are missing between pictures, for example `frames 12 to 14 are missing`.
-
-    A regular stride (every fifth frame kept) is not a gap: the usual difference of neighbours is the stride.
-    """
-    numbers = [number for path in pictures if (number := _number(path.name)) is not None]
-    if len(numbers) < 2:
-        return ()
-    differences = np.diff(numbers)
-    stride = int(np.median(differences))
-    gaps = []
-    for before, difference in zip(numbers, differences.tolist(), strict=False):
-        if difference > max(stride, 1):
-            first, last = before + max(stride, 1), before + difference - 1
-            gaps.append(
-                f"frame {first} is missing" if first == last else f"frames {first} to {last} are missing"
-            )
-    return tuple(gaps)
-
-
-def _number(name: str) -> int | None:
-    """The last number in a picture's name."""
-    found = re.findall(r"[0-9]+", Path(name).stem)
-    return int(found[-1]) if found else None
 
 
 def _plain(error: Exception) -> str:

@@ -21,7 +21,7 @@ import click
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")])
+PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*) -->\s*\n)?```console\n(?P<text>.*?)```", re.DOTALL)
 COMMANDS = {
@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "main",
     "evaluate": "main",
     "slurm": "main",
+    "two_stream": "main",
 }
 
 
@@ -89,6 +90,8 @@ def test_commands_use_options_that_exist(command: Command) -> None:
         assert (PROJECT / script).is_file()
     elif words[0].endswith("python") and words[1] == "-m" and words[2] in COMMANDS:
         check_options(words[2], words[3:])
+    elif words[0] == "two-stream":
+        check_options("two_stream", words[1:])
     elif words[0].endswith("python") and words[1].endswith(".py"):
         assert (PROJECT / words[1]).is_file()
 

@@ -161,11 +161,12 @@ def test_the_number_of_jobs_and_threads_changes_no_byte(clips: Path, tmp_path: P
 def test_overlapped_stages_change_no_byte(clips: Path, tmp_path: Path) -> None:
     from dataclasses import asdict
 
-    from extract_flow.extraction import Destination, find_videos
+    from extract_flow.extraction import Destination
     from extract_flow.extraction import extract as extract_videos
     from extract_flow.methods import resolve
     from extract_flow.options import Execution
     from extract_flow.settings import ExtractionSettings
+    from extract_flow.sources import find_videos
     from pipeline.paths import OutputPaths
 
     settings = ExtractionSettings(

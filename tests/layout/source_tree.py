@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-PACKAGES = ("pipeline", "extract_flow", "train", "evaluate", "slurm")
+PACKAGES = ("pipeline", "extract_flow", "train", "evaluate", "slurm", "two_stream")
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import pytest
 from source_tree import PACKAGES, PROJECT, modules, tree
 
 PAGE = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
-FILES = re.findall(r"`((?:pipeline|extract_flow|train|evaluate|slurm)/[\w./]*)`", PAGE)
+FILES = re.findall(r"`((?:pipeline|extract_flow|train|evaluate|slurm|two_stream)/[\w./]*)`", PAGE)
 TRIPS = re.findall(r"^\| `([\w/]+\.py)` \| ([^|]*) \|[^|]*\|$", PAGE, re.MULTILINE)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from graphlib import CycleError, TopologicalSorter
 
+import pytest
 from source_tree import PACKAGES, PROJECT, imports, modules
 
 DIRECTIONS = {
@@ -13,6 +14,7 @@ DIRECTIONS = {
     "train": {"pipeline"},
     "evaluate": {"pipeline", "extract_flow", "train"},
     "slurm": {"pipeline", "extract_flow", "train", "evaluate"},
+    "two_stream": {"pipeline", "extract_flow", "train", "evaluate", "slurm"},
 }
 """Package -> the packages that it imports."""
 
@@ -42,16 +44,22 @@ def test_packages_import_in_the_allowed_directions_only() -> None:
     assert found == DIRECTIONS
 
 
-def test_slurm_knows_of_the_stages_only_their_commands() -> None:
-    stages = {"extract_flow", "train", "evaluate"}
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("slurm", {"extract_flow", "train", "evaluate"}),
+        ("two_stream", {"extract_flow", "train", "evaluate", "slurm"}),
+    ],
+)
+def test_of_the_stages_only_their_commands_are_known(name: str, others: set[str]) -> None:
     found = {
         target
         for module, targets in imports().items()
-        if package(module) == "slurm"
+        if package(module) == name
         for target in targets
-        if package(target) in stages
+        if package(target) in others
     }
-    assert found == {f"{stage}.__main__" for stage in stages}
+    assert found == {f"{stage}.__main__" for stage in others}
 
 
 def test_the_architecture_page_lists_these_directions() -> None:

@@ -14,15 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rendered_clips import clip, moving_texture, write_video
 
-from pipeline.video import (
-    Frames,
-    Selection,
-    VideoError,
-    VideoReader,
-    natural_key,
-    number_gaps,
-    turn_of_matrix,
-)
+from pipeline.pictures import frames_of, number_gaps
+from pipeline.video import Frames, Selection, VideoError, VideoReader, turn_of_matrix
 
 SOURCE_SIZE = Selection(short_side=None)
 
@@ -272,7 +265,7 @@ def test_a_folder_of_pictures_is_a_video_in_natural_order(tmp_path: Path) -> Non
     gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in rgb]).astype(int)
     assert np.abs(frames.gray - gray).max() <= 1
     with VideoReader(tmp_path, SOURCE_SIZE) as reader:
-        assert (reader.fps, reader.gaps, reader.header_frames) == (25, (), 12)
+        assert (reader.fps, reader.notes, reader.header_frames) == (25, (), 12)
 
 
 def test_a_bad_picture_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -302,7 +295,7 @@ def test_gaps_are_what_the_usual_difference_leaves_out(numbers: list[int], gaps:
 
 @given(st.lists(st.integers(0, 10**6), unique=True, min_size=1))
 def test_natural_order_is_the_order_of_numbers(numbers: list[int]) -> None:
-    names = sorted((f"f{n}.png" for n in numbers), key=natural_key)
+    names = [picture.name for picture in frames_of([f"f{n}.png" for n in numbers], Path("folder"))]
     assert names == [f"f{n}.png" for n in sorted(numbers)]
 
 

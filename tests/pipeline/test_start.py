@@ -1,0 +1,250 @@
+"""How commands end, whatever happens, and what names may do to a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_shards import make_shard
+
+from pipeline.text import printable_lines, shortened, spreadsheet_cell
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def python(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        **settings,  # type: ignore[call-overload]
+    )
+
+
+# --- Ctrl-C and SIGTERM ---
+
+WAITING = """
+import pathlib, sys, time, click
+from pipeline import atomic, start
+from pipeline.errors import command_errors
+@click.command()
+@click.argument("path", type=pathlib.Path)
+@command_errors
+def main(path):
+    with atomic.writing(path) as temporary:
+        temporary.write_text("half")
+        print("ready", flush=True)
+        time.sleep(60)
+start.run(main, "test")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_a_command_without_a_word_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, tmp_path / "x"],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (status, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", ["pipeline", "extract_flow", "train", "evaluate", "slurm"])
+def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path, room: str) -> None:
+    """A module of click's name that is found first stands for any import that takes its time."""
+    (tmp_path / "click.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", room, "--help"],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_a_process_that_is_to_ignore_ctrl_c_ignores_it() -> None:
+    script = (
+        "import click, os, signal\nfrom pipeline import start\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "@click.command()\ndef main():\n    os.kill(os.getpid(), signal.SIGINT); print('still here')\n"
+        "start.run(main, 'test')"
+    )
+    done = python("-c", script)
+    assert (done.returncode, done.stdout) == (0, "still here\n")
+
+
+# --- statuses and output ---
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "errors"),
+    [
+        ("pass", 0, ""),
+        ("raise InputError('a\\nb')", 1, "error: a\nb\n"),
+        (
+            "raise click.UsageError('wrong')",
+            2,
+            "Usage: test [OPTIONS]\nTry 'test --help' for help.\n\nError: wrong\n",
+        ),
+        ("sys.exit(75)", 75, ""),
+        ("open('/none/such')", 1, "error: /none/such: No such file or directory\n"),
+        ("raise OSError(5, 'Input/output error')", 1, "error: a file or the output: Input/output error\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+    ],
+)
+def test_the_exit_status_is_honest(body: str, status: int, errors: str) -> None:
+    script = (
+        "import click, sys\nfrom pipeline import start\nfrom pipeline.errors import InputError, command_errors\n"
+        f"@click.command()\n@command_errors\ndef main():\n    {body}\nstart.run(main, 'test')"
+    )
+    done = python("-c", script)
+    assert (done.returncode, done.stderr) == (status, errors)
+
+
+def test_a_full_disk_or_a_closed_pipe_of_standard_output_is_no_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "--help"],
+            cwd=PROJECT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith("No space left on device\n")
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run(
+        f"set -o pipefail; {sys.executable} -m pipeline --help | true",
+        shell=True,
+        executable="/bin/bash",
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+# --- names are data ---
+
+HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\rd\u202e[red]e[/red]:smile:"
+
+
+def test_hostile_names_are_shown_escaped_on_a_terminal(tmp_path: Path) -> None:
+    """By print, by click and by rich, in lines and in tables, on a terminal."""
+    script = f"""
+import click, sys
+from rich.table import Table
+from pipeline import start
+from pipeline.console import make_console
+name = {HOSTILE!r}
+@click.command()
+def main():
+    print(name); click.echo(name, err=True)
+    for console in (make_console(), make_console(stderr=True)):
+        console.print(name)
+        table = Table(name, title=name, width=200); table.add_row(name)
+        console.print(table)
+start.run(main, "test")
+"""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=PROJECT,
+        stdout=child,
+        stderr=child,
+        env=os.environ | {"COLUMNS": "300", "TERM": "xterm"},
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            block = os.read(parent, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    assert process.wait() == 0, shown
+    os.close(parent)
+    text = shown.decode()
+    assert "\x1b[2J" not in text
+    assert "\x1b]0;" not in text
+    assert "\x07" not in text
+    assert "\u202e" not in text
+    assert text.count(r"a\x1b[2J") == 8
+    assert text.count("[red]e[/red]:smile:") == 8
+
+
+def test_commands_show_a_hostile_file_name_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "a\x1b[2Jb"
+    make_shard(folder / "x\x1b]0;t\x07.h5")
+    (folder / "bad\x1b[31m.h5").write_bytes(b"")
+    for command in (
+        ["verify", folder],
+        ["view", folder / "none\x1b[2J.h5"],
+        ["pack", folder / "none\x1b[2J"],
+    ):
+        done = python("-m", "pipeline", *command)
+        assert done.returncode == 1
+        assert "\x1b" not in done.stdout + done.stderr
+        assert r"\x1b" in done.stdout + done.stderr
+
+
+def test_lines_and_tabs_stay_and_the_rest_is_escaped() -> None:
+    assert printable_lines("a\n\tb\x1b\r\x85") == "a\n\tb\\x1b\\r\\x85"
+
+
+def test_a_reason_is_at_most_300_characters() -> None:
+    assert shortened("short") == "short"
+    long = shortened("begin " + "x" * 10_000 + " end")
+    assert len(long) <= 300
+    assert long.startswith("begin ")
+    assert long.endswith(" end")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1"])
+def test_a_cell_is_no_formula(name: str) -> None:
+    assert spreadsheet_cell(name) == "'" + name
+    assert spreadsheet_cell("a" + name) == "a" + name
+
+
+def test_a_command_that_writes_where_it_may_not_says_so_in_one_line(tmp_path: Path) -> None:
+    """A file where a folder should be, and a name that is too long: errors that root meets as well."""
+    shard = make_shard(tmp_path / "x.h5")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "out", tmp_path / ("n" * 300)):
+        for command in (
+            ["export", shard, "--layout", "npy", "--output", place],
+            ["view", shard, "--output", place / "x.png"],
+            ["demo", "--data", place],
+        ):
+            done = python("-m", "pipeline", *command)
+            assert done.returncode == 1, done.stdout
+            assert "Traceback" not in done.stderr
+            assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+            assert "Not a directory" in done.stderr or "too long" in done.stderr

@@ -1,0 +1,5 @@
+"""The whole project as one command, `two-stream`, and its version."""
+
+import pipeline  # noqa: F401  first of all, since it makes Ctrl-C end quietly during the other imports
+
+__version__ = "0.2.0"
