@@ -19,6 +19,7 @@ KERNEL_MODULES = (
     "extract_flow.tvl1.cuda",
     "extract_flow.cuda.",
     "pipeline.codec_kernels",
+    "pipeline.decoder_kernels",
     "pipeline.jpeg_kernel",
 )
 """Modules of compiled loops, by the beginning of their names."""
