@@ -40,7 +40,7 @@ dataset() {
 }
 endef
 
-.PHONY: help setup demo import flow status verify train evaluate report reproduce submit test lint benchmark opencv-cuda clean
+.PHONY: help setup demo import flow status verify train evaluate report reproduce submit test lint docs benchmark opencv-cuda clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -120,7 +120,11 @@ lint: setup  ## ruff, mypy and shellcheck
 	@.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	git ls-files '*.sh' '*.sbatch' '*.env' .ci/run | xargs .venv/bin/shellcheck
+	git ls-files '*.sh' '*.sbatch' '*.env' .ci/run containers/bin | xargs .venv/bin/shellcheck
+
+docs: setup  ## the documentation as a site, in dist/site; a broken link fails
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	.venv/bin/python -P -m mkdocs build --strict
 
 benchmark: setup  ## print the tables of docs/performance.md for this machine
 	@for table in codec reader extraction flow_cpu flow_accuracy flow_brox loader scoring; do .venv/bin/python "benchmarks/$$table.py"; done

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from evaluate.options import (
     EvaluateOptions,
     FeaturesOptions,
     FuseOptions,
+    NewVideoOptions,
     PredictOptions,
     ReproduceOptions,
     ScoreOptions,
@@ -101,14 +105,15 @@ def report_command(**values: Any) -> None:
 @options_of(PredictOptions)
 @command_errors
 def predict_command(**values: Any) -> None:
-    """Classify videos that need not be in any dataset.
+    """Classify videos that need not be in any dataset: files, folders of them, or every video of --dataset.
 
-    Their frames and flow are made as the run's shards were, which its checkpoint records.
+    Their frames and flow are made as the run's shards were, which its checkpoint records, in one pass over each video.
     """
     options = from_options(PredictOptions, values)
     from evaluate import predict
 
-    predict.predict(options, make_console(), make_console(stderr=True))
+    with stopped_by_signal():
+        predict.predict(options, make_console(), make_console(stderr=True))
 
 
 @main.command("features", context_settings=CONTEXT)
@@ -117,17 +122,21 @@ def predict_command(**values: Any) -> None:
 def features_command(**values: Any) -> None:
     """Write the penultimate layer's outputs for the videos of a split, or for given VIDEOs outside any dataset.
 
-    Frames and flow of given VIDEOs are made as the run's shards were, which its checkpoint records.
+    Frames and flow of given VIDEOs are made as the run's shards were, which its checkpoint records, in one pass over
+    each video. With --init no run is needed.
     """
     options = from_options(FeaturesOptions, values)
     from evaluate import commands, features
 
     console = make_console()
-    if options.videos:
-        features.video_features(options, console, make_console(stderr=True))
+    if options.videos or options.new.list or options.init:
+        with stopped_by_signal():
+            features.video_features(options, console, make_console(stderr=True))
         return
-    if options.new.like:
-        raise click.UsageError("--like goes with VIDEOs outside a dataset")
+    if options.new != NewVideoOptions():
+        raise click.UsageError(
+            "--like goes with VIDEOs outside a dataset, and so do --keep-shards and --keep-suffix"
+        )
     only_one = "--output names one file" if options.output else ""
     for measurement in commands.chosen_measurements(options, console, only_one=only_one):
         features.list_features(measurement, options, console)
@@ -145,6 +154,18 @@ def reproduce_command(**values: Any) -> None:
     from evaluate import reproduce
 
     reproduce.reproduce_table(options, make_console())
+
+
+@contextlib.contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """End with the exit status of a signal that stopped the workers, as a shell would report it."""
+    from extract_flow.supervisor import Stopped
+
+    try:
+        yield
+    except Stopped as stop:
+        print(f"{stop}; the same command continues", file=sys.stderr)
+        sys.exit(128 + stop.number)
 
 
 if __name__ == "__main__":

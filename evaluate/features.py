@@ -1,4 +1,8 @@
-"""The penultimate layer's outputs for each video, for other classifiers.
+"""The penultimate layer's outputs for each video, for other classifiers: one .npy per video, or one HDF5 file.
+
+A folder of features holds `features.json` (attributes as below) and, for each video as it is done, <name>.npy:
+float32[F], the mean over its views, or with --per view float32[views,F]. An HDF5 file is made of such a folder, beside
+it, which is removed at the end; so either resumes.
 
 HDF5: attrs as in a score file, and `per` ("video" or "view"); /videos str[n], sorted; per video /features
 float32[n,F]; per view /features float32[sum of views,F] and /start int64[n+1], video i having rows start[i] to
@@ -8,8 +12,11 @@ a dataset /videos holds their paths in the order given, and dataset, split, part
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import json
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,147 +29,275 @@ from rich.console import Console
 
 from evaluate.devices import computing
 from evaluate.inference import features_forward, load_network, view_outputs
-from evaluate.new_videos import make_shards, wanted_request
+from evaluate.new_shards import NewVideo, make_shards
+from evaluate.new_videos import Failures, untrained_checkpoint, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions
 from evaluate.progress import progress_of
+from evaluate.result_folder import claim
 from evaluate.score import Measurement, check_missing, listed_shards
+from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic
-from pipeline.errors import InputError
-from pipeline.shard import ShardAddress
+from pipeline.errors import DiskFull, InputError
+from pipeline.ownership import owning_name
+from pipeline.paths import fault_of_part
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 FORMAT = "two-stream features"
+HDF5_SUFFIXES = (".h5", ".hdf5")
+ABOUT = "features.json"
+
+
+class FeatureFolder:
+    """A folder with one .npy per video; complete files stay when the work is interrupted."""
+
+    def __init__(self, folder: Path, attributes: Mapping[str, Any]) -> None:
+        """Open a new folder, or one to be continued; InputError as `result_folder.claim`."""
+        self.folder, self.attributes = folder, dict(attributes)
+        claim(folder, ABOUT, self.attributes)
+
+    def file(self, video: str) -> Path:
+        """The file of one video."""
+        return self.folder / f"{video}.npy"
+
+    def add(self, video: str, outputs: npt.NDArray[np.float32]) -> None:
+        """Write one video's features, from float32[views,F]; InputError if it cannot be written."""
+        rows = outputs if self.attributes["per"] == "view" else outputs.mean(axis=0)
+        path = self.file(video)
+        with atomic.disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.writing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, rows)
+
+    def rows(self, video: str) -> npt.NDArray[np.float32]:
+        """One video's features as float32[n,F].
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        path = self.file(video)
+        try:
+            rows = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: damaged features ({error}); remove the file") from error
+        if rows.dtype != np.float32 or rows.ndim not in (1, 2):
+            raise InputError(f"{path}: expected float32 features, found {rows.dtype}{list(rows.shape)}")
+        return np.atleast_2d(rows)
+
+    def write_hdf5(self, path: Path, videos: Mapping[str, str]) -> None:
+        """Write the file that the module's docstring describes, a video at a time, and remove the folder.
+
+        Args:
+            path: of the file.
+            videos: the name of each video's .npy -> its name in /videos, in order.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        counts = [0]
+        with atomic.writing(path) as temporary, atomic.disk_errors(path), h5py.File(temporary, "w") as file:
+            file.attrs.update({"format": FORMAT, "version": 1, **self.attributes})
+            file.create_dataset("videos", data=list(videos.values()), dtype=h5py.string_dtype())
+            for name in videos:
+                rows = self.rows(name)
+                if counts == [0]:
+                    width = rows.shape[1]
+                    features = file.create_dataset(
+                        "features", (0, width), "float32", maxshape=(None, width), chunks=True
+                    )
+                features.resize(counts[-1] + len(rows), axis=0)
+                features[counts[-1] :] = rows
+                counts.append(counts[-1] + len(rows))
+            if self.attributes["per"] == "view":
+                file.create_dataset("start", data=np.array(counts, np.int64))
+        shutil.rmtree(self.folder)
 
 
 def list_features(measurement: Measurement, options: FeaturesOptions, console: Console) -> Path:
-    """Write the features of one run on one list; returns the file.
+    """Write the features of one run on one list; returns the file or folder.
 
     Raises:
         InputError: shards are missing and that was not allowed, or the file is there or cannot be written.
     """
     name = f"features-{measurement.part}-{measurement.views}-{options.per}"
     path = options.output or measurement.run.scores(name)
-    check_output(path, options.overwrite)
+    prepare(path, options.overwrite)
     shards, missing = listed_shards(measurement)
     check_missing(measurement, missing, options.shard_set.allow_missing)
-    shards = dict(sorted(shards.items()))
-    attributes = {
-        "dataset": measurement.dataset.name,
-        "split": measurement.split,
-        "part": measurement.part,
-        "run": measurement.run.name,
-        "shards": measurement.shards.name,
-    }
-    rows = features_of(measurement.checkpoint, shards, options, console)
-    return save(path, measurement.checkpoint, attributes, list(shards), rows, options, console)
+    folder = feature_folder(
+        path,
+        measurement.checkpoint,
+        options,
+        {
+            "dataset": measurement.dataset.name,
+            "split": measurement.split,
+            "part": measurement.part,
+            "run": measurement.run.name,
+            "shards": measurement.shards.name,
+        },
+    )
+    videos = sorted(shards)
+    todo = [video for video in videos if not folder.file(video).exists()]
+    compute = computing(options.compute, most=1)[0]
+    forward = features_forward(load_network(measurement.checkpoint), compute)
+    with progress_of(console, "features", len(todo)) as advance:
+        spec = measurement.checkpoint.volume
+        for index, outputs in view_outputs(
+            forward, spec, [shards[video] for video in todo], options.views, compute
+        ):
+            folder.add(todo[index], outputs)
+            advance(todo[index])
+    return finish(path, folder, {video: video for video in videos}, console)
 
 
 def video_features(options: FeaturesOptions, console: Console, notes: Console) -> Path:
-    """Write one run's features of videos outside any dataset; returns the file.
+    """Write features of videos outside any dataset, by one run or by weights alone; returns the file or folder.
 
     Raises:
-        InputError: no such run, a checkpoint that does not record how its shards were made, a video that cannot be
-            decoded, or a file that is there or cannot be written.
+        InputError: no such run or weights, a checkpoint that does not record how its shards were made, a file that is
+            there or cannot be written, or videos that failed; the others are done first.
+        Stopped: a signal came; what was written stays, and the same command continues.
     """
-    _check_options_of_videos(options)
+    check_options_of_videos(options)
     assert options.output is not None
-    check_output(options.output, options.overwrite)
-    source = find_checkpoint(options.choose.runs[0], options.dataset)
-    checkpoint = load_checkpoint(source)
-    dataset = checkpoint.run.dataset
-    if options.new.like and dataset in checkpoint.requests:
+
+    def say(line: str) -> None:
+        notes.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    checkpoint, run = network_of(options, say)
+    if options.new.like and checkpoint.run.dataset in checkpoint.requests:
         raise click.UsageError(
             "--like is for a run whose checkpoint does not record how its shards were made"
         )
-    wanted = wanted_request(
-        checkpoint,
-        dataset,
-        options.new,
-        lambda line: notes.print(line, markup=False, highlight=False, soft_wrap=True),
-    )
-    with tempfile.TemporaryDirectory(prefix="two-stream-features-") as folder:
-        made = make_shards(options.videos, [wanted], Path(folder), options.compute.device)
-        if made.faults:
-            raise InputError("; ".join(made.faults))
-        videos = [str(video) for video in made.videos]
-        shards = dict(zip(videos, made.shards[0], strict=True))
-        rows = features_of(checkpoint, shards, options, console)
-    run = source.absolute() if source.is_dir() else source.absolute().parent
-    attributes = {"dataset": "", "split": 0, "part": "", "run": run.name, "shards": ""}
-    return save(options.output, checkpoint, attributes, list(shards), rows, options, console)
-
-
-def features_of(
-    checkpoint: Checkpoint, shards: Mapping[str, ShardAddress], options: FeaturesOptions, console: Console
-) -> list[npt.NDArray[np.float32]]:
-    """Features of each shard's video: float32[views,F], or their mean as float32[1,F] with --per video."""
-    videos = list(shards)
-    compute = computing(options.compute, most=1)[0]
+    wanted = wanted_request(checkpoint, checkpoint.run.dataset, options.new, say)
+    prepare(options.output, options.overwrite)
+    attributes = {"dataset": "", "split": 0, "part": "", "run": run, "shards": ""}
+    folder = feature_folder(options.output, checkpoint, options, attributes)
+    videos = videos_of(options)
+    todo = [video for video in videos if not folder.file(video.identity).exists()]
+    if len(todo) < len(videos):
+        say(f"{options.output}: {len(videos) - len(todo)} of {len(videos)} videos are done already")
+    compute = dataclasses.replace(computing(options.compute, most=1)[0], workers=0)
     forward = features_forward(load_network(checkpoint), compute)
-    rows: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(videos)
-    with progress_of(console, "features", len(videos)) as advance:
-        for index, outputs in view_outputs(
-            forward, checkpoint.volume, list(shards.values()), options.views, compute
-        ):
-            rows[index] = outputs if options.per == "view" else outputs.mean(axis=0, keepdims=True)
-            advance(videos[index])
-    return rows
+    failures = Failures(say)
+    made_shards = make_shards(
+        todo, [wanted], options.compute.device, options.compute.workers, options.new.keep_shards
+    )
+    owned = owning_name(options.output)
+    with owned, contextlib.closing(made_shards), progress_of(notes, "features", len(todo)) as advance:
+        for made in made_shards:
+            try:
+                if made.fault:
+                    raise InputError(made.fault)
+                (outputs,) = view_outputs(forward, checkpoint.volume, made.shards, options.views, compute)
+                folder.add(made.video.identity, outputs.outputs)
+            except DiskFull:
+                raise
+            except InputError as error:
+                failures.add(made.video.name, str(error))
+            advance(made.video.name)
+    if done := {video.identity: video.name for video in videos if folder.file(video.identity).exists()}:
+        finish(options.output, folder, done, console)
+    failures.check(len(todo))
+    return options.output
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raise InputError if the file is there and may not be replaced."""
-    if path.exists() and not overwrite:
-        raise InputError(
-            f"{path}: is there already: replace it with --overwrite, or name another with --output"
-        )
+def network_of(options: FeaturesOptions, say: Any) -> tuple[Checkpoint, str]:
+    """The network whose features are wanted, and what it is called: a run, or weights by --init."""
+    if options.init is not None:
+        return untrained_checkpoint(options.init, options.model, say), options.init
+    source = find_checkpoint(options.choose.runs[0], options.dataset)
+    folder = source.absolute() if source.is_dir() else source.absolute().parent
+    return load_checkpoint(source), folder.name
 
 
-def save(
-    path: Path,
-    checkpoint: Checkpoint,
-    attributes: Mapping[str, Any],
-    videos: Sequence[str],
-    rows: Sequence[npt.NDArray[np.float32]],
-    options: FeaturesOptions,
-    console: Console,
-) -> Path:
-    """Write the file that the module's docstring describes; returns its path.
+def videos_of(options: FeaturesOptions) -> list[NewVideo]:
+    """The videos; their identities are the names of their .npy."""
+    if not (options.videos or options.new.list):
+        return dataset_videos(options.dataset)
+    assert options.output is not None
+    if is_hdf5(options.output) and options.new.keep_shards is None:
+        # Nobody sees the files, and any two videos may be in one HDF5 file.
+        videos = given_videos(options.videos, options.new, distinct=False)
+        return [dataclasses.replace(video, identity=_digest(video.name)) for video in videos]
+    videos = given_videos(options.videos, options.new, distinct=True)
+    for video in videos:
+        if fault := next(filter(None, map(fault_of_part, video.identity.split("/"))), None):
+            raise InputError(f"{video.path}: {fault}")
+    return videos
 
-    Raises:
-        InputError: it cannot be written.
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether --output names an HDF5 file, not a folder."""
+    return path.suffix.lower() in HDF5_SUFFIXES
+
+
+def prepare(path: Path, overwrite: bool) -> None:
+    """Make way for features: InputError if an HDF5 file is there and may not be replaced.
+
+    With --overwrite, what is there of an earlier run is removed.
     """
+    if is_hdf5(path):
+        if path.exists() and not overwrite:
+            raise InputError(
+                f"{path}: is there already: replace it with --overwrite, or name another with --output"
+            )
+        path = parts_of(path)
+    if overwrite and (path / ABOUT).is_file():
+        shutil.rmtree(path)
+
+
+def parts_of(path: Path) -> Path:
+    """The folder that an HDF5 file is made of."""
+    return path.with_name(f"{path.name}.parts")
+
+
+def feature_folder(
+    path: Path, checkpoint: Checkpoint, options: FeaturesOptions, attributes: Mapping[str, Any]
+) -> FeatureFolder:
+    """The folder that features are written to: `path`, or the parts of an HDF5 file."""
     views = {"frames": options.views.frames, "crops": options.views.crops, "crop": checkpoint.volume.crop}
-    with atomic.writing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(
-            {
-                "format": FORMAT,
-                "version": 1,
-                **attributes,
-                "stream": checkpoint.volume.stream,
-                "checkpoint": checkpoint.digest,
-                "views": json.dumps(views),
-                "per": options.per,
-            }
-        )
-        file.create_dataset("videos", data=list(videos), dtype=h5py.string_dtype())
-        file.create_dataset("features", data=np.concatenate(rows))
-        if options.per == "view":
-            file.create_dataset("start", data=np.cumsum([0, *map(len, rows)]))
+    return FeatureFolder(
+        parts_of(path) if is_hdf5(path) else path,
+        {
+            **attributes,
+            "stream": checkpoint.volume.stream,
+            "checkpoint": checkpoint.digest,
+            "views": json.dumps(views),
+            "per": options.per,
+        },
+    )
+
+
+def finish(path: Path, folder: FeatureFolder, videos: Mapping[str, str], console: Console) -> Path:
+    """Make the HDF5 file of its parts, if one was asked for; prints what was written."""
+    if is_hdf5(path):
+        folder.write_hdf5(path, videos)
     console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
     return path
 
 
-def _check_options_of_videos(options: FeaturesOptions) -> None:
+def check_options_of_videos(options: FeaturesOptions) -> None:
     """Refuse options that mean nothing for videos outside a dataset, and require those that only they need."""
-    of_lists = (options.choose.splits, options.choose.streams, options.part, options.shard_set)
-    if of_lists != (RunOptions().splits, RunOptions().streams, "test", ScoredShardsOptions()):
+    of_lists: Sequence[object] = (
+        options.choose.splits,
+        options.choose.streams,
+        options.part,
+        options.shard_set,
+    )
+    if list(of_lists) != [RunOptions().splits, RunOptions().streams, "test", ScoredShardsOptions()]:
         raise click.UsageError(
             "--split, --stream, --part, --shards and --allow-missing choose videos of a dataset; leave them out "
             "where VIDEOs are given"
         )
-    if len(options.choose.runs) != 1 or options.output is None:
-        raise click.UsageError("features of VIDEOs need one --run and --output FILE")
-    if options.dataset.dataset and is_path(options.choose.runs[0]):
+    if (len(options.choose.runs) + (options.init is not None)) != 1 or options.output is None:
+        raise click.UsageError("features of VIDEOs need one --run, or --init, and --output FILE")
+    if (
+        options.dataset.dataset
+        and (options.videos or options.new.list)
+        and (options.init or is_path(options.choose.runs[0]))
+    ):
         raise click.UsageError("--dataset goes with a --run that is a name, but it is a path")
-    if len(set(options.videos)) != len(options.videos):
-        raise click.UsageError("a VIDEO is named twice")

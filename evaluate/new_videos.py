@@ -7,38 +7,47 @@ dataset.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from evaluate.options import NewVideoOptions
-from extract_flow import methods, worker
-from extract_flow.clip import VideoTask
-from extract_flow.settings import ExtractionSettings
 from pipeline.errors import InputError
-from pipeline.machine import usable_cores
 from pipeline.request import Request, request_of
-from pipeline.shard import DIRECTIONS, ShardAddress, open_shard
+from pipeline.runs import RunRecord
+from pipeline.shard import open_shard
 from pipeline.shard_sets import targets_at
-from train.checkpoint import Checkpoint
+from pipeline.text import many, printable, some
+from train.checkpoint import Checkpoint, weights_digest
+from train.convert import recognise
+from train.initialise import initialise
+from train.models import build
+from train.pretrained import fetch
+from train.recipe import Recipe
+from train.weights import read_weights
 
+PUBLISHED_MODEL = "resnet50"
+"""The network of --init imagenet where none is named."""
 IMAGE_QUALITY = 90
 """JPEG quality of frames for a run that learnt from images: extraction's default."""
 
 
-@dataclass(frozen=True)
-class NewShards:
-    """Shards of new videos.
+class Failures:
+    """The videos that failed, and why; each is reported as it comes, and the number of them at the end."""
 
-    Attributes:
-        videos: those that could be decoded, in the order given.
-        shards: for each checkpoint, one shard for each of `videos`.
-        faults: why each other video could not be decoded.
-    """
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self.reasons: dict[str, str] = {}
 
-    videos: tuple[Path, ...]
-    shards: tuple[tuple[ShardAddress, ...], ...]
-    faults: tuple[str, ...]
+    def add(self, video: str, reason: str) -> None:
+        """A video failed."""
+        self.reasons[video] = reason
+        self._say(f"failed: {printable(video)}: {reason}")
+
+    def check(self, videos: int) -> None:
+        """Raise InputError if any of so many videos failed, naming them."""
+        if self.reasons:
+            named = some(map(printable, self.reasons), most=20, quoted=False)
+            raise InputError(f"{len(self.reasons)} of {many(videos, 'video')} failed: {named}")
 
 
 def wanted_request(
@@ -94,64 +103,41 @@ def request_of_shard(path: Path) -> Request:
         return request_of(shard)
 
 
-def make_shards(videos: Sequence[Path], wanted: Sequence[Request], folder: Path, device: str) -> NewShards:
-    """Shards of new videos for each wanted request; requests that differ in parts alone share one decoding.
+def untrained_checkpoint(init: str, model: str | None, say: Callable[[str], None]) -> Checkpoint:
+    """The network of published weights, or of a file of weights, as if a run had ended with it; spatial stream.
 
     Args:
-        videos: files, or folders of pictures.
-        wanted: one for each checkpoint.
-        folder: where the shards go.
-        device: of the flow method: "auto", "cpu", "cuda" or "cuda:N".
+        init: "imagenet", or a file that `train.weights` reads.
+        model: the network; None: that of the file, `PUBLISHED_MODEL` for "imagenet".
+        say: called with what was taken from the weights.
 
     Raises:
-        InputError: a flow method that this version or machine does not have.
+        InputError: no such weights, or weights of a network for flow.
     """
-    made: dict[tuple[int, int], Path] = {}
-    faults: dict[int, str] = {}
-    merged = merged_requests(wanted)
-    for kind, request in enumerate(merged):
-        settings = ExtractionSettings.from_request(request)
-        method = methods.load(settings.method, device, usable_cores(), **settings.parameters)
-        for place, video in enumerate(videos):
-            if place in faults:
-                continue
-            shard = folder / f"{place}-{kind}.h5"
-            task = VideoTask(f"video/{place}", video, shard)
-            outcome = worker.make(0, task, settings, method, method.device).outcome
-            if outcome.status == "failed":
-                faults[place] = outcome.reason
-            else:
-                made[place, kind] = shard
-    good = [place for place in range(len(videos)) if place not in faults]
-    kinds = [next(kind for kind, one in enumerate(merged) if _covers(one, request)) for request in wanted]
-    return NewShards(
-        tuple(videos[place] for place in good),
-        tuple(tuple(ShardAddress(made[place, kind]) for place in good) for kind in kinds),
-        tuple(faults.values()),
+    if init == "imagenet":
+        model = model or PUBLISHED_MODEL
+        path = fetch(model)
+    else:
+        path = Path(init)
+        weights = read_weights(path)
+        network, name = recognise(path, weights)
+        model = model or name
+        channels = weights.tensors[f"{network.first}.weight"].shape[1]
+        if channels != 3:
+            raise InputError(
+                f"{init}: expected weights for RGB, found {channels} input channels: train a run first"
+            )
+    network = build(model, 3, 1)
+    say(f"{init}: {model}, {initialise(network, path, ['none'])}")
+    spec = Recipe(model=model).volume("spatial")
+    checkpoint = Checkpoint(
+        network.state_dict(),
+        {"model": model, "dropout": 0.0, "width": 1.0},
+        RunRecord("", "spatial", images="", init=init),
+        spec,
+        {"": ("none",)},
+        0,
+        path=path,
     )
-
-
-def merged_requests(wanted: Sequence[Request]) -> list[Request]:
-    """The fewest requests that cover all: those that differ only in directions and frames become one."""
-    merged: list[Request] = []
-    for request in wanted:
-        for place, other in enumerate(merged):
-            if _without_parts(other) == _without_parts(request):
-                both = {*other.directions, *request.directions}
-                merged[place] = dataclasses.replace(
-                    other,
-                    directions=tuple(direction for direction in DIRECTIONS if direction in both),
-                    frames=other.frames or request.frames,
-                )
-                break
-        else:
-            merged.append(request)
-    return merged
-
-
-def _without_parts(request: Request) -> Request:
-    return dataclasses.replace(request, directions=(), frames=False)
-
-
-def _covers(made: Request, wanted: Request) -> bool:
-    return _without_parts(made) == _without_parts(wanted) and not wanted.missing(made)
+    checkpoint.digest = weights_digest(checkpoint)
+    return checkpoint

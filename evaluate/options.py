@@ -14,6 +14,7 @@ import click
 from evaluate.views import CropCount, Views
 from pipeline.options import REQUIRED, DatasetOptions, ShardSetOptions, ShareOptions, argument, option
 from pipeline.runs import Fusion, Part, ScoreKind, Stream
+from train.models import MODELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,9 @@ class ComputeOptions:
     )
     workers: int | None = option(
         None,
-        "Threads that read and decode; 0 does so in the main one.",
+        "Threads that read and decode, processes that compute flow for new videos; 0: the main process does.",
         minimum=0,
-        shown_default="1 on a CPU, all cores up to 16 on a GPU",
+        shown_default="1 on a CPU, all cores up to 16 on a GPU; for new videos the cores",
     )
     bf16: bool = option(False, "bf16 arithmetic: faster on GPUs; scores differ in the third digit.")
 
@@ -174,13 +175,28 @@ class NewVideoOptions:
         "Shard made as the run's shards were, for runs whose checkpoint does not record how (until version 0.1).",
         metavar="SHARD",
     )
+    list: tuple[Path, ...] = option(
+        (),
+        "File that names one video or folder a line, relative to its folder or the working folder; also @FILE.",
+        metavar="FILE",
+        multiple=True,
+    )
+    follow_links: bool = option(False, "Look into links that lead outside a given folder too.")
+    keep_suffix: bool = option(
+        False, "Keep the suffix of a video in the names of its files, so that a.avi and a.mp4 are two."
+    )
+    keep_shards: Path | None = option(
+        None,
+        "Keep the videos' shards in this folder; those that are there are not made again.",
+        metavar="DIR",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """`python -m evaluate predict`."""
 
-    videos: tuple[Path, ...] = argument(REQUIRED, metavar="VIDEO...", multiple=True)
+    videos: tuple[Path, ...] = argument((), metavar="[VIDEO_OR_FOLDER]...", multiple=True)
     runs: tuple[str, ...] = option(
         REQUIRED,
         "Path of a run's folder or of a checkpoint, or the name of a run of the dataset; several are fused.",
@@ -197,13 +213,52 @@ class PredictOptions:
     )
     top: int = option(5, "Classes shown for each video.", minimum=1)
     json: bool = option(False, "Print one JSON object per video instead of a table.")
+    output: Path | None = option(
+        None,
+        "Write a line per video as it is done, CSV or JSON by the ending (.csv, .jsonl); with --window, the folder of "
+        "the time lines. The same command continues either.",
+        metavar="FILE|DIR",
+    )
+    window: float | None = option(
+        None,
+        "Time line of each video: scores of windows of this length, as CSV and picture; --frames are per window.",
+        metavar="SECONDS",
+        above=0,
+    )
+    stride: float | None = option(
+        None,
+        "Seconds from the start of a window to that of the next.",
+        metavar="SECONDS",
+        above=0,
+        shown_default="half the --window",
+    )
+    overlay: Path | None = option(
+        None, "MP4 of one video with its time line, and flow, drawn into it.", metavar="FILE.mp4"
+    )
+
+    def __post_init__(self) -> None:
+        if self.window is None and (self.stride is not None or self.overlay is not None):
+            raise click.UsageError("--stride and --overlay go with --window SECONDS")
+        if self.window is not None and self.output is None:
+            raise click.UsageError("--window needs --output DIR, the folder of the time lines")
+        if self.output is not None and self.json:
+            raise click.UsageError("--json prints; with --output FILE the ending .jsonl chooses JSON")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesOptions:
     """`python -m evaluate features`."""
 
-    videos: tuple[Path, ...] = argument((), metavar="[VIDEO]...", multiple=True)
+    videos: tuple[Path, ...] = argument((), metavar="[VIDEO_OR_FOLDER]...", multiple=True)
+    init: str | None = option(
+        None,
+        "Instead of a run: imagenet for torchvision's published weights, or a file of weights; of VIDEOs or, with "
+        "--dataset, of all its videos.",
+        metavar="imagenet|FILE",
+    )
+    model: str | None = option(
+        None, "Network of --init.", choices=MODELS, shown_default="resnet50 for imagenet, else the file's"
+    )
     dataset: DatasetOptions
     choose: RunOptions
     part: Part = option("test", "List of the split.")
@@ -212,8 +267,17 @@ class FeaturesOptions:
     shard_set: ScoredShardsOptions
     new: NewVideoOptions
     per: Literal["video", "view"] = option("video", "Mean over the views of a video, or every view.")
-    output: Path | None = option(None, "HDF5 file.", metavar="FILE", shown_default="beside the run's scores")
-    overwrite: bool = option(False, "Replace the file if it is there.")
+    output: Path | None = option(
+        None,
+        "HDF5 file (.h5), or a folder for one .npy per video; the same command continues either.",
+        metavar="FILE|DIR",
+        shown_default="beside the run's scores",
+    )
+    overwrite: bool = option(False, "Replace what is there.")
+
+    def __post_init__(self) -> None:
+        if self.model is not None and self.init is None:
+            raise click.UsageError("--model goes with --init")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -13,60 +16,278 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from evaluate import fusion
+from evaluate import fusion, timeline
 from evaluate.devices import computing
-from evaluate.inference import Compute, load_network, logits_forward, video_scores, view_outputs
-from evaluate.new_videos import make_shards, wanted_request
+from evaluate.inference import (
+    Compute,
+    Forward,
+    load_network,
+    logits_forward,
+    video_scores,
+    view_outputs,
+)
+from evaluate.new_shards import Made, NewVideo, make_shards
+from evaluate.new_videos import Failures, wanted_request
 from evaluate.options import PredictOptions
+from evaluate.progress import progress_of
+from evaluate.result_folder import claim
+from evaluate.result_lines import Best, ResultLines
+from evaluate.timeline import TimeLine
+from evaluate.video_sources import dataset_videos, given_videos
 from evaluate.views import Views
-from pipeline.errors import InputError
+from extract_flow.settings import ExtractionSettings
+from pipeline.errors import DiskFull, InputError
+from pipeline.ownership import owning_name
+from pipeline.request import Request
 from pipeline.shard import ShardAddress
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
+Scores = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """One or several runs whose scores are fused.
+
+    Attributes:
+        checkpoints: of the runs.
+        columns: name of each run in results.
+        classes: in the order of the scores.
+        weights: of each run in the fusion.
+        forwards: each run's network, from crops to logits in the order of `classes`.
+        compute: where the networks run.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+    weights: tuple[float, ...]
+    forwards: tuple[Forward, ...]
+    compute: Compute
+
+    def softmax(self, shards: Sequence[ShardAddress], views: Views) -> list[Scores]:
+        """Mean softmax over the views of one video for each run, float32[C]; one shard for each run.
+
+        Raises:
+            InputError: a damaged shard, or a video too short for a stream.
+        """
+        found = []
+        for forward, checkpoint, shard in zip(self.forwards, self.checkpoints, shards, strict=True):
+            (outputs,) = view_outputs(forward, checkpoint.volume, [shard], views, self.compute)
+            found.append(video_scores(outputs.outputs)[1])
+        return found
+
+    def named(self, softmax: Sequence[Scores]) -> dict[str, Scores]:
+        """The scores of each run by its column, and of their fusion if there are several."""
+        scores = dict(zip(self.columns, softmax, strict=True))
+        return scores if len(softmax) == 1 else {**scores, "fusion": self.fused(softmax)}
+
+    def fused(self, softmax: Sequence[Scores]) -> Scores:
+        """The weighted mean of the runs' scores.
+
+        Raises:
+            InputError: weights that make no mean.
+        """
+        try:
+            return fusion.weighted(softmax, self.weights)
+        except ValueError as error:
+            raise InputError(f"--weights: {error}") from error
+
+    def settings(self, *others: object) -> str:
+        """A short digest of everything that decides the scores: networks, weights, and what else is given."""
+        about = [*(checkpoint.digest for checkpoint in self.checkpoints), self.weights, *map(str, others)]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+
 
 def predict(options: PredictOptions, console: Console, notes: Console) -> None:
-    """Print the best classes of each video, one column for each run and one for their fusion.
+    """Classify videos: print the best classes of each, or write them to --output as they come.
 
     Args:
         options: the command's.
         console: for the results.
-        notes: for what is assumed.
+        notes: for what is assumed, and the progress.
 
     Raises:
-        InputError: runs that do not fit together, or a video that cannot be decoded; the others are classified first.
+        InputError: runs that do not fit together, or videos that failed; the others are classified first.
+        Stopped: a signal came; what was written stays, and the same command continues.
     """
-    if options.dataset.dataset and all(map(is_path, options.runs)):
+    if options.dataset.dataset and (options.videos or options.new.list) and all(map(is_path, options.runs)):
         raise click.UsageError("--dataset goes with a --run that is a name; every --run is a path")
+
+    def say(line: str) -> None:
+        notes.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    classifier = load_classifier(options)
+    head = common_classes(classifier.checkpoints)[0]
+    if options.new.like and all(head in checkpoint.requests for checkpoint in classifier.checkpoints):
+        raise click.UsageError(
+            "--like is for runs whose checkpoint does not record how their shards were made"
+        )
+    wanted = [wanted_request(checkpoint, head, options.new, say) for checkpoint in classifier.checkpoints]
+    videos = chosen_videos(options)
+    if options.window is not None:
+        time_lines(classifier, wanted, videos, options, notes)
+        return
+    with contextlib.ExitStack() as stack:
+        lines = None
+        if options.output is not None:
+            stack.enter_context(owning_name(options.output))
+            settings = classifier.settings(options.views, options.top)
+            lines = stack.enter_context(ResultLines(options.output, settings))
+            if done := sum(video.name in lines.done for video in videos):
+                say(f"{options.output}: {done} of {len(videos)} videos are in it already")
+            videos = [video for video in videos if video.name not in lines.done]
+        failures = Failures(say)
+        advance = stack.enter_context(progress_of(notes, "predict", len(videos)))
+        made_shards = stack.enter_context(
+            contextlib.closing(
+                make_shards(
+                    videos, wanted, options.compute.device, options.compute.workers, options.new.keep_shards
+                )
+            )
+        )
+        for made in made_shards:
+            best = best_of(classifier, made, options, failures)
+            if best is not None and lines is not None:
+                lines.add(made.video.name, best)
+            elif best is not None:
+                show(made.video.name, best, options.json, console)
+            advance(made.video.name)
+    failures.check(len(videos))
+
+
+def time_lines(
+    classifier: Classifier,
+    wanted: Sequence[Request],
+    videos: Sequence[NewVideo],
+    options: PredictOptions,
+    notes: Console,
+) -> None:
+    """Write the time line of each video, <identity>.csv and .png below --output, and --overlay.
+
+    Raises:
+        InputError: a folder of other results, several videos for one overlay, or videos that failed.
+        Stopped: a signal came; what was written stays, and the same command continues.
+    """
+    assert options.output is not None
+    assert options.window is not None
+    if options.overlay is not None and len(videos) != 1:
+        raise click.UsageError(f"--overlay FILE is of one video, but there are {len(videos)}")
+    stride = options.stride or options.window / 2
+    settings = classifier.settings(options.views, options.window, stride)
+    claim(options.output, "timeline.json", {"settings": settings})
+
+    def say(line: str) -> None:
+        notes.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def file(video: NewVideo, ending: str) -> Path:
+        return options.output / f"{video.identity}{ending}"  # type: ignore[operator]  # asserted above
+
+    todo = [video for video in videos if options.overlay or not file(video, ".csv").exists()]
+    failures = Failures(say)
+    made_shards = make_shards(
+        todo, wanted, options.compute.device, options.compute.workers, options.new.keep_shards
+    )
+    owned = owning_name(options.output)
+    with owned, contextlib.closing(made_shards), progress_of(notes, "time line", len(todo)) as advance:
+        for made in made_shards:
+            try:
+                if made.fault:
+                    raise InputError(made.fault)
+                line = time_line(classifier, made.shards, options.views, options.window, stride)
+                timeline.write_picture(file(made.video, ".png"), line, made.video.path.name)
+                if options.overlay is not None:
+                    flow = next((s for s, r in zip(made.shards, wanted, strict=True) if r.directions), None)
+                    selection = ExtractionSettings.from_request(wanted[0]).selection
+                    timeline.write_overlay(options.overlay, made.video.path, line, flow, selection)
+                timeline.write_csv(file(made.video, ".csv"), line)  # last: it marks the video as done
+                say(f"saved {file(made.video, '.csv')}")
+            except DiskFull:
+                raise
+            except InputError as error:
+                failures.add(made.video.name, str(error))
+            advance(made.video.name)
+    failures.check(len(todo))
+
+
+def time_line(
+    classifier: Classifier, shards: Sequence[ShardAddress], views: Views, window: float, stride: float
+) -> TimeLine:
+    """Fused scores of each window of one video; one shard for each run.
+
+    Raises:
+        InputError: a damaged shard, or one without what a stream needs.
+    """
+    found = [
+        timeline.position_scores(forward, checkpoint.volume, shard, views, window, classifier.compute)
+        for forward, checkpoint, shard in zip(
+            classifier.forwards, classifier.checkpoints, shards, strict=True
+        )
+    ]
+    duration = max(seconds for _, seconds in found)
+    starts, ends = timeline.windows(duration, window, stride)
+    fused = [
+        classifier.fused([positions.mean(start, end) for positions, _ in found])
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return TimeLine(starts, ends, np.stack(fused), classifier.classes, duration)
+
+
+def chosen_videos(options: PredictOptions) -> list[NewVideo]:
+    """The VIDEOs, or every video of the dataset where none is given.
+
+    Raises:
+        InputError: no such path or dataset.
+        click.UsageError: neither is given.
+    """
+    if options.videos or options.new.list:
+        return given_videos(
+            options.videos,
+            options.new,
+            distinct=options.new.keep_shards is not None or options.window is not None,
+        )
+    if options.dataset.dataset is None:
+        raise click.UsageError("say what to classify: VIDEO..., or --dataset NAME for all its videos")
+    return dataset_videos(options.dataset)
+
+
+def load_classifier(options: PredictOptions) -> Classifier:
+    """The runs that are named, their networks on the device.
+
+    Raises:
+        InputError: no such run, or runs that do not fit together.
+    """
     paths = [find_checkpoint(run, options.dataset) for run in options.runs]
     checkpoints = [load_checkpoint(path) for path in paths]
     head, classes = common_classes(checkpoints)
     weights = options.weights or (1.0,) * len(paths)
     if len(weights) != len(paths):
         raise InputError(f"--weights: {len(paths)} runs need as many weights, found {len(weights)}")
+    compute = dataclasses.replace(computing(options.compute, most=1)[0], workers=0)
+    return Classifier(
+        tuple(checkpoints),
+        tuple(column(path, checkpoint) for path, checkpoint in zip(paths, checkpoints, strict=True)),
+        classes,
+        tuple(weights),
+        tuple(
+            logits_forward(load_network(checkpoint), checkpoint.columns(head, classes), compute)
+            for checkpoint in checkpoints
+        ),
+        compute,
+    )
 
-    def say(line: str) -> None:
-        notes.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    if options.new.like and all(head in checkpoint.requests for checkpoint in checkpoints):
-        raise click.UsageError(
-            "--like is for runs whose checkpoint does not record how their shards were made"
-        )
-    wanted = [wanted_request(checkpoint, head, options.new, say) for checkpoint in checkpoints]
-    compute = computing(options.compute, most=1)[0]
-    with tempfile.TemporaryDirectory(prefix="two-stream-predict-") as folder:
-        made = make_shards(options.videos, wanted, Path(folder), options.compute.device)
-        softmax = [
-            predicted_softmax(checkpoint, head, classes, shards, options.views, compute)
-            for checkpoint, shards in zip(checkpoints, made.shards, strict=True)
-        ]
-    columns = [_column(path, checkpoint) for path, checkpoint in zip(paths, checkpoints, strict=True)]
-    for row, video in enumerate(made.videos):
-        scores = {column: of_run[row] for column, of_run in zip(columns, softmax, strict=True)}
-        if len(paths) > 1:
-            scores["fusion"] = _fused([of_run[row] for of_run in softmax], weights)
-        _show(video, _best(scores, classes, options.top), options.json, console)
-    if made.faults:
-        raise InputError("; ".join(made.faults))
+def best_of(classifier: Classifier, made: Made, options: PredictOptions, failures: Failures) -> Best | None:
+    """The best classes of a video; None if it failed, which is then among the failures."""
+    if made.fault:
+        failures.add(made.video.name, made.fault)
+        return None
+    try:
+        softmax = classifier.softmax(made.shards, options.views)
+    except InputError as error:
+        failures.add(made.video.name, str(error))
+        return None
+    return best_classes(classifier.named(softmax), classifier.classes, options.top)
 
 
 def common_classes(checkpoints: Sequence[Checkpoint]) -> tuple[str, tuple[str, ...]]:
@@ -91,41 +312,14 @@ def common_classes(checkpoints: Sequence[Checkpoint]) -> tuple[str, tuple[str, .
     return head, first.heads[head]
 
 
-def predicted_softmax(
-    checkpoint: Checkpoint,
-    head: str,
-    classes: Sequence[str],
-    shards: Sequence[ShardAddress],
-    views: Views,
-    compute: Compute,
-) -> list[npt.NDArray[np.float32]]:
-    """Mean softmax over the views of each shard's video, float32[C] in the order of `classes`.
-
-    Raises:
-        InputError: classes that the head lacks, or a video too short for the stream.
-    """
-    forward = logits_forward(load_network(checkpoint), checkpoint.columns(head, classes), compute)
-    by_video = {
-        index: video_scores(outputs)[1]
-        for index, outputs in view_outputs(forward, checkpoint.volume, shards, views, compute)
-    }
-    return [by_video[index] for index in range(len(shards))]
-
-
-def _fused(softmax: Sequence[npt.NDArray[np.float32]], weights: Sequence[float]) -> npt.NDArray[np.floating]:
-    try:
-        return fusion.weighted(softmax, weights)
-    except ValueError as error:
-        raise InputError(f"--weights: {error}") from error
-
-
-def _column(path: Path, checkpoint: Checkpoint) -> str:
+def column(path: Path, checkpoint: Checkpoint) -> str:
+    """The name of a run in results: its stream and folder."""
     folder = path.absolute() if path.is_dir() else path.absolute().parent
     return f"{checkpoint.volume.stream} ({folder.name})"
 
 
-def _best(
-    scores: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], count: int
+def best_classes(
+    scores: Mapping[str, Scores], classes: Sequence[str], count: int
 ) -> dict[str, dict[str, float]]:
     """For each column the best classes with their scores, best first."""
     return {
@@ -134,11 +328,12 @@ def _best(
     }
 
 
-def _show(video: Path, best: Mapping[str, Mapping[str, float]], as_json: bool, console: Console) -> None:
+def show(video: str, best: Best, as_json: bool, console: Console) -> None:
+    """Print one video's classes: a JSON object, or a table."""
     if as_json:
-        print(json.dumps({"video": str(video), **best}, ensure_ascii=False))
+        print(json.dumps({"video": video, **best}, ensure_ascii=False), flush=True)
         return
-    console.print(str(video), markup=False, highlight=False, soft_wrap=True)
+    console.print(video, markup=False, highlight=False, soft_wrap=True)
     table = Table()
     for name in best:
         table.add_column(name)

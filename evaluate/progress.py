@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.text import printable
+from pipeline.text import duration, printable
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,7 +25,8 @@ def progress_of(console: Console, label: str, total: int) -> Iterator[Callable[[
     )
     bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
     shown = bar.add_task(printable(label), total=total)
-    done, printed = 0, time.monotonic()
+    begun = printed = time.monotonic()
+    done = 0
 
     def advance(video: str) -> None:
         nonlocal done, printed
@@ -33,7 +34,8 @@ def progress_of(console: Console, label: str, total: int) -> Iterator[Callable[[
         bar.advance(shown)
         if not console.is_terminal and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
             printed = time.monotonic()
-            console.print(f"  {done} of {total}, {video}", highlight=False, markup=False)
+            left = duration((printed - begun) * (total - done) / done)
+            console.print(f"  {done} of {total}, {left} left, {video}", highlight=False, markup=False)
 
     with bar:
         yield advance

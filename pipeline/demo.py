@@ -26,7 +26,7 @@ import numpy.typing as npt
 from pipeline import atomic, catalog
 from pipeline.catalog import Dataset, Split, Video
 from pipeline.errors import InputError, command_errors
-from pipeline.machine import usable_cores
+from pipeline.machine import in_processes, usable_cores
 from pipeline.options import CONTEXT, DataOptions, from_options, option, options_of
 from pipeline.paths import DatasetPaths, data_root
 
@@ -226,7 +226,6 @@ def render_demo(
     Raises:
         InputError: too few videos per class; another demo lies there and `overwrite` is not set; no space.
     """
-    from joblib import Parallel, delayed
 
     if videos_per_class < SUBJECTS:
         raise InputError(
@@ -253,7 +252,7 @@ def render_demo(
         # The record comes first, so that clips which an interruption leaves behind are known to be of this demo.
         catalog.save(dataset, paths.videos, data)
         atomic.sweep(paths.videos)
-        rendered = sum(Parallel(n_jobs=jobs)(delayed(make)(clip) for clip in clips(videos_per_class)))
+        rendered = sum(in_processes(make, clips(videos_per_class), jobs))
     return dataset, rendered
 
 

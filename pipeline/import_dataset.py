@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from pipeline.lists import (
     read_lines,
     read_lists,
 )
-from pipeline.machine import usable_cores
+from pipeline.machine import in_processes, usable_cores
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.paths import check_name
 from pipeline.pictures import list_pictures
@@ -181,14 +181,9 @@ def probe_all(paths: Sequence[Path], jobs: int = -1) -> list[Header]:
     """`probe` of each path, over processes if there are many, with a progress bar on a terminal."""
     from concurrent.futures.process import BrokenProcessPool
 
-    from joblib import Parallel, delayed
-
     jobs = jobs if len(paths) > 100 else 1  # starting processes takes longer than a hundred headers
-    headers: Iterable[Header] = Parallel(n_jobs=jobs, return_as="generator")(
-        delayed(probe)(path) for path in paths
-    )
     try:
-        return list(progress(headers, "reading headers", len(paths)))
+        return list(progress(in_processes(probe, paths, jobs), "reading headers", len(paths)))
     except BrokenProcessPool as error:
         raise InputError(
             "a process that read headers died, because of a damaged video or because it ran out of memory: import "

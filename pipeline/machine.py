@@ -1,8 +1,16 @@
-"""What this machine gives the process."""
+"""What this machine gives the process: cores, and more processes."""
 
 from __future__ import annotations
 
+import multiprocessing.resource_tracker
 import os
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
@@ -15,3 +23,28 @@ def usable_cores() -> int:
 def cores_per_process(processes_here: int) -> int:
     """The share of the usable cores of each of several local processes; at least 1."""
     return max(1, usable_cores() // max(1, processes_here))
+
+
+def in_processes(
+    function: Callable[[Argument], Result], arguments: Iterable[Argument], jobs: int
+) -> Iterator[Result]:
+    """The function's results in order, computed by several processes; by this one if `jobs` is 1.
+
+    The processes are born with SIGINT blocked: Ctrl-C, which a terminal sends to all of them, is this one's to handle.
+    """
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.backend import resource_tracker
+
+    # An interruption cancels what is in progress, which joblib would report as a waste.
+    warnings.filterwarnings("ignore", ".*tasks which were still being processed")
+    if jobs != 1:
+        for tracker in (resource_tracker, multiprocessing.resource_tracker):
+            tracker.ensure_running()  # its start ends with SIGINT unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        results: Iterator[Result] = Parallel(n_jobs=jobs, return_as="generator")(
+            delayed(function)(argument) for argument in arguments
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -113,31 +113,35 @@ def write_picture(shard: Shard, path: Path, index: int, direction: str) -> None:
 
 def write_video(shard: Shard, path: Path, direction: str) -> None:
     """All flows as H.264 in MP4, colours alike from first to last."""
-    import av
-
     count = shard.flow_count(direction)
     sample = np.unique(np.linspace(0, count - 1, BATCH).astype(int))
     fastest = full_colour_speed(np.concatenate([shard.flows(i, i + 1, direction) for i in sample]))
+    encode_video(path, pictures(shard, direction, fastest), shard.fps or 25)
+
+
+def encode_video(path: Path, pictures: Iterable[Levels], fps: float) -> None:
+    """RGB pictures uint8[H,W,3] of one size as H.264 in MP4; odd sides are padded by a pixel, as the codec needs."""
+    import av
+
     with atomic.writing(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as container:
         stream: Any = None
-        for picture in pictures(shard, direction, fastest):
+        for picture in pictures:
+            odd: npt.NDArray[np.int64] = np.array(picture.shape[:2]) % 2
+            even = np.pad(picture, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge") if odd.any() else picture
             if stream is None:
-                stream = container.add_stream(
-                    "libx264", rate=Fraction(shard.fps or 25).limit_denominator(1001)
-                )
-                stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
+                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+                stream.height, stream.width, stream.pix_fmt = *even.shape[:2], "yuv420p"
                 stream.options = {"crf": "18"}
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())
 
 
 def pictures(shard: Shard, direction: str, fastest: float) -> Iterator[Levels]:
-    """The panels of every flow, with even sides, as video needs them."""
+    """The panels of every flow."""
     for index in range(shard.flow_count(direction)):
         flow = shard.flows(index, index + 1, direction)[0]
-        picture = panels(frame_of(shard, index, direction), flow, fastest)
-        odd: npt.NDArray[np.int64] = np.array(picture.shape[:2]) % 2
-        yield np.pad(picture, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
+        yield panels(frame_of(shard, index, direction), flow, fastest)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections import defaultdict
@@ -15,7 +16,7 @@ import numpy as np
 
 from pipeline.catalog import Dataset, load_dataset
 from pipeline.errors import InputError
-from pipeline.machine import usable_cores
+from pipeline.machine import in_processes, usable_cores
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request, request_of
 from pipeline.shard import Shard, ShardAddress, open_shard
@@ -62,10 +63,10 @@ def open_shards(
         Shards that offer at least one volume, by video id; and what is wrong with each of the others.
     """
     if len(ids) >= PARALLEL_FROM:
-        from joblib import Parallel, delayed
-
-        jobs = min(8, usable_cores())
-        checked = Parallel(n_jobs=jobs)(delayed(check_shard)(addresses.get(video), spec) for video in ids)
+        wanted = (addresses.get(video) for video in ids)
+        checked = list(
+            in_processes(functools.partial(check_shard, spec=spec), wanted, min(8, usable_cores()))
+        )
     else:
         checked = [check_shard(addresses.get(video), spec) for video in ids]
     pairs = list(zip(ids, checked, strict=True))

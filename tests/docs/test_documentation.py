@@ -7,6 +7,7 @@ fresh copy of a small demo dataset, with shards and barely trained runs, in `dat
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -131,8 +132,15 @@ def run(words: list[str] | str, folder: Path) -> None:
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "TWO_STREAM"))
     }
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    program = folder / "bin" / "two-stream"  # of this checkout, installed or not
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m two_stream "$@"\n')
+    program.chmod(0o755)
+    environment["PATH"] = os.pathsep.join(
+        [str(program.parent), str(Path(sys.executable).parent), environment["PATH"]]
+    )
     environment["PYTHONPATH"] = str(PROJECT)
+    environment["MPLBACKEND"] = "agg"
     done = subprocess.run(
         words,
         shell=isinstance(words, str),
@@ -151,8 +159,37 @@ def run(words: list[str] | str, folder: Path) -> None:
 @pytest.mark.parametrize("page", list(pages_with_commands()), ids=name)
 def test_commands_run_in_the_order_of_the_page(page: Path, small_demo: Path, tmp_path: Path) -> None:
     shutil.copytree(small_demo, tmp_path / "data")
+    (tmp_path / "my-videos").mkdir()
+    for clip in sorted((tmp_path / "data" / "demo" / "videos").rglob("*.mp4"))[:1]:
+        shutil.copy(clip, tmp_path / "my-videos" / "juggling.mp4")
     for part in ("benchmarks", "opencv_cuda", "slurm"):
         (tmp_path / part).symlink_to(PROJECT / part)
     for command in commands():
         if command.page == page and not command.reason and not command.line.startswith("make"):
             run(command.line, tmp_path)
+
+
+@pytest.mark.xdist_group("documentation")
+@pytest.mark.parametrize(
+    "notebook", sorted((PROJECT / "examples").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_notebooks_run(notebook: Path, small_demo: Path, tmp_path: Path) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 2
+    assert all(not cell["outputs"] for cell in cells if cell["cell_type"] == "code"), "clear the outputs"
+    (tmp_path / "notebook.py").write_text("\n\n".join(code))
+    shutil.copytree(small_demo, tmp_path / "data")
+    run([sys.executable, "notebook.py"], tmp_path)
+
+
+def test_figures_of_the_readme_stand_on_the_pages_that_it_links_to() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[[^]]*\]\((docs/performance/[^)]*)\) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for page, cells in rows:
+        figures = re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", cells)
+        known = (PROJECT / page).read_text(encoding="utf-8")
+        assert [
+            each for each in figures if not re.search(rf"(?<![\d.,]){re.escape(each)}(?![\d])", known)
+        ] == [], page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from rendered_clips import clip
 
 from evaluate import score
@@ -30,10 +31,13 @@ from pipeline.catalog import Dataset, Split, Video, load_dataset
 from pipeline.options import from_options, given_values
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, RunRecord
+from pipeline.shard import open_shard
+from pipeline.video import Selection, VideoReader
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.models import build
 from train.recipe import Recipe, to_toml
 from train.training_data import gather
+from train.volume_spec import COLOUR_MEAN, COLOUR_STD
 
 CLASSES = ("Bow", "Kick")
 VIDEOS = {"Bow/v_0": 14, "Kick/v_0": 12, "Bow/v_1": 13, "Kick/v_1": 15}
@@ -258,3 +262,172 @@ def test_a_run_on_images_says_what_is_assumed(videos: DatasetPaths, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert "assumed for frames: smaller side 32 pixels, JPEG quality 90" in " ".join(result.stderr.split())
     assert json.loads(result.stdout)["video"] == str(file)
+
+
+# --- many videos ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def films(videos: DatasetPaths, tmp_path: Path) -> Path:
+    """A folder with two clips at two depths and a file that is no video."""
+    folder = tmp_path / "films"
+    for name in ("a/first.mp4", "second.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(
+            videos.data / "videos" / "Bow" / ("v_0.mp4" if "first" in name else "v_1.mp4"), folder / name
+        )
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def invoke(*arguments: str | Path, workers: int = 0) -> Result:
+    views = ["--frames=3", "--crops=5", "--device=cpu", f"--workers={workers}"]
+    return CliRunner().invoke(main, [*map(str, arguments), *views])
+
+
+def test_a_list_names_videos_and_folders(videos: DatasetPaths, films: Path, tmp_path: Path) -> None:
+    run = runs_of(videos, "default")["temporal"]
+    listed = tmp_path / "list.txt"
+    listed.write_text("films/second.mp4\nfilms/a\n")
+    result = invoke("predict", f"@{listed}", f"--run={run.folder}", "--json")
+    assert result.exit_code == 0, result.output
+    names = {Path(json.loads(line)["video"]).name for line in result.stdout.splitlines()}
+    assert names == {"first.mp4", "second.mp4"}
+    assert invoke("predict", "--list", listed, f"--run={run.folder}", "--json").stdout == result.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_gives_a_line_per_video_and_names_what_failed(
+    videos: DatasetPaths, films: Path, tmp_path: Path, workers: int
+) -> None:
+    run = runs_of(videos, "default")["temporal"]
+    output = tmp_path / "results.jsonl"
+    result = invoke("predict", films, f"--run={run.folder}", "--output", output, workers=workers)
+    assert result.exit_code == 1, result.output
+    assert f"1 of 3 videos failed: {films / 'broken.mp4'}" in " ".join(result.output.split())
+    found = {line["video"]: line for line in map(json.loads, output.read_text().splitlines())}
+    assert found.keys() == {str(films / "a" / "first.mp4"), str(films / "second.mp4")}
+    line = found[str(films / "second.mp4")]
+    assert line[f"temporal ({run.name})"] == pytest.approx(
+        scored(videos, run, "default")["Bow/v_1"], abs=TOLERANCE
+    )
+
+
+def test_the_same_command_continues_and_kept_shards_are_not_made_again(
+    videos: DatasetPaths, films: Path, tmp_path: Path
+) -> None:
+    (films / "broken.mp4").unlink()
+    runs = runs_of(videos, "default")
+    named = [f"--run={run.folder}" for run in runs.values()]
+    output, kept = tmp_path / "results.csv", tmp_path / "kept"
+    words = ["predict", films, *named, "--output", output, "--keep-shards", kept]
+    assert invoke(*words).exit_code == 0
+    shards = {path: path.stat().st_mtime_ns for path in kept.rglob("*.h5")}
+    assert {str(path.relative_to(kept)) for path in shards} == {"a/first.h5", "second.h5"}
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[:2]) + lines[2][:9])
+    again = invoke(*words)
+    assert again.exit_code == 0, again.output
+    assert "1 of 2 videos are in it already" in " ".join(again.output.split())
+    assert output.read_bytes() == b"".join(lines)
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.h5")} == shards
+    with output.open(newline="") as file:
+        named_there = [row["video"] for row in csv.DictReader(file)]
+    assert named_there == [str(films / "a" / "first.mp4"), str(films / "second.mp4")]
+
+
+def test_every_video_of_a_dataset_is_classified(videos: DatasetPaths) -> None:
+    run = runs_of(videos, "quality")["temporal"]
+    result = invoke("predict", "--dataset=clips", f"--data={videos.data}", f"--run={run.name}", "--json")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["video"] for line in lines] == sorted(VIDEOS)
+    assert lines[1][f"temporal ({run.name})"] == pytest.approx(
+        scored(videos, run, "quality")["Bow/v_1"], abs=TOLERANCE
+    )
+
+
+def test_features_are_one_array_per_video_or_one_file(
+    videos: DatasetPaths, films: Path, tmp_path: Path
+) -> None:
+    run = runs_of(videos, "default")["temporal"]
+    folder, file = tmp_path / "arrays", tmp_path / "all.h5"
+    result = invoke("features", films, f"--run={run.folder}", "--output", folder)
+    assert result.exit_code == 1
+    assert "1 of 3 videos failed" in " ".join(result.output.split())
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.npy")} == {"a/first.npy", "second.npy"}
+    (films / "broken.mp4").unlink()
+    first = (folder / "a" / "first.npy").stat().st_mtime_ns
+    (folder / "second.npy").unlink()
+    assert invoke("features", films, f"--run={run.folder}", "--output", folder).exit_code == 0
+    assert (folder / "a" / "first.npy").stat().st_mtime_ns == first, "it was not made again"
+    assert invoke("features", films, f"--run={run.folder}", "--output", file).exit_code == 0
+    with h5py.File(file) as whole:
+        assert whole["videos"].asstr()[...].tolist() == [
+            str(films / "a" / "first.mp4"),
+            str(films / "second.mp4"),
+        ]
+        for row, name in zip(whole["features"][...], ("a/first", "second"), strict=True):
+            np.testing.assert_array_equal(row, np.load(folder / f"{name}.npy"))
+    assert not file.with_name("all.h5.parts").exists()
+    other = invoke("features", films, f"--run={run.folder}", "--output", folder, "--per=view")
+    assert other.exit_code == 1
+    assert "holds results of another network, other videos or views" in " ".join(other.output.split())
+
+
+def test_features_need_no_run(videos: DatasetPaths, films: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    network = build("resnet18", 3, 1000).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    output, kept = tmp_path / "features", tmp_path / "kept"
+    words = ["features", films / "second.mp4", f"--init={tmp_path / 'weights.pth'}", "--output", output]
+    views = ["--frames=1", "--crops=1", "--workers=0", "--device=cpu", f"--keep-shards={kept}"]
+    result = CliRunner().invoke(main, [*map(str, words), *views])
+    assert result.exit_code == 0, result.output
+    assert "weights.pth: resnet18" in " ".join(result.stderr.split())
+    with open_shard(kept / "second.h5") as shard:
+        middle = shard.frames(6, 7)[0]
+    assert min(middle.shape[:2]) == 256
+    y, x = (middle.shape[0] - 224) // 2, (middle.shape[1] - 224) // 2
+    colours = (middle[y : y + 224, x : x + 224] - np.array(COLOUR_MEAN)) / np.array(COLOUR_STD)
+    with torch.inference_mode():
+        expected = network.penultimate(torch.from_numpy(colours).float().permute(2, 0, 1)[None])[0]
+    np.testing.assert_allclose(np.load(output / "second.npy"), expected, atol=1e-3)
+    assert invoke("features", films, f"--init={tmp_path}", "--output", output, "--run=x").exit_code == 2
+
+
+def test_one_window_over_a_whole_video_is_its_prediction(
+    videos: DatasetPaths, films: Path, tmp_path: Path
+) -> None:
+    runs = runs_of(videos, "default")
+    named = [f"--run={run.folder}" for run in runs.values()]
+    every = ["--frames=99", "--crops=5", "--device=cpu", "--workers=0"]
+    film = films / "second.mp4"
+    whole = CliRunner().invoke(main, ["predict", str(film), *named, "--json", *every])
+    expected = json.loads(whole.stdout)["fusion"]
+    line, overlay = tmp_path / "lines", tmp_path / "overlay.mp4"
+    words = ["predict", str(film), *named, "--window=2", f"--output={line}", f"--overlay={overlay}", *every]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    with (line / "second.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["end"]) == pytest.approx(VIDEOS["Bow/v_1"] / 25)
+    assert {label: float(row[label]) for label in CLASSES} == pytest.approx(expected, abs=1e-4)
+    assert (line / "second.png").is_file()
+    with VideoReader(overlay, Selection(short_side=None)) as reader:
+        assert len(reader.read(99).gray) == VIDEOS["Bow/v_1"]
+        assert (reader.width, reader.height) == (52, 40)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stride=1"], "--stride and --overlay go with --window"),
+        (["--window=1"], "--window needs --output DIR"),
+        (["--json", "--output=x.csv"], "--json prints"),
+    ],
+)
+def test_options_of_predict_that_do_not_go_together_are_refused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["predict", "film.mp4", "--run=a/run", *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())

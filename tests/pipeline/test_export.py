@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import cv2
@@ -109,6 +111,23 @@ def test_a_damaged_shard_leaves_no_folder_and_fails(tmp_path, shard_file):
     assert "1 exported, 0 there already" in output
     assert "forward 2" in output
     assert names(tmp_path / "out" / "A") == ["w"]
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT"])
+def test_a_full_disk_stops_the_export_at_once(tmp_path, shard_file, monkeypatch, number):
+    make_shard(tmp_path / "shards" / "A" / "w.h5", video="A/w")
+    tried = []
+
+    def full(*arguments: object) -> None:
+        tried.append(arguments)
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    monkeypatch.setattr(export, "write_layout", full)
+    output = run(
+        export.command, tmp_path / "shards", "--layout", "npy", "--output", tmp_path / "out", status=1
+    )
+    assert "no space left" in output
+    assert len(tried) == 1
 
 
 @pytest.mark.parametrize("video", ["../v", "A/../../v", "/v", "A//v", "A/."])

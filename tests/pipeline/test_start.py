@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,33 @@ def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path, room: str) -> No
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "")
+
+
+def test_ctrl_c_that_reaches_every_process_is_said_by_none(tmp_path: Path) -> None:
+    """As a terminal sends it, while other processes work or are being started."""
+    (tmp_path / "waits.py").write_text(
+        "import time\ndef wait(number):\n    time.sleep(0.05)\n    return number\n"
+        "if __name__ == '__main__':\n"
+        "    import click, waits\n    from pipeline import start\n    from pipeline.machine import in_processes\n"
+        "    @click.command()\n    def main():\n"
+        "        print('ready', flush=True)\n        list(in_processes(waits.wait, range(10000), 2))\n"
+        "    start.run(main, 'test')\n"
+    )
+    for delay in (0.1, 0.6, 2.5):
+        process = subprocess.Popen(
+            [sys.executable, tmp_path / "waits.py"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": f"{PROJECT}"},
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors.strip()) == (130, "")
 
 
 def test_a_process_that_is_to_ignore_ctrl_c_ignores_it() -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from tiny_dataset import make_dataset
 
 from pipeline.errors import InputError
+from pipeline.ownership import owning_folder
 from pipeline.paths import DatasetPaths
 from train.__main__ import chosen_stream, default_recipe, main, overrides, run_folder
 from train.options import TrainOptions
@@ -99,3 +100,13 @@ def test_a_run_is_named_or_is_the_folder_of_one(tmp_path: Path) -> None:
     moved.mkdir(parents=True)
     (moved / "recipe.toml").write_text("")
     assert folder(run=str(moved)) == moved
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+    paths = make_dataset(tmp_path)
+    with owning_folder(paths.run("mine")):
+        done = train("--data", str(tmp_path), "--dataset", "tiny", "--run", "mine")
+    assert done.returncode == 1
+    assert "another process works on it" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not paths.run("mine").exists()
