@@ -481,9 +481,9 @@ def training(report: Report, folder: Path) -> None:
     )
     network.eval()
 
-    def logits(views: torch.Tensor) -> torch.Tensor:
+    def logits(views: list[torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            outputs: torch.Tensor = network(views)
+            outputs: torch.Tensor = network(torch.cat(views))
         return outputs
 
     began = time.perf_counter()

@@ -123,8 +123,8 @@ def network_share(path: Path, spec: VolumeSpec, views: Views, device: str, name:
     model = build(name, spec.channels, 101, crop=spec.crop).eval().to(device)
     count, ready = (20 if device != "cpu" else 2), []
 
-    def whole(views: torch.Tensor) -> torch.Tensor:
-        ready[:] = [views]
+    def whole(views: list[torch.Tensor]) -> torch.Tensor:
+        ready[:] = views
         logits: torch.Tensor = model(ready[0])
         return logits
 
@@ -181,8 +181,8 @@ def main(
             spec = VolumeSpec(stream, crop=crop, short_side=HEIGHT)
             streams = bare_streams(path, spec, views)
 
-            def nothing(views: torch.Tensor) -> torch.Tensor:
-                return views.new_zeros(len(views), 101)
+            def nothing(views: list[torch.Tensor]) -> torch.Tensor:
+                return views[0].new_zeros(sum(map(len, views)), 101)
 
             found = []
             for turn in range(turns + 1):

@@ -32,8 +32,8 @@ from train.volume import VolumeSpec, cut_side, mirror, resize, volume
 CHUNK_BYTES = 1 << 26
 """Size of the fields of floats that are made at a time on a CPU; a GPU takes whole videos."""
 
-Forward = Callable[[Tensor], Tensor]
-"""Views float32[N,C,crop,crop] on the device -> outputs float32[N,D]."""
+Forward = Callable[[list[Tensor]], Tensor]
+"""Views, each [N,C,crop,crop] on the device and perhaps a window on a larger tensor -> outputs float32[sum of N,D]."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def view_outputs(
         windows = [view for part in batch for crop in part.crops for view in volume_views(crop, part.rows)]
         count = sum(len(window) for window in windows)
         together = torch.cat(windows, out=volume_memory((count, *windows[0].shape[1:]), device))
-        running.append((batch, Readback(forward(together).float())))
+        running.append((batch, Readback(forward([together]).float())))
         # A GPU's outputs are read once it has the next batch to work on.
         yield from finish(most=int(device.type == "cuda"))
 
@@ -199,9 +199,9 @@ def logits_forward(network: Network, columns: npt.NDArray[np.int64], compute: Co
     network = network.to(compute.device)
     selected = torch.as_tensor(columns, device=compute.device)
 
-    def forward(views: Tensor) -> Tensor:
+    def forward(views: list[Tensor]) -> Tensor:
         with _precision(compute):
-            logits: Tensor = network(views)
+            logits: Tensor = network(_one(views))
         return logits[:, selected].float()
 
     return forward
@@ -214,9 +214,9 @@ def features_forward(network: Network, compute: Compute) -> Forward:
     """
     network = network.to(compute.device)
 
-    def forward(views: Tensor) -> Tensor:
+    def forward(views: list[Tensor]) -> Tensor:
         with _precision(compute):
-            return network.penultimate(views).float()
+            return network.penultimate(_one(views)).float()
 
     return forward
 
@@ -281,6 +281,10 @@ class PartialOutputs:
             if not self.left[video]:
                 del self.left[video]
                 yield ViewOutputs(video, np.concatenate(self.parts.pop(video)))
+
+
+def _one(views: list[Tensor]) -> Tensor:
+    return views[0] if len(views) == 1 else torch.cat(views)
 
 
 def _precision(compute: Compute) -> torch.autocast:
