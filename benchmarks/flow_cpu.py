@@ -34,7 +34,13 @@ from extract_flow.tvl1.parameters import PRESETS
 
 Images = npt.NDArray[np.uint8]
 WIDTH, HEIGHT = 340, 256
-OURS = (("tvl1", "field"), ("tvl1", "default"), ("tvl1", "accurate"), ("brox", "default"))
+OURS = (
+    ("tvl1", "field"),
+    ("tvl1", "default-1"),
+    ("tvl1", "default"),
+    ("tvl1", "accurate"),
+    ("brox", "default"),
+)
 FLOWS = {
     "UCF-101": (2_469_975, "counted"),
     "HMDB-51": (6_766 * 93, "6,766 clips of some 94 frames"),

@@ -80,10 +80,12 @@ def existing_standing(task: VideoTask, settings: ExtractionSettings) -> Standing
         return None
 
 
-def other_settings(standing: Standing) -> str:
+def other_settings(standing: Standing, settings: ExtractionSettings) -> str:
     """Why an existing shard that differs from what is asked is neither done nor replaced; names no video."""
+    preset = settings.preset_of(standing.made)
+    same = f"the same ({preset})" if preset else "the same"
     return (
-        f"its shard was made with other settings ({'; '.join(standing.differences)}): ask for the same, use another "
+        f"its shard was made with other settings ({'; '.join(standing.differences)}): ask for {same}, use another "
         "--shards or --output, or replace it with --overwrite"
     )
 
@@ -144,7 +146,7 @@ class Clip:
 
     def count(self, name: str, seconds: float) -> None:
         """Add to the time of a stage; each stage is counted by one thread."""
-        self._stages[name] += seconds
+        self._stages[name] = self._stages.get(name, 0.0) + seconds
 
     def open(self, on_frame: Callable[[], None] | None = None) -> bool:
         """Check the existing shard, and open the video; False if there is nothing to do.
@@ -190,7 +192,7 @@ class Clip:
         if standing.differences:
             if self.settings.overwrite:
                 return everything
-            raise InputError(other_settings(standing))
+            raise InputError(other_settings(standing, self.settings))
         if standing.missing:
             self._keep = open_shard(address)
         return standing.missing
@@ -302,6 +304,13 @@ class Clip:
 
 def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> list[dict[str, Quantised]]:
     """Quantised flow of pieces of one frame size in one call: a dictionary by direction for each piece."""
+    return begin(pieces, method, quantiser)()
+
+
+def begin(
+    pieces: list[Piece], method: FlowMethod, quantiser: Quantiser
+) -> Callable[[], list[dict[str, Quantised]]]:
+    """Start `compute`, on a device that works by itself; what is returned waits for the result."""
     frames = pieces[0].gray if len(pieces) == 1 else np.concatenate([piece.gray for piece in pieces])
     offsets = np.cumsum([0] + [len(piece.gray) for piece in pieces[:-1]])
     parts = [
@@ -309,15 +318,20 @@ def compute(pieces: list[Piece], method: FlowMethod, quantiser: Quantiser) -> li
         for i, (piece, offset) in enumerate(zip(pieces, offsets, strict=True))
         for direction, pairs in piece.pairs.items()
     ]
-    results: list[dict[str, Quantised]] = [{} for _ in pieces]
     if not parts:
-        return results
-    everything = method.run(frames, np.concatenate([pairs for _, _, pairs in parts]), "levels", quantiser)
-    at = 0
-    for i, direction, pairs in parts:
-        part = slice(at, at + len(pairs))
-        results[i][direction] = Quantised(
-            *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))
-        )
-        at += len(pairs)
+        return lambda: [{} for _ in pieces]
+    collect = method.begin(frames, np.concatenate([pairs for _, _, pairs in parts]), quantiser)
+
+    def results() -> list[dict[str, Quantised]]:
+        everything = collect()
+        by_piece: list[dict[str, Quantised]] = [{} for _ in pieces]
+        at = 0
+        for i, direction, pairs in parts:
+            part = slice(at, at + len(pairs))
+            by_piece[i][direction] = Quantised(
+                *(getattr(everything, field.name)[part] for field in dataclasses.fields(Quantised))
+            )
+            at += len(pairs)
+        return by_piece
+
     return results

@@ -13,7 +13,7 @@ from extract_flow.clip import VideoTask, existing_standing, other_settings
 from extract_flow.options import Execution
 from extract_flow.progress import ProgressDisplay
 from extract_flow.settings import ExtractionSettings
-from extract_flow.supervisor import Event, Finished, Lost, Progress, Started, Stopped, supervise
+from extract_flow.supervisor import Event, Finished, Lost, Preparing, Progress, Started, Stopped, supervise
 from extract_flow.worker import serve
 from pipeline import atomic
 from pipeline.errors import InputError
@@ -78,7 +78,7 @@ def extract(
         if standing.done:
             outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
         elif standing.differences and not settings.overwrite:
-            reason = other_settings(standing)
+            reason = other_settings(standing, settings)
             outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
@@ -141,7 +141,7 @@ def _extract_in_workers(
     events = supervise(
         videos,
         serve,
-        (settings, execution.device, execution.threads, cores, execution.overlap),
+        (settings, execution.device, execution.threads, cores, execution.processes, execution.overlap),
         workers=cores,
         patience=execution.patience or None,
     )
@@ -176,6 +176,8 @@ def _show(event: Event, display: ProgressDisplay, method: str, videos: int) -> N
             f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}, "
             f"{many(videos, 'video')} to do"
         )
+    elif isinstance(event, Preparing):
+        display.line(event.what)
     elif isinstance(event, Progress):
         display.progress(event.task, *event.report)
 

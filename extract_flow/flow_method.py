@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -23,7 +24,7 @@ class FlowMethod(ABC):
         device: "cpu" or "cuda:N", as really used.
         parameters: every option's value; what a shard records, and what must match for it to count as the same.
         implementation: the library that computes, with its version, where that is not this project's; recorded only.
-        device_count: devices of this kind that this process can see; an extraction runs one process on each GPU.
+        device_count: devices of this kind that this process can see; an extraction shares them among its processes.
         batch_pairs: pairs worth handing over at once.
     """
 
@@ -90,6 +91,24 @@ class FlowMethod(ABC):
     ) -> Quantised:
         """Quantised flow; methods on a device override this so that only levels and means come back."""
         return quantiser.quantise(self.flow(frames, pairs))
+
+    def begin(
+        self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64], quantiser: Quantiser
+    ) -> Callable[[], Quantised]:
+        """Start `run` for levels; what is returned waits for the result, and raises its errors.
+
+        A method on a device returns while the device works, so that the next pairs can be prepared meanwhile. Results
+        may be asked for in any order. The frames may change once this has returned.
+
+        Raises:
+            ValueError: wrong shapes or types, or indices outside the frames.
+            DeviceMemoryError: too many pairs at once for the device.
+        """
+        result = self.run(frames, pairs, "levels", quantiser)
+        return lambda: result
+
+    def share_device(self, processes: int) -> None:  # noqa: B027  most methods have no device memory to share
+        """Leave so many other processes, less this one, their parts of the device's memory."""
 
     def __call__(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Forward flow of consecutive frames: uint8[T,H,W] -> float32[T-1,2,H,W] in pixels."""

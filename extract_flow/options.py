@@ -171,10 +171,15 @@ class Execution:
     device: str = option("auto", "auto (a usable GPU, else the CPU), cpu, cuda or cuda:N.", metavar="DEVICE")
     jobs: int | None = option(
         None,
-        "CPU cores to use: worker processes on a CPU; on GPUs, which have one process each, threads that decode and "
-        "encode.",
+        "CPU cores to use: worker processes on a CPU; on GPUs, threads that decode and encode.",
         minimum=1,
         shown_default="all usable ones",
+    )
+    processes: int | None = option(
+        None,
+        "Worker processes for each GPU, which share it and the cores.",
+        minimum=1,
+        shown_default="1 to 4, one for every 4 cores",
     )
     threads: int = option(1, "Threads of each process's method on a CPU.", minimum=1)
     patience: float = option(

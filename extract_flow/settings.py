@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from extract_flow.methods import MODULES, resolve
+from extract_flow.methods import MODULES, module, resolve
 from extract_flow.options import ShardOptions
 from pipeline.codec import Codec, codec, codec_from
 from pipeline.errors import InputError
@@ -107,6 +107,25 @@ class ExtractionSettings:
             quantiser=self.codec.quantiser.name,
             image=self.codec.image,
             quality=self.codec.quality,
+        )
+
+    def preset_of(self, made: Request) -> str:
+        """The options that name the preset a shard was made with, as "--preset default-1".
+
+        "" where the shard's method and parameters are these settings', or no preset's.
+        """
+        parameters = dict(made.parameters)
+        if made.method not in MODULES or (made.method, parameters) == (self.method, dict(self.parameters)):
+            return ""
+        method = "" if made.method == self.method else f"--method {made.method} "
+        presets = module(made.method).PRESETS.items()
+        return next(
+            (
+                f"{method}--preset {name}"
+                for name, preset in presets
+                if dataclasses.asdict(preset) == parameters
+            ),
+            "",
         )
 
     @classmethod

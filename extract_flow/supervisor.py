@@ -32,6 +32,12 @@ PR_SET_PDEATHSIG = 1
 # --- what a worker sends, and what `supervise` yields ---------------------------------------------------------
 
 
+class Preparing(NamedTuple):
+    """A worker has something to do before it is ready that takes long, in words for the user."""
+
+    what: str
+
+
 class Ready(NamedTuple):
     """A worker can work.
 
@@ -39,11 +45,13 @@ class Ready(NamedTuple):
         device: what it computes on, for the user.
         workers: how many such workers make sense, given its device; None leaves it to the caller.
         ahead: how many tasks it works on at a time.
+        gpus: how many GPUs all workers share.
     """
 
     device: str
     workers: int | None
     ahead: int
+    gpus: int = 1
 
 
 class Refused(NamedTuple):
@@ -87,8 +95,8 @@ class Lost(NamedTuple):
     reason: str
 
 
-Message = Ready | Refused | Busy | Progress | Finished
-Event = Started | Progress | Finished | Lost
+Message = Preparing | Ready | Refused | Busy | Progress | Finished
+Event = Preparing | Started | Progress | Finished | Lost
 
 
 class Stopped(Exception):
@@ -113,6 +121,10 @@ class Link:
             return message
         except EOFError:
             return None
+
+    def preparing(self, what: str) -> None:
+        """Report something that takes long before this worker is ready."""
+        self._send(Preparing(what))
 
     def ready(self, ready: Ready) -> None:
         """Report that this worker can work."""
@@ -327,7 +339,7 @@ class Team:
                 worker.busy_since.pop(task, None)
                 if watched:
                     worker.busy_since[task] = time.monotonic()
-            case Progress():
+            case Preparing() | Progress():
                 return message
             case Finished(task, _):
                 worker.tasks.pop(task, None)

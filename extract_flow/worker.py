@@ -20,17 +20,19 @@ from typing import NamedTuple
 import numpy as np
 
 from extract_flow import methods
-from extract_flow.clip import Clip, Piece, VideoTask, compute
+from extract_flow.clip import Clip, Piece, VideoTask, begin, compute
 from extract_flow.flow_method import DeviceMemoryError, FlowMethod
 from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Link, Ready
 from pipeline import atomic
 from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError
-from pipeline.outcome import Outcome
+from pipeline.outcome import WAIT_FOR_FRAMES, WAIT_FOR_WRITERS, Outcome
 
 BEAT = 1.0
 """Seconds between a decoder's signs of life."""
+MOST_PROCESSES, CORES_OF_A_PROCESS = 4, 4
+"""Workers that share a GPU at most, and the cores that one of them keeps busy."""
 DECODED_AHEAD = 2
 """Pieces that wait for the device, for each decoding thread."""
 
@@ -50,34 +52,42 @@ def serve(
     device: str,
     threads: int,
     cores: int,
+    processes: int | None,
     overlap: bool | None,
 ) -> None:
     """Extract videos until there are no more: the `serve` of `supervisor.supervise`.
 
     Args:
         link: to the parent.
-        slot: this worker's number; on GPUs, the index of the one it takes.
+        slot: this worker's number; on GPUs, they take turns.
         first: what the first worker reported; None in that worker itself.
         settings: what to make of every video.
         device: as `methods.load` takes it; "auto" and "cuda" leave the choice of the GPU to this function.
         threads: CPU threads of the method on a CPU.
         cores: of the CPU, for all workers; with GPUs they are divided among the decoding threads.
+        processes: workers for each GPU; None follows the cores (`processes_per_gpu`).
         overlap: run the stages in threads; None does so on a GPU.
     """
     try:
-        # The first worker asked for one worker for each visible GPU, so that a slot is the number of one of them.
+        # The first worker reported how many there are on GPUs, and how many GPUs they share.
         on_gpus = first is not None and first.workers is not None and device in ("auto", "cuda")
-        chosen = f"cuda:{slot}" if on_gpus else device
+        chosen = f"cuda:{slot % first.gpus}" if first is not None and on_gpus else device
         method = methods.load(settings.method, chosen, threads, **settings.parameters)
     except InputError as error:
         link.refuse(str(error))
         return
     on_gpu = method.device != "cpu"
+    if not on_gpu:
+        warm_up(method, settings.codec.quantiser, link)
     overlap = on_gpu if overlap is None else overlap
     implementation = f" ({method.implementation})" if method.implementation else ""
     gpus = 1 if device.startswith("cuda:") else method.device_count
-    beside = max(1, cores // gpus)
-    ready = Ready(method.device + implementation, gpus if on_gpu else None, 2 * beside if overlap else 1)
+    sharing = (processes or processes_per_gpu(cores // gpus)) if on_gpu else 1
+    method.share_device(sharing)
+    beside = max(1, cores // (gpus * sharing))
+    ready = Ready(
+        method.device + implementation, gpus * sharing if on_gpu else None, 2 * beside if overlap else 1, gpus
+    )
     link.ready(ready)
     if overlap:
         Overlapped(link, settings, method, ready.device, beside).run()
@@ -85,6 +95,28 @@ def serve(
     while (message := link.receive()) is not None:
         number, task = message
         link.finish(number, make(number, task, settings, method, ready.device, link))
+
+
+def processes_per_gpu(cores: int) -> int:
+    """Workers that share a GPU with so many cores beside it.
+
+    Each holds Python's lock for 0.6 ms a pair (decoded frames to arrays, Pillow's encoder, launches), so that one
+    process feeds a GPU at 1,600 pairs/s at most.
+    """
+    return min(MOST_PROCESSES, max(1, cores // CORES_OF_A_PROCESS))
+
+
+def warm_up(method: FlowMethod, quantiser: Quantiser, link: Link) -> None:
+    """Compile what the method and the codec compute with, or load it, so that the speed shown is that of the work.
+
+    The others are started when the first worker is ready, so they find compiled kernels in the cache.
+    """
+    from pipeline.compiled import reporting
+
+    frames = np.tile(np.arange(32, dtype=np.uint8), (2, 32, 1))
+    frames[1] += 1
+    with reporting(lambda: link.preparing("compiling the kernels once (about 15 s)")):
+        method.run(frames, np.array([[0, 1]]), "levels", quantiser)
 
 
 def make(
@@ -220,6 +252,22 @@ class _Computed(NamedTuple):
     flows: dict[str, Quantised] | Exception
 
 
+class _Started(NamedTuple):
+    """A batch that the method works on, with the clips that end with it.
+
+    Attributes:
+        batch: its pieces.
+        ended: clips whose last piece is in this batch or an earlier one.
+        results: waits for the results; or the error that kept them from being started.
+        seconds: that starting took.
+    """
+
+    batch: list[Piece]
+    ended: list[_Last]
+    results: Callable[[], list[dict[str, Quantised]]] | Exception
+    seconds: float
+
+
 class Overlapped:
     """Decode, compute, and encode and write at the same time, for videos that keep arriving.
 
@@ -286,17 +334,27 @@ class Overlapped:
         self._decoded.put(None)
 
     def _compute(self, decoders: int) -> None:
-        """Compute decoded pieces in batches; clips of one size share a batch if their pieces are waiting."""
+        """Compute decoded pieces in batches; clips of one size share a batch if their pieces are waiting.
+
+        A batch is handed to the device before the results of the one before are fetched, so that it never idles.
+        """
         most = self._method.batch_pairs
         held: Piece | None = None
+        ahead: _Started | None = None
         while decoders or held is not None:
             batch: list[Piece] = [] if held is None else [held]
             pairs = 0 if held is None else _pair_count(held)
             ended: list[_Last] = []
             held = None
+            waited = 0.0
+            if not batch and self._decoded.empty():
+                self._deliver(ahead)  # nothing to hand over yet: the results need not wait
+                ahead = None
             # Wait for the first piece only: the device must not idle until a batch is full.
             while decoders and (not (batch or ended) or (pairs < most and not self._decoded.empty())):
+                before = time.perf_counter()
                 item = self._decoded.get()
+                waited += time.perf_counter() - before
                 if item is None:
                     decoders -= 1
                 elif isinstance(item, _Last):
@@ -311,17 +369,43 @@ class Overlapped:
                     pairs += _pair_count(item)
             batch = [piece for piece in batch if piece.clip.error is None]
             if batch:
-                self._compute_batch(batch)
-            for last in ended:  # after their clips' last pieces
-                self._computed.put(last)
+                batch[0].clip.count(WAIT_FOR_FRAMES, waited)
+            started = self._start(batch, ended)
+            self._deliver(ahead)
+            ahead = started
+        self._deliver(ahead)
 
-    def _compute_batch(self, batch: list[Piece]) -> None:
+    def _start(self, batch: list[Piece], ended: list[_Last]) -> _Started:
+        """Hand a batch to the method."""
+        began = time.perf_counter()
+        results: Callable[[], list[dict[str, Quantised]]] | Exception
+        try:
+            results = begin(batch, self._method, self._settings.codec.quantiser) if batch else list
+        except Exception as error:  # noqa: BLE001  `_deliver` finds out whose it is
+            results = error
+        return _Started(batch, ended, results, time.perf_counter() - began)
+
+    def _deliver(self, started: _Started | None) -> None:
+        """Wait for a batch, and pass its results and what ends after them on."""
+        if started is None:
+            return
         before = time.perf_counter()
-        results = compute_with_care(batch, self._method, self._settings.codec.quantiser)
-        seconds = (time.perf_counter() - before) / max(1, sum(map(_pair_count, batch)))
-        for piece, flows in zip(batch, results, strict=True):
+        results: list[dict[str, Quantised] | Exception]
+        try:
+            if isinstance(started.results, Exception):
+                raise started.results
+            results = list(started.results())
+        except Exception:  # noqa: BLE001  one clip's error must not cost the others in its batch
+            results = compute_with_care(started.batch, self._method, self._settings.codec.quantiser)
+        seconds = started.seconds + time.perf_counter() - before
+        seconds /= max(1, sum(map(_pair_count, started.batch)))
+        for piece, flows in zip(started.batch, results, strict=True):
             piece.clip.count("flow", seconds * _pair_count(piece))
+            before = time.perf_counter()
             self._computed.put(_Computed(piece, flows))
+            piece.clip.count(WAIT_FOR_WRITERS, time.perf_counter() - before)
+        for last in started.ended:  # after their clips' last pieces
+            self._computed.put(last)
 
     def _write(self) -> None:
         with ThreadPoolExecutor(self._threads) as encoders, ThreadPoolExecutor(2) as finishers:

@@ -11,19 +11,19 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from pipeline.compiled import njit
+from pipeline.compiled import inlined, kernel
 
 LARGEST_FINITE = np.finfo(np.float32).max
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@inlined(fastmath=False)
 def limited(value: np.float32, low: np.float32, high: np.float32) -> np.float32:
     """The value within low..high, and low for NaN, so that what is computed from it is a valid index."""
     raised = value if value > low else low
     return raised if raised < high else high
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def sum_field(
     x: npt.NDArray[np.float32],
     y: npt.NDArray[np.float32],
@@ -47,7 +47,7 @@ def sum_field(
     return finite
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def count_beyond(
     x: npt.NDArray[np.float32],
     y: npt.NDArray[np.float32],
@@ -66,7 +66,7 @@ def count_beyond(
     return beyond
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def quantise_field(
     x: npt.NDArray[np.float32],
     y: npt.NDArray[np.float32],
@@ -102,7 +102,7 @@ def quantise_field(
     return clipped
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def look_up(
     levels: npt.NDArray[np.uint8], table: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
 ) -> None:
@@ -127,7 +127,7 @@ def store_past_cache(
     return types.void(target, types.intp, types.uint64), generate
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def look_up_pairs(
     levels: npt.NDArray[np.uint16], table: npt.NDArray[np.uint64], out: npt.NDArray[np.uint64]
 ) -> None:
@@ -165,7 +165,7 @@ def store_scaled_past_cache(
     return types.void(target, types.intp, types.uint64, types.float32, types.float32), generate
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def look_up_scaled_pairs(
     levels: npt.NDArray[np.uint16],
     table: npt.NDArray[np.uint64],

@@ -1,6 +1,6 @@
-"""The compiler of every CPU kernel: numba with its cache where it belongs.
+"""The compiler of every CPU kernel: numba, set up so that a kernel computes the same bits in every process.
 
-Modules that hold kernels import numba's `njit` by way of this one, so that the cache is set before numba reads it. It
+Modules that hold kernels import their decorators from here, so that numba's cache is set before numba reads it. This
 loads numba, which takes a while, so only kernel modules import it, and commands import those when they first compute.
 """
 
@@ -10,6 +10,8 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,63 @@ if "NUMBA_CACHE_DIR" not in os.environ:
         sys.modules["numba"].config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"]
 
 from numba import njit  # noqa: E402  # after its cache folder is set
+from numba.core import event  # noqa: E402
 from numba.core.compiler import CompilerBase, DefaultPassBuilder  # noqa: E402
 
-__all__ = ["NoAlias", "cache_folder", "njit"]
+__all__ = ["cache_folder", "inlined", "kernel", "reporting"]
+
+
+def kernel(function: Any = None, *, fastmath: bool = True) -> Any:
+    """Decorator of a function that Python calls: compiled when first used, then kept in the cache.
+
+    A kernel calls only functions that are `inlined`, never another kernel. Otherwise a process that compiles both runs
+    the callee as it was compiled for itself, and one that loads the caller from the cache runs the copy of the callee
+    that is kept with the caller and was optimised once more; with fastmath the two round differently.
+    """
+    decorate = njit(nogil=True, error_model="numpy", fastmath=fastmath, cache=True)
+    return decorate if function is None else decorate(function)
+
+
+def inlined(function: Any = None, *, fastmath: bool = True, no_alias: bool = False) -> Any:
+    """Decorator of a function that kernels call: it becomes part of each kernel, and is not cached on its own.
+
+    Args:
+        function: the function.
+        fastmath: let LLVM reorder float operations and use reciprocals.
+        no_alias: promise that an array or pointer argument that is written overlaps no other argument.
+    """
+    options: dict[str, Any] = {"pipeline_class": NoAlias} if no_alias else {}
+    decorate = njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=True, **options)
+    return decorate if function is None else decorate(function)
+
+
+@contextmanager
+def reporting(report: Callable[[], None]) -> Iterator[None]:
+    """Call `report` once, before the first function inside the block that has to be compiled; never if all are cached.
+
+    Compiling all kernels of a flow method takes seconds, which a user should know about, and once only.
+    """
+    with event.install_listener("numba:compile", _Once(report)):
+        yield
+
+
+class _Once(event.Listener):
+    """Calls a function at the first event that starts."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def on_start(self, event: Any) -> None:
+        if self._call is not None:
+            call, self._call = self._call, None
+            call()
+
+    def on_end(self, event: Any) -> None:
+        pass
 
 
 class NoAlias(CompilerBase):
-    """Numba's compiler with its `noalias` flag set: an array or pointer argument that is written overlaps no other."""
+    """Numba's compiler with its `noalias` flag set."""
 
     def define_pipelines(self) -> list[Any]:
         """Numba's own passes, unchanged."""

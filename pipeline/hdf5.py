@@ -210,16 +210,13 @@ def place(dataset: Any, name: str, dtype: str, source: SourceFile) -> tuple[int,
     """
     if not dataset.get_type().equal(_stored_type(dtype)):
         raise Invalid(f"{name!r} is not of type {np.dtype(dtype).name}")
-    created = dataset.get_create_plist()
-    if created.get_layout() != h5py.h5d.CONTIGUOUS or created.get_external_count():
-        raise Invalid(f"{name!r} is not stored contiguously in the file")
     space = dataset.get_space()
     if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
         raise Invalid(f"{name!r} is not an array")
     shape = tuple(map(int, space.get_simple_extent_dims()))
     size, offset = dataset.get_storage_size(), dataset.get_offset()
-    if size and offset is None:
-        raise Invalid(f"{name!r} has no place in the file")
+    if size and offset is None:  # chunked, compact or external; a virtual one has no bytes, as is found below
+        raise Invalid(f"{name!r} is not stored contiguously in the file")
     if size and offset + size > source.size:
         raise Invalid(f"{name!r} reaches beyond the end of the file, which was cut short")
     count = 1

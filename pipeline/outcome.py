@@ -22,6 +22,10 @@ from pipeline.text import duration, many, size_in_bytes, some
 Status = Literal["done", "skipped", "failed"]
 
 
+WAIT_FOR_FRAMES, WAIT_FOR_WRITERS = "waiting for frames", "waiting for writers"
+"""Stages of an extraction in which computing stands still."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How one video ended in one stage.
@@ -33,7 +37,8 @@ class Outcome:
         notes: what the user should know although it did not fail, for example frames that the header promised.
         frames, flows, bytes: written to the shard.
         seconds: from opening the video to the renamed shard.
-        stages: seconds per stage ("decode", "flow", "encode", "write"), added over threads.
+        stages: seconds per stage ("decode", "flow", "encode", "write"), added over threads; where stages overlap, also
+            how long computing waited for the stage before it and for the one after it.
         method: what made it, for example "tvl1 on cuda:0".
         shard_set: the shard set it belongs to.
         time: when it ended, seconds since 1970.
@@ -195,6 +200,7 @@ def describe(summary: Summary, seconds: float) -> list[str]:
         stages = ", ".join(f"{name} {1e3 * s / summary.flows:.2f}" for name, s in summary.stages.items())
         if stages:
             lines.append(f"milliseconds per flow and worker: {stages}")
+        lines += _bound(summary.stages)
     lines.extend(f"note: {video}: {note}" for video, notes in summary.notes.items() for note in notes)
     alike: dict[str, list[str]] = {}
     for video, reason in summary.failed.items():
@@ -202,6 +208,17 @@ def describe(summary: Summary, seconds: float) -> list[str]:
     for reason, videos in alike.items():
         lines += [f"failed: {videos[0] if len(videos) == 1 else _several(videos)}: {reason}"]
     return lines
+
+
+def _bound(stages: Mapping[str, float]) -> list[str]:
+    """What an extraction with overlapping stages was bound by: the three are times of the one thread that computes."""
+    if WAIT_FOR_FRAMES not in stages:
+        return []
+    bounds = {"flow": "flow", WAIT_FOR_FRAMES: "decoding", WAIT_FOR_WRITERS: "encoding and writing"}
+    times = {name: stages.get(name, 0.0) for name in bounds}
+    total = max(sum(times.values()), 1e-9)
+    shares = ", ".join(f"{seconds / total:.0%} {name}" for name, seconds in times.items())
+    return [f"computing: {shares}; bound by {bounds[max(times, key=lambda name: times[name])]}"]
 
 
 def _several(videos: list[str]) -> str:

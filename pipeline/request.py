@@ -178,8 +178,15 @@ def request_of(shard: Shard) -> Request:
 
 @dataclass(frozen=True)
 class Standing:
-    """How an existing shard answers a request: done if there are neither differences nor missing parts."""
+    """How an existing shard answers a request: done if there are neither differences nor missing parts.
 
+    Attributes:
+        made: the request that the shard was made for.
+        differences: as `Request.differences` lists them.
+        missing: as `Request.missing` lists them.
+    """
+
+    made: Request
     differences: list[str]
     missing: tuple[str, ...]
 
@@ -196,4 +203,4 @@ def check(address: str | Path | ShardAddress, request: Request) -> Standing:
     """
     with open_shard(address) as shard:
         made = request_of(shard)
-    return Standing(request.differences(made), request.missing(made))
+    return Standing(made, request.differences(made), request.missing(made))

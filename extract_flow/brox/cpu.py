@@ -17,8 +17,9 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from numba.extending import intrinsic
 from extract_flow.brox import rules, solver
 from extract_flow.brox.parameters import Parameters
 from extract_flow.flow_method import FlowMethod
-from pipeline.compiled import NoAlias, njit
+from pipeline.compiled import inlined, kernel
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,13 +48,10 @@ BLOCK = 192
 """Elements of a plane that one loop of the wavefront covers at least."""
 
 
-_kernel = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
-_loop = njit(
-    nogil=True, fastmath=True, error_model="numpy", cache=True, forceinline=True, pipeline_class=NoAlias
-)
+_loop: Any = partial(inlined, no_alias=True)
 
 
-@njit(forceinline=True, cache=True)
+@inlined
 def _at(index):  # type: ignore[no-untyped-def]
     """An index that is never negative: unsigned, so that numba adds no wrap-around (which stops vectorisation)."""
     return np.uint64(index)
@@ -62,7 +60,7 @@ def _at(index):  # type: ignore[no-untyped-def]
 # ---- per frame ----
 
 
-@_kernel
+@kernel
 def _resample(source, first_y, weights_y, first_x, weights_x, rows, target, factor):  # type: ignore[no-untyped-def]
     """target[y, x] = factor * separable resampling of source; `rows` is scratch for one row of the source's width."""
     width = source.shape[1]
@@ -100,7 +98,7 @@ def _across(above2, above, below, below2, out):  # type: ignore[no-untyped-def]
         out[x] = rules.derivative(above2[x], above[x], below[x], below2[x])
 
 
-@_kernel
+@inlined
 def _pad(line, padded, low):  # type: ignore[no-untyped-def]
     width = line.shape[0]
     padded[2 : width + 2] = line
@@ -109,7 +107,7 @@ def _pad(line, padded, low):  # type: ignore[no-untyped-def]
         padded[width + 1 + offset] = line[rules.reflected(width - 1 + offset, width, low)]
 
 
-@_kernel
+@kernel
 def _derive(image, low, vertical, scratch, channels):  # type: ignore[no-untyped-def]
     """Fill channels [H, W, 8] with image, Ix, Iy, Ixx, Ixy, Iyy; vertical [H, W] and scratch [6, W + 4] are scratch."""
     height, width = image.shape
@@ -150,7 +148,7 @@ def _derive(image, low, vertical, scratch, channels):  # type: ignore[no-untyped
 # ---- per pair: between natural order and planes ----
 
 
-@_kernel
+@kernel
 def _split(field, planes, origin, pitch):  # type: ignore[no-untyped-def]
     """Copy a field [H, W] into its four planes [4, N]."""
     height, width = field.shape
@@ -162,7 +160,7 @@ def _split(field, planes, origin, pitch):  # type: ignore[no-untyped-def]
                 plane[start + k] = field[y, 2 * k + q]
 
 
-@_kernel
+@kernel
 def _join(planes, origin, pitch, field):  # type: ignore[no-untyped-def]
     """Copy four planes [4, N] into a field [H, W]."""
     height, width = field.shape
@@ -174,7 +172,7 @@ def _join(planes, origin, pitch, field):  # type: ignore[no-untyped-def]
                 field[y, 2 * k + q] = plane[start + k]
 
 
-@_kernel
+@inlined
 def _mirror_guards(planes, origin, pitch, height, width):  # type: ignore[no-untyped-def]
     """Fill a field's guard rows and columns with the nearest pixels (reflection, edge pixels repeated)."""
     last_x, beyond_x = (width - 1) // 2, width // 2
@@ -191,7 +189,7 @@ def _mirror_guards(planes, origin, pitch, height, width):  # type: ignore[no-unt
         planes[2 * p + width % 2, start + beyond_x] = planes[2 * p + (width - 1) % 2, start + last_x]
 
 
-@_kernel
+@kernel
 def _linearise(  # type: ignore[no-untyped-def]
     first, second, u, v, data, height, width, origin, pitch, mirror, corners, weights, warped
 ):
@@ -270,7 +268,7 @@ def _blend(_context, image, offsets, weights, target, position):  # type: ignore
     return types.void(image, offsets, weights, target, types.intp), codegen
 
 
-@_kernel
+@inlined
 def _blend_row(second, warped, corners, weights, count):  # type: ignore[no-untyped-def]
     """Bilinear interpolation of all channels at the places that `_locate` found."""
     for k in range(count):
@@ -363,7 +361,7 @@ def _relax(  # type: ignore[no-untyped-def]
         v[here] = rules.relaxed(v[here], keep, step_v[here], around_v, right_v[here], coupling[here], new_u)
 
 
-@_kernel
+@kernel
 def _inner_iteration(  # type: ignore[no-untyped-def]
     u, v, data, system, origin, pitch, height, width, rows, sweeps, gamma, half_inverse_alpha, relaxation
 ):

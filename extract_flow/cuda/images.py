@@ -1,127 +1,107 @@
-"""Frames to float32 and separable linear resampling, for all frames or pairs of a batch at once.
+"""Frames to float32 and separable linear resampling on the device (`images.cu`).
 
-A resampling of one dimension is a table of taps, as `extract_flow.resampling.Taps`: output i is the sum over k of
-weights[i, k] * input[first[i] + k]. The host makes the tables, so any border rule is possible; the kernels have none.
+A *plane* is float32[height, pitch]: rows begin at multiples of the pitch, and what lies beyond the width is padding,
+which may hold anything.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from numba import cuda, types
+from extract_flow.cuda.device import Buffer, Memory, Stream, upload
+from extract_flow.cuda.kernels import Kernels, pixel_launch
+from extract_flow.resampling import Taps
 
-from extract_flow.cuda.kernel import F4, FIELDS, FLOATS, INTS, Kernel, image_launch
+ROW = 8
+"""A pitch is a multiple of this many pixels: the 32 bytes that a GPU reads at least."""
+
+
+class Size(NamedTuple):
+    """Height and width of images in pixels, and of their planes."""
+
+    height: int
+    width: int
+
+    @property
+    def pitch(self) -> int:
+        """Pixels from row to row."""
+        return -(-self.width // ROW) * ROW
+
+    @property
+    def area(self) -> int:
+        """Float32 values of a plane."""
+        return self.height * self.pitch
 
 
 class DeviceTaps(NamedTuple):
-    """A table of taps on the device: first int32[outputs], weights float32[outputs * taps], taps per output."""
+    """A table of taps on the device: first int32[outputs], weights float32[outputs, taps]."""
 
-    first: Any
-    weights: Any
-    outputs: int
-
-
-def upload_taps(first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> DeviceTaps:
-    """Copy a table first int32[outputs], weights float32[outputs, taps] to the device."""
-    flat = np.ascontiguousarray(weights, np.float32).ravel()
-    return DeviceTaps(cuda.to_device(np.ascontiguousarray(first, np.int32)), cuda.to_device(flat), len(first))
+    first: Buffer
+    weights: Buffer
+    taps: int
 
 
-def _load_frames(frames, scale, images):  # type: ignore[no-untyped-def]
-    """images[n,H,W] = frames * scale; both [n,H,W]."""
-    number = cuda.blockIdx.z
-    for y in range(
-        cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y,
-        images.shape[1],
-        cuda.gridDim.y * cuda.blockDim.y,
-    ):
-        for x in range(
-            cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x,
-            images.shape[2],
-            cuda.gridDim.x * cuda.blockDim.x,
-        ):
-            images[number, y, x] = np.float32(frames[number, y, x]) * scale
+def upload_taps(taps: Taps) -> DeviceTaps:
+    """Copy a table to the device."""
+    return DeviceTaps(upload(taps.first), upload(taps.weights), taps.weights.shape[1])
 
 
-def _resample_down(source, first, weights, target):  # type: ignore[no-untyped-def]
-    """target[n,H',W] from source[n,H,W]."""
-    number = cuda.blockIdx.z
-    taps = weights.size // first.size
-    for y in range(
-        cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y,
-        target.shape[1],
-        cuda.gridDim.y * cuda.blockDim.y,
-    ):
-        start = first[y]
-        for x in range(
-            cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x,
-            target.shape[2],
-            cuda.gridDim.x * cuda.blockDim.x,
-        ):
-            total = np.float32(0)
-            for k in range(taps):
-                total += weights[y * taps + k] * source[number, start + k, x]
-            target[number, y, x] = total
+def load_frames(
+    kernels: Kernels, stream: Stream, frames: Memory, images: Memory, size: Size, count: int, scale: float
+) -> None:
+    """Queue uint8[count, height, width] to planes, times scale."""
+    kernels.launch(
+        "load_frames", *pixel_launch(size.height, size.width, count), stream, frames, images, scale, *size, size.pitch
+    )  # fmt: skip
 
 
-def _resample_across(source, first, weights, factor, target):  # type: ignore[no-untyped-def]
-    """target[n,H,W'] from source[n,H,W], times factor."""
-    number = cuda.blockIdx.z
-    taps = weights.size // first.size
-    for y in range(
-        cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y,
-        target.shape[1],
-        cuda.gridDim.y * cuda.blockDim.y,
-    ):
-        for x in range(
-            cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x,
-            target.shape[2],
-            cuda.gridDim.x * cuda.blockDim.x,
-        ):
-            start = first[x]
-            total = np.float32(0)
-            for k in range(taps):
-                total += weights[x * taps + k] * source[number, y, start + k]
-            target[number, y, x] = factor * total
+class Resampling(NamedTuple):
+    """How images of one size become images of another: a table for the columns and one for the rows."""
 
+    source: Size
+    target: Size
+    down: DeviceTaps
+    across: DeviceTaps
 
-load_kernel = Kernel(_load_frames, types.Array(types.uint8, 3, "C"), F4, FIELDS)
-down_kernel = Kernel(_resample_down, FIELDS, INTS, FLOATS, FIELDS)
-across_kernel = Kernel(_resample_across, FIELDS, INTS, FLOATS, F4, FIELDS)
-
-
-def load_frames(frames: Any, images: Any, scale: float, stream: Any) -> None:
-    """Device uint8[n,H,W] to device float32[n,H,W], times scale."""
-    count, height, width = images.shape
-    load_kernel.launch(*image_launch(height, width, count), stream, frames, scale, images)
+    def scratch(self) -> int:
+        """Float32 values of scratch per image."""
+        return self.target.height * self.source.pitch
 
 
 def resample(
-    source: Any, down: DeviceTaps, across: DeviceTaps, scratch: Any, target: Any, factor: float, stream: Any
+    kernels: Kernels,
+    stream: Stream,
+    how: Resampling,
+    source: Memory,
+    target: Memory,
+    scratch: Memory,
+    count: int,
+    factor: float = 1.0,
+    odd_factor: float | None = None,
+    planes: int = 1,
+    group: int = 1,
 ) -> None:
-    """Resample device float32[n,H,W] to [n,H',W'], times factor: columns first, then rows.
+    """Queue the resampling of `count` planes, times factor: columns first, then rows.
 
     Args:
-        source: [n,H,W].
-        down, across: tables with H' and W' outputs.
-        scratch: flat float32, at least n*H'*W long.
-        target: [n,H',W'], may be `source` where the sizes are the same.
+        kernels: a program with `images.cu`.
+        stream: where.
+        how: sizes and tables.
+        source: planes of `how.source`, one after the other.
+        target: planes of `how.target`; may be `source` where the sizes are the same.
+        scratch: room for `how.scratch() * count` float32.
+        count: planes.
         factor: what every value is multiplied by.
-        stream: a numba stream.
+        odd_factor: the same for planes of odd number; `factor` unless given.
+        planes, group: every `planes` planes take the room of `group` planes in the target.
     """
-    count, _, width = source.shape
-    rows = scratch[: count * down.outputs * width].reshape(count, down.outputs, width)
-    down_kernel.launch(
-        *image_launch(down.outputs, width, count), stream, source, down.first, down.weights, rows
-    )
-    across_kernel.launch(
-        *image_launch(down.outputs, across.outputs, count),
-        stream,
-        rows,
-        across.first,
-        across.weights,
-        factor,
-        target,
-    )
+    between = Size(how.target.height, how.source.width)
+    kernels.launch(
+        "resample_down", *pixel_launch(*between, count), stream, source, how.down.first, how.down.weights,
+        how.down.taps, scratch, how.source.height, *between, between.pitch,
+    )  # fmt: skip
+    kernels.launch(
+        "resample_across", *pixel_launch(*how.target, count), stream, scratch, how.across.first, how.across.weights,
+        how.across.taps, factor, factor if odd_factor is None else odd_factor, target, how.target.height, between.pitch,
+        how.target.width, how.target.pitch, planes, group,
+    )  # fmt: skip

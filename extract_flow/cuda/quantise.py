@@ -1,163 +1,119 @@
-"""Flow to levels and means on the device, bit for bit as `pipeline.codec.Quantiser.quantise` defines them."""
+"""Flow to levels and means on the device (`quantise.cu`), bit for bit as `pipeline.codec.Quantiser.quantise` defines
+them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import cuda, types
 
-from extract_flow.cuda.device import SIMULATED
-from extract_flow.cuda.kernel import BYTES, F4, FLOATS, INTS, LONGS, Kernel
+from extract_flow.cuda.device import Buffer, Memory, Part, Pinned, Stream, floats, upload
+from extract_flow.cuda.images import Size
+from extract_flow.cuda.kernels import SHARED, Kernels, Program
 from pipeline.codec import MEAN_LIMIT, MEAN_UNIT, Quantised, Quantiser
+from pipeline.field_range import LADDER
 
-THREADS = 4 if SIMULATED else 512
-LARGEST = np.float32(np.finfo(np.float32).max)
-UNITS = np.float32(1 / MEAN_UNIT)
-LIMIT = np.float32(MEAN_LIMIT)
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+THREADS, STRIP = 512, 8192
+"""As in `quantise.cu`."""
 
-
-def _find_ranges(flow, pixels, ranges):  # type: ignore[no-untyped-def]
-    """ranges[4 pair + 2 component] and the next are scale and offset of a component's own range; a block for each."""
-    low = cuda.shared.array(THREADS, types.float32)
-    high = cuda.shared.array(THREADS, types.float32)
-    t, field = cuda.threadIdx.x, cuda.blockIdx.x
-    smallest, largest = LARGEST, -LARGEST
-    for i in range(t, pixels, THREADS):
-        smallest = min(smallest, flow[field * pixels + i])
-        largest = max(largest, flow[field * pixels + i])
-    low[t] = smallest
-    high[t] = largest
-    cuda.syncthreads()
-    if t == 0:
-        for k in range(THREADS):
-            smallest = min(smallest, low[k])
-            largest = max(largest, high[k])
-        scale = (largest - smallest) * HALF
-        ranges[2 * field] = scale if scale != ZERO else ONE
-        ranges[2 * field + 1] = (largest + smallest) * HALF
+PROGRAM = Program("quantise", (SHARED / "common.cuh", SHARED / "quantise.cu"), {}, fast=False)
+"""IEEE arithmetic: a level must not depend on how the device divides."""
 
 
-def _quantise(flow, pixels, edges, lowest, highest, ranges, levels, sums, counts):  # type: ignore[no-untyped-def]
-    """Levels of a pair, its fixed-point sums[2] and counts[2] of clipped and of not finite pixels; a block for each."""
-    ladder = cuda.shared.array(255, types.float32)
-    x_sums = cuda.shared.array(THREADS, types.int64)
-    y_sums = cuda.shared.array(THREADS, types.int64)
-    clipped = cuda.shared.array(THREADS, types.int32)
-    broken = cuda.shared.array(THREADS, types.int32)
-    t, pair = cuda.threadIdx.x, cuda.blockIdx.x
-    for i in range(t, 255, THREADS):
-        ladder[i] = edges[i]
-    cuda.syncthreads()
-    x_sum, y_sum = np.int64(0), np.int64(0)
-    outside_count, broken_count = np.int32(0), np.int32(0)
-    for i in range(t, pixels, THREADS):
-        outside = np.int32(0)
-        for component in range(2):
-            field = 2 * pair + component
-            value = flow[field * pixels + i]
-            if not abs(value) <= LARGEST:
-                broken_count += np.int32(1)
-                value = ZERO
-            total = np.int64(round(min(max(value, -LIMIT), LIMIT) * UNITS))
-            if component == 0:
-                x_sum += total
-            else:
-                y_sum += total
-            value = (value - ranges[2 * field + 1]) / ranges[2 * field]
-            inside = min(max(value, lowest), highest)
-            if inside != value:
-                outside = np.int32(1)
-            level, step = 0, 128
-            while step > 0:
-                if ladder[level + step - 1] <= inside:
-                    level += step
-                step //= 2
-            levels[field * pixels + i] = np.uint8(level)
-        outside_count += outside
-    x_sums[t], y_sums[t] = x_sum, y_sum
-    clipped[t], broken[t] = outside_count, broken_count
-    cuda.syncthreads()
-    if t == 0:
-        for k in range(1, THREADS):
-            x_sum += x_sums[k]
-            y_sum += y_sums[k]
-            outside_count += clipped[k]
-            broken_count += broken[k]
-        sums[2 * pair], sums[2 * pair + 1] = x_sum, y_sum
-        counts[2 * pair], counts[2 * pair + 1] = outside_count, broken_count
+COUNTS = np.dtype([("outside", np.int32), ("broken", np.int32), ("beyond", np.int32, 11)])
+"""`struct Counts` of a pair."""
+TOTALS = 16
+"""Bytes of a pair's two sums, int64."""
 
 
-# IEEE arithmetic: a level must not depend on how the device divides.
-ranges_kernel = Kernel(_find_ranges, FLOATS, types.int32, FLOATS, fastmath=False)
-quantise_kernel = Kernel(
-    _quantise, FLOATS, types.int32, FLOATS, F4, F4, FLOATS, BYTES, LONGS, INTS, fastmath=False
-)
+class Tables:
+    """What a quantiser needs on the device; uploaded once."""
+
+    def __init__(self, quantiser: Quantiser) -> None:
+        self.quantiser = quantiser
+        self.edges = upload(np.asarray(quantiser.edges, np.float32))
+        self.limits = upload(np.asarray(quantiser.limits, np.float32)) if quantiser.ladder else None
+        self.ladder = upload(np.asarray(LADDER, np.float32)) if quantiser.ladder else None
 
 
-class DeviceLevels(NamedTuple):
-    """Device buffers for the levels of `pairs` pairs of `pixels` pixels."""
+class Levels(NamedTuple):
+    """Room for the levels of `pairs` pairs, on the device and in pinned host memory.
 
-    levels: Any
-    sums: Any
-    counts: Any
-    ranges: Any
-    edges: Any
+    The totals are the int64 sums of x and y of every pair, then every pair's `COUNTS`.
+    """
 
-
-def allocate(pairs: int, pixels: int) -> DeviceLevels:
-    """Buffers for `quantise`."""
-    return DeviceLevels(
-        cuda.device_array(pairs * 2 * pixels, np.uint8),
-        cuda.device_array(pairs * 2, np.int64),
-        cuda.device_array(pairs * 2, np.int32),
-        cuda.device_array(pairs * 4, np.float32),
-        cuda.device_array(255, np.float32),
-    )
+    levels: Buffer
+    totals: Buffer
+    ranges: Buffer
+    host_levels: Pinned
+    host_totals: Pinned
+    host_ranges: Pinned
+    pairs: int
 
 
-def quantise(
-    flow: Any, pairs: int, pixels: int, quantiser: Quantiser, buffers: DeviceLevels, stream: Any
-) -> None:
-    """Queue the quantisation of device flow float32[pairs*2*pixels] into the buffers."""
-    buffers.edges.copy_to_device(quantiser.edges, stream=stream)
-    if quantiser.per_field:
-        ranges_kernel.launch((2 * pairs,), (THREADS,), stream, flow, pixels, buffers.ranges)
-    else:
-        unchanged = np.tile(np.array([1, 0], np.float32), buffers.ranges.size // 2)
-        buffers.ranges.copy_to_device(unchanged, stream=stream)
-    quantise_kernel.launch(
-        (pairs,), (THREADS,), stream, flow, pixels, buffers.edges, quantiser.table[0], quantiser.table[255],
-        buffers.ranges, buffers.levels, buffers.sums, buffers.counts,
+def allocate(pairs: int, size: Size) -> Levels:
+    """Room for `quantise` and `collect`."""
+    pixels, totals = size.height * size.width, pairs * (TOTALS + COUNTS.itemsize)
+    return Levels(
+        Buffer(pairs * 2 * pixels), Buffer(totals), floats(pairs * 4), Pinned((pairs * 2 * pixels,), np.uint8),
+        Pinned((totals,), np.uint8), Pinned((pairs * 4,), np.float32), pairs,
     )  # fmt: skip
 
 
-def collect(
-    levels: npt.NDArray[np.uint8], quantiser: Quantiser, buffers: DeviceLevels, stream: Any
-) -> Quantised:
-    """What `Quantiser.quantise` returns, for levels uint8[n,2,H,W] that have come back from the buffers.
+def quantise(
+    kernels: Kernels, stream: Stream, flow: Memory, count: int, size: Size, tables: Tables, room: Levels
+) -> None:
+    """Queue the quantisation of flow [count, 2, height, pitch], and the copies to the host.
+
+    Raises:
+        ValueError: more pairs than there is room for.
+    """
+    if count > room.pairs:
+        raise ValueError(f"{count} pairs, but room for {room.pairs}")
+    quantiser, pixels = tables.quantiser, size.height * size.width
+    sums, counts, units = room.totals, Part(room.totals, TOTALS * room.pairs), 1 / MEAN_UNIT
+    strips, threads, layout = (-(-pixels // STRIP), count, 1), (THREADS, 1, 1), (*size, size.pitch)
+    stream.clear(room.totals, room.totals.size)
+    kernels.launch("sum_flow", strips, threads, stream, flow, units, MEAN_LIMIT, sums, counts, *layout)
+    ranged = quantiser.per_field or quantiser.ladder
+    if quantiser.per_field:
+        kernels.launch("find_ranges", (2 * count, 1, 1), threads, stream, flow, room.ranges, *layout)
+    elif quantiser.ladder:
+        kernels.launch(
+            "count_beyond", strips, threads, stream, flow, sums, tables.limits, units, counts, *layout
+        )
+        kernels.launch(
+            "choose_rungs", (-(-count // 32), 1, 1), (32, 1, 1), stream, sums, counts, tables.ladder, units, count,
+            pixels, room.ranges,
+        )  # fmt: skip
+    kernels.launch(
+        "quantise", strips, threads, stream, flow, tables.edges, float(quantiser.table[0]),
+        float(quantiser.table[255]), room.ranges if ranged else None, room.levels, counts, *layout,
+    )  # fmt: skip
+    if ranged:
+        stream.download(room.host_ranges.array[: 4 * count], room.ranges)
+    stream.download(room.host_levels.array[: count * 2 * pixels], room.levels)
+    stream.download(room.host_totals.array, room.totals)
+
+
+def collect(count: int, size: Size, quantiser: Quantiser, room: Levels) -> Quantised:
+    """What `Quantiser.quantise` returns, once the stream is done; its levels lie in memory that is used again.
 
     Raises:
         ValueError: a field holds values that are not finite.
     """
-    count, _, height, width = levels.shape
-    sums, counts = (
-        buffer.copy_to_host(stream=stream)[: 2 * count].reshape(count, 2)
-        for buffer in (buffers.sums, buffers.counts)
-    )
-    ranges = buffers.ranges.copy_to_host(stream=stream)[: 4 * count].reshape(count, 2, 2)
-    stream_wait(stream)
-    if counts[:, 1].any():
-        raise ValueError(f"flow field {int(counts[:, 1].argmax())} holds values that are not finite")
-    area = height * width
-    clipped = np.zeros(count, np.float32) if quantiser.per_field else (counts[:, 0] / area).astype(np.float32)
-    mean = (sums * (MEAN_UNIT / area)).astype(np.float32)
-    return Quantised(levels, ranges[:, :, 0].copy(), ranges[:, :, 1].copy(), mean, clipped)
-
-
-def stream_wait(stream: Any) -> None:
-    """Wait for a stream; the simulator's is 0 and has nothing to wait for."""
-    if not SIMULATED:
-        stream.synchronize()
+    area = size.height * size.width
+    totals = room.host_totals.array
+    sums = totals[: TOTALS * count].view(np.int64).reshape(count, 2)
+    counts = totals[TOTALS * room.pairs :].view(COUNTS)[:count]
+    if counts["broken"].any():
+        raise ValueError(f"flow field {int(counts['broken'].argmax())} holds values that are not finite")
+    levels = room.host_levels.array[: count * 2 * area].reshape(count, 2, size.height, size.width)
+    scale, offset = np.ones((count, 2), np.float32), np.zeros((count, 2), np.float32)
+    if quantiser.per_field or quantiser.ladder:
+        ranges = room.host_ranges.array[: 4 * count].reshape(count, 2, 2)
+        scale, offset = ranges[:, :, 0].copy(), ranges[:, :, 1].copy()
+    mean: npt.NDArray[np.float32] = (sums * (MEAN_UNIT / area)).astype(np.float32)
+    clipped = np.zeros(count) if quantiser.per_field else counts["outside"] / area
+    return Quantised(levels, scale, offset, mean, clipped.astype(np.float32))

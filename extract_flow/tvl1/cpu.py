@@ -20,17 +20,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from extract_flow.tvl1.interpolation import TAPS
 from extract_flow.tvl1.rules import HALF, ONE, ZERO, data_step, dual_length, dual_step, inverse_gradient
-from pipeline.compiled import NoAlias, njit
+from pipeline.compiled import inlined, kernel
 
 LANES = 16
 RING = 5
-SCRATCH_ROWS = 14
-"""Rows of scratch: fractions 2, weights and slopes 6 each."""
+SCRATCH_ROWS = 15
+"""Rows of scratch: of a warp fractions 2, weights and slopes 6 each; of the median 5 columns and 5 pairs of them."""
 U1, U2, P11, P12, P21, P22, NX, NY, RESIDUAL, LIMIT, BEFORE1, BEFORE2, STEPS = range(13)
 """Planes of a level: flow, dual, data term (unit gradient, residual, limit), flow before a warp, steps of the dual."""
 WARPED = BEFORE1
@@ -79,7 +80,7 @@ class Settings(NamedTuple):
 
 def layout(height: int, width: int) -> PyramidLevel:
     """Rows in whole vectors, guards all around, and a size that staggers consecutive planes."""
-    pitch = padded_width(width) + LANES
+    pitch = padded_width.py_func(width) + LANES
     if min(pitch % 1024, -pitch % 1024) < 64:  # two rows one page apart would collide
         pitch += 64
     size = (height + 2 * RING) * pitch + 2 * LANES
@@ -99,10 +100,7 @@ def aligned(count: int) -> Plane:
     return memory[start : start + count]
 
 
-compiled: Any = partial(njit, fastmath=True, error_model="numpy", nogil=True, cache=True)
-row_function: Any = partial(
-    njit, fastmath=True, error_model="numpy", forceinline=True, pipeline_class=NoAlias
-)
+row_function: Any = partial(inlined, no_alias=True)
 
 
 @intrinsic
@@ -114,6 +112,16 @@ def at(_context, array, index):  # type: ignore[no-untyped-def]
         return builder.gep(data, [arguments[1]])
 
     return types.CPointer(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def shifted(_context, pointer, index):  # type: ignore[no-untyped-def]
+    """Pointer to the element `index` further on."""
+
+    def codegen(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return pointer(pointer, types.intp), codegen
 
 
 @row_function
@@ -128,13 +136,13 @@ def copy_row(count, source, row):  # type: ignore[no-untyped-def]
         row[x] = source[x]
 
 
-@compiled
+@inlined
 def padded_width(width):  # type: ignore[no-untyped-def]
     """Width in whole blocks of lanes."""
     return (width + LANES - 1) // LANES * LANES
 
 
-@compiled
+@inlined
 def reflect(index, count):  # type: ignore[no-untyped-def]
     """Mirror an index into 0..count-1 without repeating the border pixel."""
     if count == 1:
@@ -147,7 +155,7 @@ def reflect(index, count):  # type: ignore[no-untyped-def]
 # --- per frame -----------------------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def extend_border(plane, level, mirror):  # type: ignore[no-untyped-def]
     """Fill the ring around the image: mirrored (as the spline's coefficients continue) or the border repeated."""
     height, width, pitch, origin, _ = level
@@ -178,7 +186,7 @@ def scale_row(count, row, weight, total):  # type: ignore[no-untyped-def]
         total[x] = weight * row[x]
 
 
-@compiled
+@inlined
 def filter_plane(source, plane, level, taps, scratch):  # type: ignore[no-untyped-def]
     """Convolve rows and columns with a symmetric kernel (taps[k] weighs distance k), mirroring at the border.
 
@@ -203,7 +211,7 @@ def filter_plane(source, plane, level, taps, scratch):  # type: ignore[no-untype
             accumulate_row(width, left, right, taps[k], at(plane, start))
 
 
-@compiled
+@inlined
 def resize_plane(  # type: ignore[no-untyped-def]
     source, source_start, source_level, plane, level, ratio_y, ratio_x, factor, scratch, index
 ):  # fmt: skip
@@ -233,6 +241,27 @@ def resize_plane(  # type: ignore[no-untyped-def]
             at(scratch, weights),
             at(plane, level.origin + y * level.pitch),
         )
+
+
+@kernel
+def blur_image(source, image, level, taps, scratch):  # type: ignore[no-untyped-def]
+    """`filter_plane`."""
+    filter_plane(source, image, level, taps, scratch)
+
+
+@kernel
+def shrink_image(image, level, coarser, coarser_level, ratio, scratch, index):  # type: ignore[no-untyped-def]
+    """The next coarser level of a pyramid; `ratio` is the size of a coarse pixel in fine ones."""
+    resize_plane(image, 0, level, coarser, coarser_level, ratio, ratio, ONE, scratch, index)
+
+
+@kernel
+def make_target(image, target, level, taps, scratch):  # type: ignore[no-untyped-def]
+    """The image's border, and what the warps interpolate: the filtered image, or without taps the image itself."""
+    extend_border(image, level, False)
+    if len(taps) > 0:
+        filter_plane(image, target, level, taps, scratch)
+        extend_border(target, level, True)
 
 
 @row_function
@@ -289,25 +318,48 @@ def weigh_row(count, kernel, first, last, fraction, weights, stride):  # type: i
             weights[k * stride + x] = polynomial(kernel, k, fraction[x])
 
 
+@intrinsic
+def blend_rows(_context, image, index, pitch, w1, w2, w3, w4, blended):  # type: ignore[no-untyped-def]
+    """blended[0:4] = sum over j = 1..4 of wj * image[index + j * pitch + 1 :][:4].
+
+    Four neighbours in one vector: left to itself LLVM gathers each of the 16 pixels for many x at once, which takes
+    longer than all else of a warp.
+    """
+
+    def codegen(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        vector = ir.VectorType(ir.FloatType(), 4)
+        image, index, pitch, *weights, blended = arguments
+        start = builder.add(index, index.type(1))
+        total = None
+        for weight in weights:
+            start = builder.add(start, pitch)
+            pointer = builder.bitcast(builder.gep(image, [start]), vector.as_pointer())
+            lanes = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, ir.IntType(32)(0))
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), 4), None)
+            lanes = builder.shuffle_vector(lanes, lanes, zeros)
+            product = builder.fmul(lanes, builder.load(pointer, align=4), flags=["fast"])
+            total = product if total is None else builder.fadd(total, product, flags=["fast"])
+        builder.store(total, builder.bitcast(blended, vector.as_pointer()), align=4)
+        return _context.get_dummy_value()
+
+    return types.void(image, types.intp, types.intp, w1, w2, w3, w4, blended), codegen
+
+
 @row_function
 def warp_row(  # type: ignore[no-untyped-def]
-    count, image, pitch, index, fraction, weights, stride, kernel, warped
+    count, image, pitch, index, fraction, weights, stride, kernel, columns, warped
 ):  # fmt: skip
-    """Interpolate at the located positions: 4 rows of 4 pixels each."""
+    """Interpolate at the located positions: 4 rows of 4 pixels each, first down and then across."""
     for x in range(count):
-        i = np.int64(index[x])
+        blend_rows(
+            image, index[x], pitch, weights[stride + x], weights[2 * stride + x], weights[3 * stride + x],
+            weights[4 * stride + x], shifted(columns, 4 * x),
+        )  # fmt: skip
+    for x in range(count):
         t = fraction[x]
-        w1, w2 = weights[stride + x], weights[2 * stride + x]
-        w3, w4 = weights[3 * stride + x], weights[4 * stride + x]
         value = ZERO
         for k in range(1, 5):
-            column = (
-                w1 * image[i + pitch + k]
-                + w2 * image[i + 2 * pitch + k]
-                + w3 * image[i + 3 * pitch + k]
-                + w4 * image[i + 4 * pitch + k]
-            )
-            value += column * polynomial(kernel, k, t)
+            value += columns[4 * x + k - 1] * polynomial(kernel, k, t)
         warped[x] = value
 
 
@@ -366,7 +418,7 @@ def normalise_row(count, image, warped, u1, u2, data_weight, nx, ny, rc, limit):
         limit[x] = limit[x] * data_weight * squared * inverse
 
 
-@compiled
+@inlined
 def linearise(  # type: ignore[no-untyped-def]
     planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index
 ):  # fmt: skip
@@ -400,7 +452,7 @@ def linearise(  # type: ignore[no-untyped-def]
             weigh_row(padded, at(value_kernel, 0), 1, 5, at(scratch, 0), at(scratch, weights), stride)
             warp_row(
                 width, at(target, 0), pitch, at(index, 0), at(scratch, fraction), at(scratch, weights), stride,
-                at(value_kernel, 0), at(warped, start),
+                at(value_kernel, 0), at(scratch, slopes), at(warped, start),
             )  # fmt: skip
             fill_row(2, at(warped, start - 2), warped[start])
             fill_row(2, at(warped, start + width), warped[start + width - 1])
@@ -434,7 +486,7 @@ def linearise(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
-@compiled
+@inlined
 def weigh_edges(steps, image, level, step, edges):  # type: ignore[no-untyped-def]
     """Steps of the dual where image edges lower the weight g of smoothness: step / g, g ~ exp(-edges |grad I0|).
 
@@ -496,7 +548,7 @@ def iterate_row(  # type: ignore[no-untyped-def]
     return change
 
 
-@compiled
+@inlined
 def iterate(planes, level, tau, edges, rows, times, changes):  # type: ignore[no-untyped-def]
     """`times` iterations in one pass over the image, iteration k running k rows behind the first.
 
@@ -539,7 +591,7 @@ def squared_difference(count, first, second):  # type: ignore[no-untyped-def]
     return total
 
 
-@compiled
+@inlined
 def change_since(before1, before2, u1, u2, level):  # type: ignore[no-untyped-def]
     """Sum of squared differences of two flows."""
     total = 0.0
@@ -553,57 +605,104 @@ def change_since(before1, before2, u1, u2, level):  # type: ignore[no-untyped-de
 # --- median filter -------------------------------------------------------------------------------------------------
 
 
-def median_network(count: int) -> list[tuple[int, int]]:
-    """Compare-exchanges (low, high) after which the middle one of `count` values is their median.
+Exchange = tuple[int, int]
+"""Two wires of a sorting network: afterwards the first holds the smaller value, the second the larger."""
 
-    Batcher's odd-even merge sort without the exchanges that do not lead to the middle.
+
+def merge(first: list[int], second: list[int], network: list[Exchange]) -> list[int]:
+    """Append Batcher's odd-even merge of two sorted lists of wires; returns the wires in sorted order."""
+    if not first or not second:
+        return first + second
+    if len(first) == len(second) == 1:
+        network.append((first[0], second[0]))
+        return first + second
+    even, odd = merge(first[::2], second[::2], network), merge(first[1::2], second[1::2], network)
+    exchanged = list(zip(odd, even[1:], strict=False))
+    network += exchanged
+    return [even[0], *sum(exchanged, ()), *odd[len(exchanged) :], *even[1 + len(exchanged) :]]
+
+
+def sort(wires: list[int], network: list[Exchange]) -> list[int]:
+    """Append a merge sort; returns the wires in sorted order."""
+    if len(wires) == 1:
+        return wires
+    half = len(wires) // 2
+    return merge(sort(wires[:half], network), sort(wires[half:], network), network)
+
+
+def unrolled(arguments: str, loads: list[str], network: list[Exchange], stores: list[str]) -> Any:
+    """Row function that loads values v0, v1, ... at each x, sorts by the network and stores: all in registers.
+
+    What the stores do not need of the network LLVM leaves out.
     """
-    exchanges = []
-    power = 1
-    while power < count:
-        half = power
-        while half >= 1:
-            for start in range(half % power, count - half, 2 * half):
-                for low in range(start, min(start + half, count - half)):
-                    if low // (2 * power) == (low + half) // (2 * power):
-                        exchanges.append((low, low + half))
-            half //= 2
-        power *= 2
-    needed, kept = {count // 2}, []
-    for low, high in reversed(exchanges):
-        if low in needed or high in needed:
-            needed |= {low, high}
-            kept.append((low, high))
-    return kept[::-1]
-
-
-def median_row(side: int) -> Any:
-    """Row function of the median over side x side pixels; the network is unrolled, so that it runs in registers."""
-    reach, count = side // 2, side * side
-    lines = ["def median(count, plane, pitch, filtered):", "    for x in range(count):"]
-    for i in range(count):
-        lines.append(f"        v{i} = plane[x + {i // side - reach} * pitch + {i % side - reach}]")
-    for low, high in median_network(count):
-        lines.append(f"        v{low}, v{high} = min(v{low}, v{high}), max(v{low}, v{high})")
-    lines.append(f"        filtered[x] = v{count // 2}")
+    lines = [f"v{wire} = {load}" for wire, load in enumerate(loads)]
+    lines += [f"v{i}, v{j} = min(v{i}, v{j}), max(v{i}, v{j})" for i, j in network]
+    body = "\n".join(f"        {line}" for line in [*lines, *stores])
     scope: dict[str, Any] = {}
-    exec("\n".join(lines), scope)
-    return row_function(scope["median"])
+    exec(f"def rows({arguments}):\n    for x in range(count):\n{body}", scope)
+    return row_function(scope["rows"])
 
 
-median_row_3, median_row_5 = median_row(3), median_row(5)
+def median_rows(side: int) -> tuple[Any, Any, Any]:
+    """Row functions of the median over side x side pixels, in three steps, so that neighbours share the first two.
+
+    Columns of `side` pixels are sorted; neighbouring columns are merged to pairs; the windows' medians come from
+    (side - 1) / 2 pairs and one column (after Adams, "Fast median filters using separable sorting networks", 2021).
+    """
+    reach, pair = side // 2, 2 * side
+    network: list[Exchange] = []
+    order = sort(list(range(side)), network)
+    columns = unrolled(
+        "count, plane, pitch, columns, stride",
+        [f"plane[x + {i - reach} * pitch]" for i in range(side)],
+        network,
+        [f"columns[{i} * stride + x] = v{wire}" for i, wire in enumerate(order)],
+    )
+    network = []
+    order = merge(list(range(side)), list(range(side, pair)), network)
+    pairs = unrolled(
+        "count, columns, stride, pairs",
+        [f"columns[{i} * stride + x + {k}]" for k in (0, 1) for i in range(side)],
+        network,
+        [f"pairs[{i} * stride + x] = v{wire}" for i, wire in enumerate(order)],
+    )
+    network, order = [], []
+    for k in range(reach):
+        order = merge(order, list(range(k * pair, (k + 1) * pair)), network)
+    # The median is the smallest of the bounds max(pairs' value, column's value) that leave half of all values below.
+    middle, last = side * side // 2, side * (side - 1)
+    bounds = [f"max(v{order[middle - 1 - i]}, v{last + i})" for i in range(side)]
+    medians = unrolled(
+        "count, pairs, columns, stride, filtered",
+        [f"pairs[{i} * stride + x + {2 * k}]" for k in range(reach) for i in range(pair)]
+        + [f"columns[{i} * stride + x + {side - 1}]" for i in range(side)],
+        network,
+        [f"low = v{order[middle]}", *(f"low = min(low, {bound})" for bound in bounds), "filtered[x] = low"],
+    )
+    return columns, pairs, medians
 
 
-@compiled
-def median_filter(plane, filtered, level, side):  # type: ignore[no-untyped-def]
+sort_columns_3, merge_pairs_3, take_medians_3 = median_rows(3)
+sort_columns_5, merge_pairs_5, take_medians_5 = median_rows(5)
+
+
+@inlined
+def median_filter(plane, filtered, level, side, scratch):  # type: ignore[no-untyped-def]
     """Median over 3x3 or 5x5 pixels, in place, the border repeated; `filtered` is a plane to work in."""
     extend_border(plane, level, False)
+    padded = padded_width(level.width)
+    count, stride, reach = padded + LANES, padded + 2 * LANES, side // 2
+    columns, pairs = at(scratch, 0), at(scratch, side * stride)
     for y in range(level.height):
         start = level.origin + y * level.pitch
         if side == 3:
-            median_row_3(level.width, at(plane, start), level.pitch, at(filtered, start))
+            sort_columns_3(count, at(plane, start - reach), level.pitch, columns, stride)
+            merge_pairs_3(count, columns, stride, pairs)
+            take_medians_3(padded, pairs, columns, stride, at(filtered, start))
         else:
-            median_row_5(level.width, at(plane, start), level.pitch, at(filtered, start))
+            sort_columns_5(count, at(plane, start - reach), level.pitch, columns, stride)
+            merge_pairs_5(count, columns, stride, pairs)
+            take_medians_5(padded, pairs, columns, stride, at(filtered, start))
     for y in range(level.height):
         start = level.origin + y * level.pitch
         copy_row(level.width, at(filtered, start), at(plane, start))
@@ -612,7 +711,7 @@ def median_filter(plane, filtered, level, side):  # type: ignore[no-untyped-def]
 # --- per level -----------------------------------------------------------------------------------------------------
 
 
-@compiled
+@kernel
 def start_level(workspace, coarser, planes, level, factor, scratch, index):  # type: ignore[no-untyped-def]
     """The coarser level's flow, at the start of the workspace, becomes the first two planes of this level.
 
@@ -633,7 +732,7 @@ def start_level(workspace, coarser, planes, level, factor, scratch, index):  # t
     planes[LIMIT] = ZERO
 
 
-@compiled
+@kernel
 def refine_level(  # type: ignore[no-untyped-def]
     planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index, changes, work
 ):  # fmt: skip
@@ -669,5 +768,5 @@ def refine_level(  # type: ignore[no-untyped-def]
             if moved <= settings.warp_stop * settings.warp_stop * area:
                 break
     if settings.median > 1:
-        median_filter(u1, planes[NX], level, settings.median)
-        median_filter(u2, planes[NX], level, settings.median)
+        median_filter(u1, planes[NX], level, settings.median, scratch)
+        median_filter(u2, planes[NX], level, settings.median, scratch)

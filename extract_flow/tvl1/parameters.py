@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.options import option
 
@@ -16,17 +16,17 @@ class Parameters:
     """Options of TV-L1; the defaults are the preset "default". Names that OpenCV has mean what they mean there."""
 
     tau: float = option(0.25, "time step of the dual update; above 0.25 it no longer converges")
-    lambda_: float = option(0.15, "weight of the data term; smaller is smoother")
+    lambda_: float = option(0.22, "weight of the data term; smaller is smoother")
     theta: float = option(0.3, "coupling of the flow to its auxiliary copy")
     scales: int = option(0, "most pyramid levels; 0 for all whose smaller side is at least 16 pixels")
     scale_step: float = option(0.8, "size of a level relative to the next finer one")
     warps: int = option(5, "most warps per level")
     epsilon: float = option(
-        0.01, "iterations end when the RMS update of the flow falls below this, in pixels"
+        0.015, "iterations end when the RMS update of the flow falls below this, in pixels"
     )
-    iterations: int = option(30, "most iterations per warp")
+    iterations: int = option(25, "most iterations per warp")
     warp_stop: float = option(
-        0.1, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never"
+        0.12, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never"
     )
     interpolation: str = option(
         "bspline",
@@ -40,12 +40,12 @@ class Parameters:
         choices=GRADIENTS,
     )
     mask: bool = option(True, "drop the data term where the target lies outside the frame")
-    blur: float = option(0.0, "sigma of the Gaussian that both frames are smoothed with first, in pixels")
+    blur: float = option(0.4, "sigma of the Gaussian that both frames are smoothed with first, in pixels")
     edges: float = option(
-        0.0,
+        0.03,
         "how far image edges loosen the smoothness, which weighs exp(-edges |image gradient|); 0 not at all",
     )
-    median: int = option(1, "side of the median filter on the flow of each level: 1 (none), 3 or 5")
+    median: int = option(5, "side of the median filter on the flow of each level: 1 (none), 3 or 5")
 
     def __post_init__(self) -> None:
         """Refuse values outside the method's range (ValueError)."""
@@ -72,10 +72,24 @@ class Parameters:
             raise ValueError(f"median must be 1, 3 or 5, found {self.median}")
 
 
+PLAIN = Parameters(lambda_=0.15, epsilon=0.01, iterations=30, warp_stop=0.1, blur=0.0, edges=0.0, median=1)
+"""Zach, Pock and Bischof's energy as it stands: no blur, no weight of edges, no median filter."""
+
 PRESETS = {
     "default": Parameters(),
-    "field": Parameters(scales=5, iterations=300, warp_stop=0.0, interpolation="cubic", gradient="target", mask=False),
     "accurate": Parameters(
-        lambda_=0.4, theta=0.35, warps=3, warp_stop=0.05, blur=0.5, edges=0.045, median=5
+        lambda_=0.4,
+        theta=0.35,
+        scale_step=0.88,
+        warps=3,
+        iterations=30,
+        warp_stop=0.05,
+        blur=0.5,
+        edges=0.045,
     ),
-}  # fmt: skip
+    "field": replace(
+        PLAIN, scales=5, iterations=300, warp_stop=0.0, interpolation="cubic", gradient="target", mask=False
+    ),
+    "default-1": PLAIN,
+}
+"""`field` is OpenCV's method; `default-1` was the default before this one, for datasets that were begun with it."""

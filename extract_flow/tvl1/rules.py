@@ -1,6 +1,6 @@
-"""The scalar update rules of TV-L1: what happens at one pixel, for the CPU's row loops and the CUDA kernels alike.
+"""The scalar update rules of TV-L1: what happens at one pixel, for the CPU's row loops; `cuda/` has them in CUDA C++.
 
-Lazily typed, so that `numba.cuda` can call them too; all values are float32. The flow minimises (Zach, Pock, Bischof,
+All values are float32. The flow minimises (Zach, Pock, Bischof,
 "A duality based approach for realtime TV-L1 optical flow", 2007)
 
     lambda |rho(u)| + |grad u1| + |grad u2|,      rho(u) = I1(x + u0) + grad I1(x + u0) (u - u0) - I0(x)
@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from pipeline.compiled import njit
+from pipeline.compiled import inlined
 
 ZERO = np.float32(0)
 HALF = np.float32(0.5)
@@ -27,28 +27,26 @@ ONE = np.float32(1)
 FLAT = np.float32(np.finfo(np.float32).eps)
 """Squared gradients below this carry no data term (OpenCV's threshold)."""
 
-rule = njit(fastmath=True, error_model="numpy")
 
-
-@rule
+@inlined
 def data_step(residual, limit):  # type: ignore[no-untyped-def]
     """How far to move against the unit gradient: the thresholding step (paper, proposition 3)."""
     return min(max(residual, -limit), limit)
 
 
-@rule
+@inlined
 def dual_length(step, gradient_x, gradient_y):  # type: ignore[no-untyped-def]
     """What `dual_step` divides by: 1 + tau/theta |grad u|; step is tau/theta."""
     return ONE + step * math.sqrt(gradient_x * gradient_x + gradient_y * gradient_y)
 
 
-@rule
+@inlined
 def dual_step(dual, tau, gradient, inverse_length):  # type: ignore[no-untyped-def]
     """One component of the dual variable after its gradient step and re-projection (paper, proposition 1)."""
     return (dual + tau * gradient) * inverse_length
 
 
-@rule
+@inlined
 def inverse_gradient(squared):  # type: ignore[no-untyped-def]
     """1 / |gradient| from its square, 0 where the image is flat."""
     return ONE / math.sqrt(squared) if squared > FLAT else ZERO

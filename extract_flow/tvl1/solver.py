@@ -19,6 +19,8 @@ from extract_flow.tvl1.parameters import GRADIENTS, Parameters
 
 Plane = npt.NDArray[np.float32]
 
+NO_TAPS = np.zeros(0, np.float32)
+
 SMALLEST_SIDE = 16
 """The pyramid ends before its smaller side would fall under this."""
 
@@ -93,19 +95,15 @@ class Solver:
         if self.parameters.blur > 0:
             source = self.workspace[: finest.size]
             source[:] = images[0]
-            cpu.filter_plane(source, images[0], finest, gaussian(self.parameters.blur), self.scratch)
+            cpu.blur_image(source, images[0], finest, gaussian(self.parameters.blur), self.scratch)
         step = 1 / self.parameters.scale_step
         for image, coarser, fine, coarse in zip(
             images, images[1:], self.levels, self.levels[1:], strict=False
         ):
-            cpu.resize_plane(
-                image, 0, fine, coarser, coarse, step, step, np.float32(1), self.scratch, self.index
-            )
+            cpu.shrink_image(image, fine, coarser, coarse, step, self.scratch, self.index)
+        taps = SPLINE_PREFILTER if self.parameters.interpolation == "bspline" else NO_TAPS
         for image, target, level in zip(images, features.targets, self.levels, strict=True):
-            cpu.extend_border(image, level, False)
-            if target is not image:
-                cpu.filter_plane(image, target, level, SPLINE_PREFILTER, self.scratch)
-                cpu.extend_border(target, level, True)
+            cpu.make_target(image, target, level, taps, self.scratch)
         return features
 
     def solve(

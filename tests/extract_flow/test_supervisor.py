@@ -17,6 +17,7 @@ from extract_flow.supervisor import (
     Finished,
     Link,
     Lost,
+    Preparing,
     Progress,
     Ready,
     Started,
@@ -55,6 +56,19 @@ def work(link: Link, number: int, task: str) -> None:
     elif task == "slow":
         time.sleep(0.5)
     link.finish(number, task)
+
+
+def prepare_and_serve(link: Link, slot: int, first: Ready | None, ahead: int) -> None:
+    if first is None:
+        link.preparing("compiling")
+    serve(link, slot, first, ahead)
+
+
+def test_what_the_first_worker_prepares_is_reported_before_it_is_ready() -> None:
+    events = list(supervise(["", ""], prepare_and_serve, (1,), workers=2))
+    assert events[0] == Preparing("compiling")
+    assert isinstance(events[1], Started)
+    assert sum(isinstance(event, Preparing) for event in events) == 1
 
 
 def refuse(link: Link, slot: int, first: Ready | None) -> None:

@@ -278,6 +278,19 @@ def test_other_parameters_are_an_error_that_shows_both_or_made_anew(clips: Path,
     assert out.startswith("0 done, 1 skipped")
 
 
+def test_resuming_with_another_default_says_once_what_differs_and_which_preset_continues(
+    clips: Path, tmp_path: Path
+) -> None:
+    first = sorted((clips / "class 0").iterdir())
+    extract(*first, "--output", tmp_path, "--no-rgb", "--short-side", 32, "--preset", "default-1")
+    out, _ = extract(*first, "--output", tmp_path, "--no-rgb", "--short-side", 32, status=1)
+    assert out.count("--preset default-1") == 1
+    assert "failed: 3 videos (video.0, video.2, video.4): its shard was made with other settings" in out
+    assert "lambda_: asked 0.22, the shard has 0.15" in out
+    out, _ = extract(*first, "--output", tmp_path, "--no-rgb", "--short-side", 32, "--preset", "default-1")
+    assert out.startswith("0 done, 3 skipped")
+
+
 def test_shards_of_another_codec_are_refused_with_one_line_and_kept(clips: Path, tmp_path: Path) -> None:
     extract(clips, "--output", tmp_path, *QUICK, "--bound-fixed")
     before = {video: content(address.file) for video, address in index_shards(tmp_path).items()}

@@ -14,10 +14,7 @@ DEPTH = 4
 
 KERNEL_MODULES = (
     "extract_flow.brox.cpu",
-    "extract_flow.brox.cuda",
     "extract_flow.tvl1.cpu",
-    "extract_flow.tvl1.cuda",
-    "extract_flow.cuda.",
     "pipeline.codec_kernels",
     "pipeline.decoder_kernels",
     "pipeline.jpeg_kernel",

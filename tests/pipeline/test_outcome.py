@@ -150,3 +150,23 @@ def test_bytes_for_people(count: float, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2 s"), (75.2, "1 min 15 s"), (7384, "2 h 3 min")])
 def test_seconds_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("flow", "frames", "writers", "bound"),
+    [(3.0, 1.0, 0.0, "flow"), (1.0, 2.0, 1.0, "decoding"), (1.0, 0.5, 2.5, "encoding and writing")],
+)
+def test_overlapped_stages_end_with_what_bound_them(
+    flow: float, frames: float, writers: float, bound: str
+) -> None:
+    stages = {"decode": 9.0, "flow": flow, "waiting for frames": frames, "waiting for writers": writers}
+    lines = describe(summarise([Outcome("a", "done", flows=10, stages=stages)]), 4.0)
+    assert lines[-1] == (
+        f"computing: {flow / 4:.0%} flow, {frames / 4:.0%} waiting for frames, {writers / 4:.0%} waiting for writers; "
+        f"bound by {bound}"
+    )
+
+
+def test_stages_one_after_the_other_have_no_bound() -> None:
+    lines = describe(summarise([Outcome("a", "done", flows=10, stages={"decode": 9.0, "flow": 1.0})]), 4.0)
+    assert "bound by" not in "".join(lines)

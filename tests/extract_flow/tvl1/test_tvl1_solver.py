@@ -13,13 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import tvl1_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moving_textures import moved, textured
 from scipy import ndimage
 
 from extract_flow import methods
-from extract_flow.tvl1 import cpu, solver
+from extract_flow.tvl1 import cpu, plain, solver
 from extract_flow.tvl1.interpolation import SPLINE_PREFILTER
 from extract_flow.tvl1.parameters import PRESETS, Parameters
 from pipeline.errors import InputError
@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def clip():
     """Five frames of a texture that moves by (1.3, -0.6) pixels per frame."""
-    image = reference.textured(70, 90, seed=1, smooth=2)
-    return np.stack([reference.moved(image, 1.3 * t, -0.6 * t) for t in range(5)])
+    image = textured(70, 90, seed=1, smooth=2)
+    return np.stack([moved(image, 1.3 * t, -0.6 * t) for t in range(5)])
 
 
 def load(preset="default", threads=1, **parameters):
@@ -45,15 +45,16 @@ VARIANTS = [
     {"preset": "default", "gradient": "warped", "warp_stop": 0.0, "epsilon": 0.0},
     {"preset": "default", "gradient": "target", "blur": 0.8, "median": 3},
     {"preset": "accurate"},
+    {"preset": "default-1", "iterations": 25},
 ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_the_flow_is_that_of_the_method_written_down_literally(variant):
-    frames = np.stack([reference.textured(45, 53, seed=5, smooth=2)] * 2)
-    frames[1] = reference.moved(frames[0], 1.6, -0.9)
+    frames = np.stack([textured(45, 53, seed=5, smooth=2)] * 2)
+    frames[1] = moved(frames[0], 1.6, -0.9)
     method = load(**variant)
-    expected = reference.flow(*frames, Parameters(**method.parameters))
+    expected = plain.flow(*frames, Parameters(**method.parameters))
     difference = np.hypot(*(method(frames)[0] - expected))
     # float32 may stop an iteration earlier or later than float64
     assert difference.mean() < (0.002 if variant.get("epsilon") == 0.0 else 0.01)
@@ -67,8 +68,8 @@ def test_a_moving_texture_is_followed(clip, preset):
 
 
 def test_motion_beyond_the_fields_five_scales_is_followed_by_the_full_pyramid():
-    image = reference.textured(240, 320, seed=3, smooth=9)
-    frames = np.stack([image, reference.moved(image, 22, 9)])
+    image = textured(240, 320, seed=3, smooth=9)
+    frames = np.stack([image, moved(image, 22, 9)])
     errors = {
         preset: np.hypot(*(load(preset)(frames)[0] - [[[22]], [[9]]]))[30:-30, 40:-40].mean()
         for preset in ("field", "default")
@@ -171,7 +172,9 @@ def test_the_median_filter_is_scipys(side, shape):
     plane, work = np.zeros((2, level.size), np.float32)
     image = np.random.default_rng(4).normal(size=shape).astype(np.float32)
     cpu.pixels(plane, level)[:] = image
-    cpu.median_filter(plane, work, level, side)
+    cpu.median_filter(
+        plane, work, level, side, np.zeros(cpu.SCRATCH_ROWS * (level.pitch + cpu.LANES), np.float32)
+    )
     expected = ndimage.median_filter(image, side, mode="nearest")
     np.testing.assert_array_equal(cpu.pixels(plane, level), expected)
 
@@ -179,7 +182,7 @@ def test_the_median_filter_is_scipys(side, shape):
 def test_spline_coefficients_are_scipys():
     level = cpu.layout(29, 41)
     source, plane = np.zeros((2, level.size), np.float32)
-    image = reference.textured(29, 41, seed=6, smooth=1).astype(np.float32)
+    image = textured(29, 41, seed=6, smooth=1).astype(np.float32)
     cpu.pixels(source, level)[:] = image
     cpu.filter_plane(source, plane, level, SPLINE_PREFILTER, np.zeros(2000, np.float32))
     expected = ndimage.spline_filter(image.astype(float), order=3, mode="mirror")
@@ -267,7 +270,7 @@ def end_point_error(flow, truth):
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize(("preset", "most"), [("default", 0.206), ("accurate", 0.170)])
+@pytest.mark.parametrize(("preset", "most"), [("default", 0.166), ("accurate", 0.164), ("default-1", 0.206)])
 def test_the_error_on_middlebury_is_within_the_bound(test_data, preset, most):
     method = load(preset)
     pairs = middlebury(test_data / "flow" / "middlebury")

@@ -1,0 +1,117 @@
+"""The CUDA kernels and the host code around them on an emulated GPU, against the CPU solvers."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulator import needs_emulator, run
+
+from extract_flow.tvl1.parameters import PRESETS
+
+pytestmark = [needs_emulator, pytest.mark.xdist_group("emulated GPU")]
+CASES = Path(__file__).with_name("emulated_cases.py")
+HALO = 4
+GROUPS = (
+    ("tvl1 default", "tvl1 default-1"), ("tvl1 field",), ("tvl1 accurate",), ("stops",),
+    ("brox default", "brox tiles", "brox one launch", "brox many launches", "brox opencv", "brox one pixel",
+     "brox flat"),
+    ("levels", "quantisers", "resampling", "repeatable", "overlapping", "not_finite", "leaks", "graphs", "attributes",
+     "out_of_memory"),
+)  # fmt: skip
+"""Cases that share a process."""
+
+
+@functools.cache
+def group_found(group: tuple[str, ...]) -> dict[str, Any]:
+    return dict(run(CASES, *group))
+
+
+def found(name: str) -> Any:
+    """What emulated_cases.py finds in a case."""
+    return group_found(next(group for group in GROUPS if name in group))[name]
+
+
+@pytest.mark.parametrize("size", ["1x1", "5x300", "85x64", "341x255"])
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_tvl1_preset_gives_the_flow_of_the_cpu_on_every_size(preset: str, size: str) -> None:
+    result = found(f"tvl1 {preset}")[size]
+    assert result["mean"] < 1e-5
+    assert result["most"] < 1e-3
+    assert result["flow"] > 0.5 or size == "1x1"
+
+
+def test_the_sizes_reach_levels_in_one_block_and_levels_in_several_tiles() -> None:
+    by_size = found("tvl1 default")
+    assert 0 < by_size["341x255"]["small"] < by_size["341x255"]["levels"]
+    assert by_size["5x300"]["small"] == 0
+    assert by_size["1x1"]["small"] == 1
+
+
+def test_pairs_stop_where_the_cpu_does_inside_at_the_end_of_and_after_a_launch() -> None:
+    runs = found("stops")
+    for size in ([40, 50], [50, 70]):
+        due = [run["due"] for run in runs if run["size"] == size]
+        assert {stop % HALO for stops in due for stop in stops} == set(range(HALO))
+        assert any(first // HALO != second // HALO for first, second in due), "no two pairs stop apart"
+    for result in runs:
+        assert result["apart"] < 1e-4 < result["next_best"], result
+
+
+@pytest.mark.parametrize(
+    "name", ["default", "tiles", "one launch", "many launches", "opencv", "one pixel", "flat"]
+)
+def test_brox_gives_the_flow_of_the_cpu(name: str) -> None:
+    result = found(f"brox {name}")
+    assert result["mean"] < 1e-5
+    assert result["most"] < 1e-3
+    assert (result["flow"] > 0.1) != (name == "one pixel")
+
+
+def test_levels_from_the_device_are_those_of_the_flow() -> None:
+    assert found("levels") == dict.fromkeys(("default", "field", "paper", "no pairs"), True)
+
+
+def test_quantisation_on_the_device_is_the_codecs_bit_for_bit() -> None:
+    names = ("default", "high-fidelity", "field", "paper", "refused")
+    assert found("quantisers") == dict.fromkeys(names, True)
+
+
+def test_resampling_is_the_product_with_its_matrices() -> None:
+    assert found("resampling")["difference"] < 1e-4
+
+
+def test_a_pairs_bits_do_not_depend_on_the_other_pairs_or_the_run() -> None:
+    assert found("repeatable") == {"again": True, "alone": True, "chunks": True}
+
+
+def test_batches_may_be_handed_over_before_earlier_ones_are_fetched() -> None:
+    assert found("overlapping") == {"equal": True, "other": True}
+
+
+def test_a_field_that_is_not_finite_is_an_error_of_its_own_batch_only() -> None:
+    assert found("not_finite") == {"raised": True, "good": True}
+
+
+def test_a_smaller_chunk_is_found_when_memory_runs_out_and_remembered() -> None:
+    result = found("out_of_memory")
+    assert result["equal"]
+    assert 1 <= result["remembered"] < 8
+    assert result["refused"] > 0
+    assert result["refused_again"] == 0
+    assert "1 pairs of 128x128" in result["message"]
+
+
+def test_a_method_that_is_gone_leaves_nothing_on_the_device() -> None:
+    left = found("leaks")
+    assert left["bytes"] == left["streams"] == left["graphs"] == left["pinned"] == 0
+
+
+def test_a_chunk_that_was_recorded_takes_one_call() -> None:
+    assert found("graphs") == {"launches": 0, "graph_launches": 3}
+
+
+def test_a_worker_learns_the_devices_and_the_batch() -> None:
+    assert found("attributes") == {"device": "cuda:0", "count": 1, "pairs": 128}
