@@ -62,7 +62,7 @@ demo: setup  ## render the demo dataset and run the whole pipeline on it: flow, 
 	python -m pipeline status "$${options[@]}"
 	python -m train "$${options[@]}" --stream spatial
 	python -m train "$${options[@]}" --stream temporal
-	python -m evaluate "$${options[@]}" --fusion average --fusion svm --train-frames 5 --train-crops 1 --report
+	python -m evaluate "$${options[@]}" --fusion average --fusion svm --svm-scores in-sample --train-frames 5 --train-crops 1 --report
 
 import: setup  ## make a dataset known: DATASET=ucf101 VIDEOS=folder LISTS=folder
 	@$(functions)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evaluate import results, score_file
+from evaluate import held_out, results, score_file
 from evaluate import score as scoring
 from evaluate.devices import computing
 from evaluate.inference import Compute
@@ -34,7 +34,7 @@ from pipeline.errors import InputError
 from pipeline.options import DatasetOptions, ShareOptions
 from pipeline.ownership import owning_name
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.runs import Fusion
+from pipeline.runs import Fusion, SvmScores
 from pipeline.shard import ShardAddress
 from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set
@@ -56,20 +56,30 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     dataset, paths = open_dataset(options.dataset, console)
     chosen = chosen_runs(paths, options.choose, console)
     views, train_views = options.views, options.train_views.views(options.views)
-    lists = [("test", views)] + ([("train", train_views)] if "svm" in options.fusion.fusions else [])
     computes = computing(options.compute)
     shards: ShardIndex = functools.cache(index_shards)
+
+    def score_part(run: TrainedRun, split: int, part: str, part_views: Views) -> None:
+        checkpoint = checked_checkpoint(run, dataset, options.choose)
+        measurement = measurement_of(
+            run, checkpoint, dataset, paths, split, part, part_views, options.shard_set
+        )
+        score_list(measurement, shards, options.shard_set.allow_missing, options.overwrite, computes, console)
+
     for split, runs in chosen.items():
+        held = held_out.wanted(options.fusion.svm_scores, dataset, split, runs)
         for run in runs:
-            checkpoint = checked_checkpoint(run, dataset, options.choose)
-            for part, part_views in lists:
-                measurement = measurement_of(
-                    run, checkpoint, dataset, paths, split, part, part_views, options.shard_set
-                )
-                score_list(
-                    measurement, shards, options.shard_set.allow_missing, options.overwrite, computes, console
-                )
-    fused = fuse_runs(chosen, views, train_views, options.fusion, console)
+            score_part(run, split, "test", views)
+            if "svm" not in options.fusion.fusions or len(runs) < 2:
+                continue
+            if not held:
+                score_part(run, split, "train", train_views)
+                continue
+            for fold in held_out.train_folds(
+                run, dataset, paths, options.compute.device, options.shard_set.allow_missing, console
+            ):
+                score_part(fold, split, "held-out", train_views)
+    fused = fuse_runs(dataset, paths, chosen, views, train_views, options.fusion, console)
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if options.report:
@@ -131,11 +141,10 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
     Raises:
         InputError: scores that are missing, damaged, or do not belong together.
     """
-    _, paths = open_dataset(options.dataset, console)
+    dataset, paths = open_dataset(options.dataset, console)
     chosen = chosen_runs(paths, options.choose, console)
-    fused = fuse_runs(
-        chosen, options.views, options.train_views.views(options.views), options.fusion, console
-    )
+    train_views = options.train_views.views(options.views)
+    fused = fuse_runs(dataset, paths, chosen, options.views, train_views, options.fusion, console)
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if with_report:
@@ -286,7 +295,13 @@ def _score_list(
 
 
 def fuse_runs(
-    chosen: Chosen, views: Views, train_views: Views, options: FusionOptions, console: Console
+    dataset: Dataset,
+    paths: DatasetPaths,
+    chosen: Chosen,
+    views: Views,
+    train_views: Views,
+    options: FusionOptions,
+    console: Console,
 ) -> list[SplitResult]:
     """Fuse each split's scores. With a single stream and the default fusion, that stream alone is measured.
 
@@ -296,17 +311,44 @@ def fuse_runs(
     fused = []
     for split, of_split in chosen.items():
         test = [score_file.read_scores(run.paths.scores(f"test-{views}")) for run in of_split]
-        train = [
-            score_file.read_scores(run.paths.scores(f"train-{train_views}"))
-            for run in of_split
-            if "svm" in options.fusions
-        ]
+        train: list[Scores] = []
+        if "svm" in options.fusions and len(of_split) > 1:
+            train = svm_scores(dataset, paths, split, of_split, train_views, options.svm_scores)
         fusions: Sequence[Fusion] = options.fusions
         if len(of_split) == 1 and options.fusions == ("average",):
             console.print(f"Split {split}: one stream only, nothing to fuse", highlight=False)
             fusions = ("none",)
         fused.append(results.evaluate_split(test, fusions, train, options.weights or None, options.on))
     return fused
+
+
+def svm_scores(
+    dataset: Dataset,
+    paths: DatasetPaths,
+    split: int,
+    runs: Sequence[TrainedRun],
+    views: Views,
+    asked: SvmScores | None,
+) -> list[Scores]:
+    """The scores of the training list that an SVM of these runs learns from, one for each run.
+
+    Where nothing was asked for: a small dataset's held-out scores if every run has them, else in-sample ones.
+
+    Raises:
+        InputError: scores that are missing or damaged.
+    """
+    if held_out.wanted(asked, dataset, split, runs):
+        found = [held_out.read_held_out(run, dataset, paths, views) for run in runs]
+        there = [scores for scores in found if scores is not None]
+        if len(there) == len(runs):
+            return there
+        if asked == "held-out":
+            lacking = ", ".join(run.name for run, scores in zip(runs, found, strict=True) if scores is None)
+            raise InputError(
+                f"no held-out scores of {lacking} with {views} views: make them with "
+                f"python -m evaluate --dataset {dataset.name} --split {split} --fusion svm --svm-scores held-out"
+            )
+    return [score_file.read_scores(run.paths.scores(f"train-{views}")) for run in runs]
 
 
 def default_results_name(splits: Sequence[int]) -> str:

@@ -24,13 +24,15 @@ ITERATIONS = 20_000
 
 
 class SvmFusion(NamedTuple):
-    """A fitted fusion: what was chosen, how it did in cross-validation, and the classifier."""
+    """A fitted fusion: what was chosen, how it did in cross-validation, the classifier, and its accuracy on the
+    videos that it was fitted on."""
 
     cost: float
     folds: int
     accuracies: dict[float, float]
     classifier: LinearSVC
     classes: int
+    training_accuracy: float
 
 
 def average(streams: Sequence[ClassScores]) -> ClassScores:
@@ -98,7 +100,9 @@ def fit_svm(
             )
             accuracies[float(cost)] = right / sum(len(held) for _, held in plan)
     cost = min(accuracies, key=lambda value: (-accuracies[value], value)) if accuracies else 1.0
-    return SvmFusion(cost, max(folds, 0), accuracies, _fitted(features, labels, cost), streams[0].shape[1])
+    classifier = _fitted(features, labels, cost)
+    training = float((classifier.predict(features) == labels).mean())
+    return SvmFusion(cost, max(folds, 0), accuracies, classifier, streams[0].shape[1], training)
 
 
 def svm_scores(fusion: SvmFusion, streams: Sequence[ClassScores]) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ import click
 
 from evaluate.views import CropCount, Views
 from pipeline.options import REQUIRED, DatasetOptions, ShardSetOptions, ShareOptions, argument, option
-from pipeline.runs import Fusion, Part, ScoreKind, Stream
+from pipeline.runs import Fusion, Part, ScoreKind, Stream, SvmScores
 from train.models import MODELS
 
 
@@ -103,6 +103,12 @@ class FusionOptions:
         shown_default="1 spatial, 1.5 temporal",
     )
     on: ScoreKind = option("softmax", "Scores that average and weighted fuse.")
+    svm_scores: SvmScores | None = option(
+        None,
+        "Scores of the training list that the SVM learns from: held-out by networks trained on folds over groups, "
+        "or in-sample by the network that learned from them (paper).",
+        shown_default="held-out for training lists under 2,000 clips, else in-sample",
+    )
     name: str | None = option(
         None, "Name of the results folder.", metavar="NAME", shown_default="split<k>, or splits-<k>-<l>-..."
     )
@@ -112,6 +118,8 @@ class FusionOptions:
             raise click.UsageError("--weights goes with --fusion weighted")
         if self.on != "softmax" and not {"average", "weighted"} & set(self.fusions):
             raise click.UsageError(f"--on {self.on} goes with --fusion average or weighted")
+        if self.svm_scores and "svm" not in self.fusions:
+            raise click.UsageError("--svm-scores goes with --fusion svm")
 
 
 def _check_train_views(train_views: TrainViewOptions, fusion: FusionOptions) -> None:

@@ -155,6 +155,7 @@ def _split(result: SplitResult, shards: Mapping[str, ShardAddress]) -> dict[str,
         "number": result.split,
         "videos": len(result.videos),
         "rows": result.rows,
+        "learned": any(row.training is not None or row.cross_validated is not None for row in result.rows),
         "published": published_rows(result.streams[0].dataset, result.split),
         "disagreement": [
             {"first": first.name, "second": second.name}

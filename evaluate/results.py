@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from evaluate.metrics import Metrics
 from evaluate.score_file import Scores, aligned
 from pipeline import atomic
 from pipeline.errors import InputError
-from pipeline.runs import Fusion, ScoreKind
+from pipeline.runs import Fusion, Part, ScoreKind
 from pipeline.text import spreadsheet_cell
 
 FIELD_WEIGHTS = {"spatial": 1.0, "temporal": 1.5}
@@ -38,12 +38,18 @@ class Row:
         scores: class scores float[n,C].
         metrics: of these scores.
         note: how they were made.
+        training: accuracy on the videos that were learned from, where they were scored: of a stream's network, or of
+            a fusion by SVM on the scores it was fitted on.
+        cross_validated: accuracy on videos of the training list that were held out: of the networks of a stream's
+            folds, or of a fusion by SVM in the cross-validation that chose its C.
     """
 
     name: str
     scores: npt.NDArray[np.floating]
     metrics: Metrics
     note: str = ""
+    training: float | None = None
+    cross_validated: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,14 @@ def evaluate_split(
         raise InputError(f"the test list of split {streams[0].split} holds no scored video")
     names = stream_names(streams)
     rows = [
-        Row(name, stream.softmax, metrics.measure(stream.softmax, labels), f"run {stream.run}")
+        Row(
+            name,
+            stream.softmax,
+            metrics.measure(stream.softmax, labels),
+            f"run {stream.run}",
+            _accuracy_on(train, stream.run, "train"),
+            _accuracy_on(train, stream.run, "held-out"),
+        )
         for name, stream in zip(names, streams, strict=True)
     ]
     for kind in fusions:
@@ -112,8 +125,7 @@ def evaluate_split(
                 f"fusion {kind!r} needs at least two streams, found only {names[0]}: "
                 "train the other stream, or give --fusion none"
             )
-        scores, note = _fuse(kind, streams, train, weights, on)
-        rows.append(Row(_fusion_name(kind, on), scores, metrics.measure(scores, labels), note))
+        rows.append(_svm_row(streams, train) if kind == "svm" else _mean_row(kind, streams, weights, on))
     return SplitResult(streams[0].split, tuple(streams), tuple(rows))
 
 
@@ -173,18 +185,11 @@ def tables(results: Sequence[SplitResult]) -> list[Table]:
         table = Table(
             title=f"{result.streams[0].dataset}, split {result.split}: {len(result.videos)} videos, %"
         )
-        for column in ("", "accuracy", "95% interval", "top-5", "mean class recall", "how"):
+        columns = _columns(result)
+        for column in columns:
             table.add_column(column, justify="left" if column in ("", "how") else "right")
         for row in result.rows:
-            low, high = row.metrics.accuracy_interval
-            table.add_row(
-                row.name,
-                _percent(row.metrics.accuracy),
-                f"{_percent(low)} to {_percent(high)}",
-                _percent(row.metrics.top5),
-                _percent(row.metrics.mean_class_recall),
-                row.note,
-            )
+            table.add_row(*(cell(row) for cell in columns.values()))
         made.append(table)
     if len(results) > 1:
         table = Table(
@@ -202,36 +207,75 @@ def tables(results: Sequence[SplitResult]) -> list[Table]:
     return made
 
 
-def _fuse(
-    kind: Fusion,
-    streams: Sequence[Scores],
-    train: Sequence[Scores],
-    weights: Sequence[float] | None,
-    on: ScoreKind,
-) -> tuple[npt.NDArray[np.floating], str]:
+def _columns(result: SplitResult) -> dict[str, Callable[[Row], str]]:
+    """The columns of a split's table and what each shows of a row."""
+
+    def interval(row: Row) -> str:
+        low, high = row.metrics.accuracy_interval
+        return f"{_percent(low)} to {_percent(high)}"
+
+    columns: dict[str, Callable[[Row], str]] = {"": lambda row: row.name}
+    if any(row.training is not None for row in result.rows):
+        columns["training accuracy"] = lambda row: _percent(row.training)
+    if any(row.cross_validated is not None for row in result.rows):
+        columns["cross-validated"] = lambda row: _percent(row.cross_validated)
+    learned = len(columns) > 1
+    columns["test accuracy" if learned else "accuracy"] = lambda row: _percent(row.metrics.accuracy)
+    columns["95% interval"] = interval
+    columns["top-5"] = lambda row: _percent(row.metrics.top5)
+    columns["mean class recall"] = lambda row: _percent(row.metrics.mean_class_recall)
+    columns["how"] = lambda row: row.note
+    return columns
+
+
+def _accuracy_on(lists: Sequence[Scores], run: str, part: Part) -> float | None:
+    found = [scores for scores in lists if (scores.run, scores.part) == (run, part) and len(scores.labels)]
+    if not found:
+        return None
+    return float((metrics.predictions(found[0].softmax) == found[0].labels).mean())
+
+
+def _mean_row(kind: Fusion, streams: Sequence[Scores], weights: Sequence[float] | None, on: ScoreKind) -> Row:
     used = [getattr(stream, on) for stream in streams]
     if kind == "average":
-        return fusing.average(used), f"mean of {on}"
-    if kind == "weighted":
+        scores, note = fusing.average(used), f"mean of {on}"
+    else:
         weights = weights or [FIELD_WEIGHTS[stream.stream] for stream in streams]
         try:
             scores = fusing.weighted(used, weights)
         except ValueError as error:
             raise InputError(f"--weights: {error}") from error
-        return scores, f"{':'.join(f'{weight:g}' for weight in weights)} on {on}"
-    fitted = _fit_on_training_list(streams, train)
-    return (
-        fusing.svm_scores(fitted, [stream.softmax for stream in streams]),
-        f"C = {fitted.cost:g}"
-        + (
-            f" by {fitted.folds}-fold cross-validation over groups"
-            if fitted.accuracies
-            else ", too few groups to choose"
-        ),
+        note = f"{':'.join(f'{weight:g}' for weight in weights)} on {on}"
+    return Row(_fusion_name(kind, on), scores, metrics.measure(scores, streams[0].labels), note)
+
+
+def _svm_row(streams: Sequence[Scores], train: Sequence[Scores]) -> Row:
+    learned = _training_scores(streams, train)
+    try:
+        fitted = fusing.fit_svm([scores.softmax for scores in learned], learned[0].labels, learned[0].groups)
+    except ValueError as error:
+        raise InputError(f"fusion by SVM: {error}") from error
+    scores = fusing.svm_scores(fitted, [stream.softmax for stream in streams])
+    source = "held-out" if learned[0].part == "held-out" else "in-sample"
+    chosen = (
+        f" by {fitted.folds}-fold cross-validation over groups"
+        if fitted.accuracies
+        else ", too few groups to choose"
+    )
+    return Row(
+        _fusion_name("svm", "softmax"),
+        scores,
+        metrics.measure(scores, streams[0].labels),
+        f"C = {fitted.cost:g}{chosen}, {source} scores",
+        fitted.training_accuracy,
+        fitted.accuracies.get(fitted.cost),
     )
 
 
-def _fit_on_training_list(streams: Sequence[Scores], train: Sequence[Scores]) -> fusing.SvmFusion:
+def _training_scores(streams: Sequence[Scores], train: Sequence[Scores]) -> list[Scores]:
+    """What an SVM over these streams learns from, in their order: in-sample scores by the same checkpoints, or held-out
+    ones by networks of their folds.
+    """
     by_run = {scores.run: scores for scores in train}
     missing = [stream.run for stream in streams if stream.run not in by_run]
     if missing:
@@ -241,7 +285,12 @@ def _fit_on_training_list(streams: Sequence[Scores], train: Sequence[Scores]) ->
         )
     learned = aligned([by_run[stream.run] for stream in streams])
     for stream, source in zip(streams, (by_run[stream.run] for stream in streams), strict=True):
-        if source.part != "train" or source.split != stream.split or source.checkpoint != stream.checkpoint:
+        held_out = source.part == "held-out" and source.split == stream.split
+        if not held_out and (source.part, source.split, source.checkpoint) != (
+            "train",
+            stream.split,
+            stream.checkpoint,
+        ):
             raise InputError(
                 f"run {stream.run}: its training scores are of the {source.part} list of split {source.split}, "
                 f"checkpoint {source.checkpoint[:12]}; expected the train list of split {stream.split}, checkpoint "
@@ -250,10 +299,7 @@ def _fit_on_training_list(streams: Sequence[Scores], train: Sequence[Scores]) ->
     seen = set(learned[0].videos) & set(streams[0].videos)
     if seen:
         raise InputError(f"{len(seen)} test videos are in the training scores too, such as {min(seen)}")
-    try:
-        return fusing.fit_svm([scores.softmax for scores in learned], learned[0].labels, learned[0].groups)
-    except ValueError as error:
-        raise InputError(f"fusion by SVM: {error}") from error
+    return learned
 
 
 def _fusion_name(kind: Fusion, on: ScoreKind) -> str:
@@ -283,6 +329,8 @@ def _split_as_dict(result: SplitResult) -> dict[str, Any]:
                 "how": row.note,
                 "accuracy": row.metrics.accuracy,
                 "accuracy_interval": row.metrics.accuracy_interval,
+                "training_accuracy": row.training,
+                "cross_validated_accuracy": row.cross_validated,
                 "top5": row.metrics.top5,
                 "mean_class_recall": row.metrics.mean_class_recall,
                 "mean_class_recall_interval": row.metrics.mean_class_recall_interval,
@@ -373,5 +421,5 @@ def _predictions_csv(result: SplitResult) -> str:
     return buffer.getvalue()
 
 
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}"
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None or np.isnan(rate) else f"{100 * rate:.1f}"

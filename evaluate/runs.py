@@ -59,14 +59,14 @@ def trained_run(paths: RunPaths) -> TrainedRun:
 
 
 def find_runs(paths: DatasetPaths) -> list[TrainedRun]:
-    """Every run of a dataset that has a checkpoint and a split, by name; other folders are ignored."""
+    """Every run of a dataset that has a checkpoint and a split, by name, but those of folds; others are ignored."""
     found = []
     for name in runs_in(paths):
         try:
             run = trained_run(RunPaths(paths.run(name)))
         except InputError:
             continue
-        if run.record.dataset == paths.dataset and run.record.split is not None:
+        if run.record.dataset == paths.dataset and run.record.split is not None and run.record.fold is None:
             found.append(run)
     return found
 

@@ -23,6 +23,7 @@ from evaluate.score_file import Scores
 from evaluate.views import Views
 from pipeline import atomic, catalog
 from pipeline.errors import InputError
+from pipeline.groups import training_folds
 from pipeline.plan import share
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress
@@ -42,7 +43,7 @@ class Measurement:
         run: whose folder the scores go to.
         checkpoint: of that run.
         split: number of the split.
-        part: "test" or "train", the list of the split.
+        part: "test" or "train", the list of the split, or "held-out", what the run's fold left out of the latter.
         shards: folder of the shard set.
         views: of each video.
     """
@@ -57,9 +58,16 @@ class Measurement:
 
     @property
     def videos(self) -> tuple[str, ...]:
-        """The videos of the list."""
-        split = self.dataset.split(self.split)
-        return split.test if self.part == "test" else split.train
+        """The videos of the list; InputError for those held out by a run that learned from the whole list."""
+        split, run = self.dataset.split(self.split), self.checkpoint.run
+        if self.part != "held-out":
+            return split.test if self.part == "test" else split.train
+        if run.fold is None or run.folds is None:
+            raise InputError(
+                f"run {self.run.name} learned from the whole training list, so nothing of it is held out: "
+                "train runs of its folds with --fold, or evaluate with --svm-scores held-out, which does so"
+            )
+        return training_folds(self.dataset.videos, split.train, run.folds)[run.fold - 1]
 
     @property
     def file(self) -> Path:

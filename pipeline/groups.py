@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
-from pipeline.catalog import Split
+from pipeline.catalog import Split, Video
 from pipeline.errors import InputError
 
 UCF_GROUP = re.compile(r"_(g\d+)_c\d+$")
@@ -68,3 +68,37 @@ def fold_splits(ids: Iterable[str], group: GroupRule) -> dict[int, Split]:
         train = tuple(video_id for video_id in groups if video_id not in held_out)
         splits[number] = Split(number, train, tuple(sorted(held_out)))
     return splits
+
+
+def training_folds(videos: Mapping[str, Video], ids: Iterable[str], folds: int) -> list[tuple[str, ...]]:
+    """The videos to hold out in each fold of a training list, so that a network can score what it did not learn from.
+
+    Whole groups are dealt to folds, the largest first, each to the fold that holds the smallest share of its classes.
+    Where that would leave a fold's network without any video of a class, as for a class with a single group, the videos
+    of that class are learned from in that fold, and held out in none.
+
+    Args:
+        videos: by id.
+        ids: the training list.
+        folds: how many, at least 2.
+
+    Returns:
+        For each fold the videos to hold out, sorted; the folds are disjoint, and may be empty where groups are few.
+    """
+    members: dict[str, list[Video]] = defaultdict(list)
+    total: Counter[str] = Counter()
+    for video in (videos[name] for name in ids):
+        members[video.group].append(video)
+        total[video.label] += 1
+    dealt: list[list[Video]] = [[] for _ in range(folds)]
+    counts: list[Counter[str]] = [Counter() for _ in range(folds)]
+    for group in sorted(members, key=lambda name: (-len(members[name]), name)):
+        labels = sorted({video.label for video in members[group]})
+        shares = [sum(count[label] / total[label] for label in labels) for count in counts]
+        fold = min(range(folds), key=lambda number: (shares[number], len(dealt[number]), number))
+        dealt[fold] += members[group]
+        counts[fold].update(video.label for video in members[group])
+    return [
+        tuple(sorted(video.id for video in held if count[video.label] < total[video.label]))
+        for held, count in zip(dealt, counts, strict=True)
+    ]

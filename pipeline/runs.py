@@ -20,10 +20,13 @@ from pipeline.text import some
 
 Stream = Literal["spatial", "temporal"]
 Fusion = Literal["average", "weighted", "svm", "none"]
-Part = Literal["test", "train"]
-"""The lists of a split."""
+Part = Literal["test", "train", "held-out"]
+"""The lists of a split; "held-out" is the part of the training list that the run of a fold did not learn from."""
 ScoreKind = Literal["softmax", "logits"]
 """The class scores that a run's score files hold for each video."""
+
+SvmScores = Literal["held-out", "in-sample"]
+"""Which scores of the training list an SVM learns from."""
 
 STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
 
@@ -38,6 +41,11 @@ def default_run_name(stream: str, split: int | None) -> str:
 def chain_run_name(prefix: str, stream: str, split: int) -> str:
     """The name of one of the runs that a chain of jobs trains under a common prefix."""
     return f"{prefix}-{default_run_name(stream, split)}"
+
+
+def fold_run_name(run: str, fold: int, folds: int) -> str:
+    """The name of the run that repeats another without one fold of its training list."""
+    return f"{run}-fold{fold}of{folds}"
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,8 @@ class RunRecord:
         images: the folder of images, where the run learns from one.
         init: what the weights started from, as given to --init.
         videos: digest of the list of training videos.
+        fold, folds: which fold of the training list it did not learn from, counted from 1, and of how many; None for
+            a run on the whole list.
     """
 
     dataset: str
@@ -139,6 +149,8 @@ class RunRecord:
     images: str | None = None
     init: str | None = None
     videos: str | None = None
+    fold: int | None = None
+    folds: int | None = None
 
     @property
     def shard_set(self) -> str | None:
@@ -169,10 +181,17 @@ class RunRecord:
         split = values.get("split")
         if split is not None and (not isinstance(split, int) or isinstance(split, bool)):
             raise ValueError(f"split: expected a number, found {split!r}")
-        optional = {
+        texts = {
             key: None if values.get(key) is None else str(values[key]) for key in ("images", "init", "videos")
         }
-        return cls(values["dataset"], values["stream"], split, dict(sets), **optional)
+        fold, folds = values.get("fold"), values.get("folds")
+        if (fold, folds) != (None, None) and not (
+            type(fold) is int and type(folds) is int and 1 <= fold <= folds and folds >= 2
+        ):
+            raise ValueError(
+                f"fold, folds: expected a fold's number and how many there are, found {fold!r}, {folds!r}"
+            )
+        return cls(values["dataset"], values["stream"], split, dict(sets), **texts, fold=fold, folds=folds)
 
     def as_toml(self) -> str:
         """The table [run] of recipe.toml."""

@@ -24,7 +24,7 @@ from pipeline.options import (
 )
 from pipeline.ownership import owning_folder
 from pipeline.paths import NAME, DatasetPaths, check_name, data_root
-from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name
+from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name, fold_run_name
 from train import recipe as recipes
 from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe, parse
@@ -172,6 +172,8 @@ def run_folder(options: TrainOptions, dataset: str, stream: Stream) -> Path:
         InputError: neither a valid name nor the folder of a run.
     """
     named = options.run or default_run_name(stream, None if options.images else options.split)
+    if options.run is None and options.fold is not None:
+        named = fold_run_name(named, options.fold, options.folds)
     if not NAME.fullmatch(named) and RunPaths(Path(named)).recipe.is_file():
         return Path(named)
     return DatasetPaths(data_root(options.data), dataset).run(named)
@@ -183,7 +185,10 @@ def find_data(options: TrainOptions, dataset: str, recipe: Recipe, spec: VolumeS
 
     if options.images:
         return gather_images(options.images, dataset)
-    return gather(dataset, options.split, spec, recipe, options.data, options.shards, options.allow_missing)
+    fold = None if options.fold is None else (options.fold, options.folds)
+    return gather(
+        dataset, options.split, spec, recipe, options.data, options.shards, options.allow_missing, fold
+    )
 
 
 def record_of(options: TrainOptions, dataset: str, stream: Stream, data: TrainingData) -> RunRecord:
@@ -197,6 +202,8 @@ def record_of(options: TrainOptions, dataset: str, stream: Stream, data: Trainin
         images=str(options.images) if options.images else None,
         init=options.init,
         videos=hashlib.sha256(listed.encode()).hexdigest()[:16],
+        fold=options.fold,
+        folds=None if options.fold is None else options.folds,
     )
 
 

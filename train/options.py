@@ -73,6 +73,11 @@ class TrainOptions(DatasetOptions, ShardSetOptions):
         metavar="DIR",
     )
     split: int = option(1, "Number of the split.", metavar="K")
+    fold: int | None = option(
+        None, "Leave this fold of the training list out, counted from 1; whole groups are left out.", metavar="K",
+        minimum=1,
+    )  # fmt: skip
+    folds: int = option(3, "Folds that --fold counts.", metavar="N", minimum=2)
     stream: Stream | None = option(
         None, "Stream to train.", shown_default="the recipe's, else temporal (spatial for images)"
     )
@@ -100,6 +105,12 @@ class TrainOptions(DatasetOptions, ShardSetOptions):
     )
     loop: LoopOptions = field(default_factory=LoopOptions)
     list_recipes: bool = option(False, "Print the shipped recipes and exit.")
+
+    def __post_init__(self) -> None:
+        if self.fold is not None and self.images:
+            raise click.UsageError("--fold leaves out groups of a dataset's videos; --images has none")
+        if self.fold is not None and self.fold > self.folds:
+            raise click.UsageError(f"--fold {self.fold}: there are {self.folds} folds (--folds)")
 
 
 @dataclass(frozen=True, kw_only=True)

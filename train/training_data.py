@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.catalog import Dataset, load_dataset
 from pipeline.errors import InputError
+from pipeline.groups import training_folds
 from pipeline.machine import in_processes, usable_cores
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request, request_of
@@ -266,8 +267,11 @@ def gather(
     data: str | os.PathLike[str] | None = None,
     shard_set: str | None = None,
     allow_missing: bool = False,
+    fold: tuple[int, int] | None = None,
 ) -> TrainingData:
     """Everything a run on shards learns from, found and checked before the first iteration.
+
+    `fold` (k, n) leaves fold k of n out of the training list of dataset `name` (`pipeline.groups.training_folds`).
 
     Raises:
         InputError: unknown datasets or splits; missing or broken shards, all of them in one message; shards of a set
@@ -284,7 +288,11 @@ def gather(
         chosen = dataset.split(split)
         start = sum(map(len, heads.values()))
         labels = {label: start + i for i, label in enumerate(dataset.classes)}
-        here = found.items(dataset, chosen.train, labels, head)
+        listed = chosen.train
+        if head == 0 and fold is not None:
+            left_out = set(training_folds(dataset.videos, listed, fold[1])[fold[0] - 1])
+            listed = tuple(video for video in listed if video not in left_out)
+        here = found.items(dataset, listed, labels, head)
         heads[dataset_name] = dataset.classes
         if head == 0 and recipe.add_classes:
             other = load_dataset(recipe.add_classes, data)
