@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import njit
+from pipeline.compiled import inlined, kernel
 
 INVALID, TOO_MANY, TOO_SHORT, LEFT_OVER, TOO_LARGE = 1, 2, 3, 4, 5
 LARGEST = 1280
@@ -18,7 +18,7 @@ FILL = 16
 """Bytes 0x00 or 0xFF that may stand between the last block and the next marker: some cameras align to words."""
 
 
-@njit(cache=True, nogil=True)
+@inlined(fastmath=False)
 def decoding_tables(
     codes: npt.NDArray[np.uint8],
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -50,7 +50,7 @@ def decoding_tables(
     return quick, ends, shifts
 
 
-@njit(cache=True, nogil=True)
+@inlined(fastmath=False)
 def four_bytes(data: npt.NDArray[np.uint8], position: Any, bits: Any, ahead: Any) -> tuple[Any, Any, Any]:
     """Append four bytes of compressed data, or zeros behind a marker: (position, bits, bits that are such zeros)."""
     for _ in range(4):
@@ -69,7 +69,7 @@ def four_bytes(data: npt.NDArray[np.uint8], position: Any, bits: Any, ahead: Any
     return position, bits, ahead
 
 
-@njit(cache=True, nogil=True)
+@inlined(fastmath=False)
 def behind_restart(data: npt.NDArray[np.uint8], position: Any) -> tuple[Any, int]:
     """The position behind the restart marker that must come here, and 0 or what is wrong."""
     size, left = data.size, 0
@@ -85,7 +85,7 @@ def behind_restart(data: npt.NDArray[np.uint8], position: Any) -> tuple[Any, int
     return position + 2, LEFT_OVER if left > 2 else 0
 
 
-@njit(cache=True, nogil=True)
+@inlined(fastmath=False)
 def behind_fill(data: npt.NDArray[np.uint8], position: Any) -> tuple[Any, int]:
     """The position of the next marker or the end, and 0 or what is wrong if more than a little fill lies before it."""
     fill = 0
@@ -105,7 +105,7 @@ def behind_fill(data: npt.NDArray[np.uint8], position: Any) -> tuple[Any, int]:
     return position, 0
 
 
-@njit(cache=True, nogil=True)
+@kernel(fastmath=False)
 def read_scan(
     data: npt.NDArray[np.uint8],
     position: int,

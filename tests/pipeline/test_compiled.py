@@ -18,7 +18,12 @@ from extract_flow import methods
 from pipeline import compiled
 
 ROOT = Path(__file__).parents[2]
-KERNEL_MODULES = ("pipeline.codec_kernels", "extract_flow.tvl1.cpu", "extract_flow.brox.cpu")
+KERNEL_MODULES = (
+    "pipeline.codec_kernels",
+    "pipeline.jpeg_kernel",
+    "extract_flow.tvl1.cpu",
+    "extract_flow.brox.cpu",
+)
 
 EVERY_RESULT = """
 import hashlib
@@ -124,7 +129,7 @@ def test_every_module_with_kernels_is_known_here():
 def test_kernels_call_only_functions_that_become_part_of_them(module):
     """The cause of different bits was a call that each process resolved to another one of several compiled copies."""
     functions = dispatchers(importlib.import_module(module))
-    assert sum(not is_inlined(function) for function in functions) >= 3
+    assert sum(not is_inlined(function) for function in functions) >= 1
     for function in functions:
         for callee in called_by(function):
             assert is_inlined(callee), f"{function.__name__} calls {callee.__name__}, which is compiled apart"
