@@ -109,6 +109,12 @@ class FusionOptions:
         "or in-sample by the network that learned from them (paper).",
         shown_default="held-out for training lists under 2,000 clips, else in-sample",
     )
+    details: str | None = option(
+        None,
+        "Row that the report's details are about, such as temporal or average.",
+        metavar="ROW",
+        shown_default="the most accurate",
+    )
     name: str | None = option(
         None, "Name of the results folder.", metavar="NAME", shown_default="split<k>, or splits-<k>-<l>-..."
     )

@@ -359,9 +359,10 @@ class Trainer:
         if log is not None:
             log.add({"iteration": self.iteration, "validation": results})
         for name, result in results.items():
+            top5 = f", top-5 {result['top5']:.1%}" if len(self.data.heads[name]) > 5 else ""
             self.say(
                 f"iteration {self.iteration}: validation {name} loss {result['loss']:.4f} "
-                f"error top-1 {1 - result['accuracy']:.1%} top-5 {1 - result['top5']:.1%}"
+                f"accuracy {result['accuracy']:.1%}{top5}"
             )
         accuracy = next(iter(results.values()))["accuracy"] if results else 0.0
         if accuracy > self.progress.get("best_accuracy", -1.0):
