@@ -539,25 +539,25 @@ def fed(
     import torch
 
     from pipeline.shard import open_shard
-    from train.batches import Item, TrainingReader, network_input
-    from train.loader import as_it_is
+    from train.batches import Item, TrainingReader
+    from train.device_feed import DeviceFeed
+    from train.loader import loading
 
     spec, workers, iterations = recipe_spec(recipe), os.cpu_count() or 1, 40
     items = [Item(open_shard(address), i % 101, 0, "") for i, address in enumerate(addresses)]
     keys = [[(iteration, index) for index in range(batch)] for iteration in range(iterations + 8)]
-    loader = torch.utils.data.DataLoader(
-        TrainingReader(items, spec, recipe), batch_sampler=keys, num_workers=workers, collate_fn=as_it_is,
-        pin_memory=True, prefetch_factor=2,
-    )  # fmt: skip
-    batches = iter(loader)
-    for _ in range(8):
-        next(batches)
-    waited, began = 0.0, time.perf_counter()
-    for _ in range(iterations):
-        before = time.perf_counter()
-        samples = next(batches)
-        waited += time.perf_counter() - before
-        step(network_input(samples, spec, "cuda").flatten(0, 1), samples.label.cuda())
+    device, waited = torch.device("cuda"), 0.0
+    feed = DeviceFeed(spec, device)
+    with loading(TrainingReader(items, spec, recipe), keys, workers, device) as batches:
+        for _ in range(8):
+            next(batches)
+        began = time.perf_counter()
+        for _ in range(iterations):
+            before = time.perf_counter()
+            read = next(batches)
+            waited += time.perf_counter() - before
+            samples = feed(read)
+            step(samples.inputs.flatten(0, 1), samples.label)
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
     found, bound = batch * iterations / seconds, "loader" if waited > 0.1 * seconds else "network"

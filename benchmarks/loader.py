@@ -2,30 +2,32 @@
 
     python benchmarks/loader.py --dataset demo --shards dis
 
-Bare decoding is cv2.imdecode, on one thread, of streams that lie in memory. The loader reads the shards, checks and
-decodes the streams, cuts the crop and hands uint8 batches over to the main process. Candidates take turns; medians. The
-second ratio is of CPU time, bare decoding's to the workers', so that other work on the machine moves it less.
+Bare decoding is cv2.imdecode, on one thread, of streams that lie in memory. The loader draws the samples, reads the
+shards, checks and decodes the streams and gives batches of crops, in threads of this process. Candidates take turns;
+medians. The second ratio is of CPU time, so that other work on the machine moves it less. "All but decoding" is what
+holds Python's lock: the threads that scale are the loader's time over it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import click
 import cv2
 import numpy as np
-from torch.utils.data import DataLoader
+import torch
 
+import pipeline.shard
 from pipeline.errors import command_errors
 from pipeline.shard import Shard
-from train.batches import TrainingReader, ignore_signals, unpack
-from train.loader import PREFETCH, as_it_is
+from train.batches import TrainingReader
+from train.loader import AHEAD, loading
+from train.memory import memory_for
 from train.recipe import load_recipe
 from train.sampler import Schedule
 from train.training_data import gather
@@ -64,40 +66,39 @@ def bare(reader: TrainingReader, samples: int) -> Callable[[], Measured]:
     return measure
 
 
-def loaded(reader: TrainingReader, samples: int, batch: int, workers: int) -> Callable[[], Measured]:
-    """A function that runs the loader with some workers and measures once they are under way."""
-
-    def cpu_seconds(batches: Any) -> float:
-        fields = [
-            Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
-            for worker in batches._workers
-        ]
-        return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
+def loaded(reader: TrainingReader, samples: int, batch: int, threads: int) -> Callable[[], Measured]:
+    """A function that runs the loader with some threads and measures once they are under way."""
 
     def measure() -> Measured:
-        count = samples // batch
-        warm = (PREFETCH + 2) * workers  # until every slot of the ring was written once
-        schedule = Schedule(range(batch), batch, 0, count + warm + PREFETCH * workers)
-        reader.share_memory(workers, PREFETCH, schedule.largest)
-        loader = DataLoader(
-            reader,
-            batch_sampler=schedule,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=ignore_signals,
-            prefetch_factor=PREFETCH,
-            multiprocessing_context="fork",
-        )
-        batches = iter(loader)
-        for _ in range(warm):
-            unpack(next(batches))
-        begun, used = time.perf_counter(), cpu_seconds(batches)
-        for _ in range(count):
-            unpack(next(batches))
-        rate = count * batch / (time.perf_counter() - begun)
-        cpu = (cpu_seconds(batches) - used) / (count * batch)
-        batches._shutdown_workers()  # type: ignore[attr-defined]
-        return rate, cpu
+        count, warm = samples // batch, threads + AHEAD  # until all memory was written once
+        schedule = Schedule(range(batch), batch, 0, count + warm)
+        with loading(reader, schedule, threads, torch.device("cpu")) as batches:
+            for _ in range(warm):
+                next(batches)
+            begun, used = time.perf_counter(), time.process_time()
+            done = sum(len(found.label) for found in itertools.islice(batches, count - threads - AHEAD))
+            seconds, cpu = time.perf_counter() - begun, time.process_time() - used
+        return done / seconds, cpu / done
+
+    return measure
+
+
+def holding_the_lock(reader: TrainingReader, samples: int, batch: int) -> Callable[[], Measured]:
+    """A function that does everything but decoding: drawing, reading the file, and the Python around them."""
+
+    def nothing(*_: object, **__: object) -> None:
+        return None
+
+    def measure() -> Measured:
+        memory, decode = memory_for(torch.device("cpu")), pipeline.shard.decode_fields
+        pipeline.shard.decode_fields = nothing
+        try:
+            begun, used = time.perf_counter(), time.process_time()
+            for keys in Schedule(range(batch), batch, 0, samples // batch):
+                reader.read(keys, memory)
+            return samples / (time.perf_counter() - begun), (time.process_time() - used) / samples
+        finally:
+            pipeline.shard.decode_fields = decode
 
     return measure
 
@@ -136,8 +137,10 @@ def main(
     reader = TrainingReader(gather(dataset, split, spec, recipe, data, shards).train, spec, recipe)
     cores = len(os.sched_getaffinity(0))
     candidates = {"bare decoding, 1 thread": bare(reader, samples)}
-    for workers in sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)}):
-        candidates[f"loader, {workers} worker(s)"] = loaded(reader, samples, batch, workers)
+    for threads in sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)}):
+        candidates[f"loader, {threads} thread(s)"] = loaded(reader, samples, batch, threads)
+    if stream == "temporal":
+        candidates["all but decoding"] = holding_the_lock(reader, samples, batch)
     found: dict[str, list[Measured]] = {label: [] for label in candidates}
     for _ in range(rounds):
         for label, measure in candidates.items():

@@ -1,12 +1,14 @@
 """Throughput of scoring with the network replaced by nothing, beside bare JPEG decoding of the same streams.
 
-What is left is everything around the network: reading and decoding, hand-over between processes, dequantising, volumes,
-crops, mirrors. Bare decoding is one thread of cv2.imdecode over the streams of the same positions, each once, held in
-memory. Both run in turns; the ratio is the median over turns.
+What is left is everything around the network: reading and decoding, dequantising, mirrors, crops. Bare decoding is one
+thread of cv2.imdecode over the streams of the same positions, each once, held in memory. "Up to fields" is reading,
+decoding and the mean-subtracted float32 fields of which every view consists, and "with crops" all of it, with the
+views of a batch put side by side as a network takes them. All run in turns; ratios of CPU time, medians over turns.
 
     python benchmarks/scoring.py [--flows 180] [--videos 8] [--workers 1] [--device cpu] [--network cnn_m_2048]
 
-With --network NAME the real, untrained network runs as well, which says how long a video takes on this machine.
+With --network NAME the real, untrained network runs as well, and its time on tensors that are ready, as a share of the
+time of scoring.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from pipeline.codec import codec
 from pipeline.request import Request
 from pipeline.shard import ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter
+from train.batches import read_distinct, shard_positions
+from train.memory import memory_for
 from train.models import build
-from train.volume import VolumeSpec, flow_indices, position_count
+from train.volume import VolumeSpec, flow_indices, position_count, volume
 
 HEIGHT, WIDTH = 256, 340
 
@@ -83,74 +87,123 @@ def bare_streams(path: Path, spec: VolumeSpec, views: Views) -> list[np.ndarray]
 
 
 def seconds_bare(streams: list[np.ndarray], stream: str, videos: int) -> float:
-    """Time of decoding the streams of that many videos on one thread."""
+    """CPU time of decoding the streams of that many videos on one thread."""
     flag = cv2.IMREAD_COLOR if stream == "spatial" else cv2.IMREAD_GRAYSCALE
-    begun = time.perf_counter()
+    begun = time.process_time()
     for _ in range(videos):
         for one in streams:
             cv2.imdecode(one, flag)
-    return time.perf_counter() - begun
+    return time.process_time() - begun
+
+
+def seconds_fields(path: Path, spec: VolumeSpec, views: Views, videos: int) -> float:
+    """CPU time of reading that many videos up to the fields that views consist of."""
+    memory = memory_for(torch.device("cpu"))
+    begun = time.process_time()
+    for _ in range(videos):
+        with open_shard(path) as shard:
+            wanted = positions(shard_positions(shard, spec), views.frames)
+            fields = read_distinct(shard, spec, wanted, memory)
+        volume(fields.raw, fields.spec)
+    return time.process_time() - begun
 
 
 def seconds_scoring(
     path: Path, spec: VolumeSpec, views: Views, videos: int, workers: int, device: str, forward: Forward
 ) -> float:
-    """Time from the first video's scores to the last's, so that starting the workers does not count."""
-    shards = [ShardAddress(path)] * (videos + 1)
-    times = [
-        time.perf_counter()
-        for _ in view_outputs(forward, spec, shards, views, Compute(device, 10 * views.frames, workers))
-    ]
-    return times[-1] - times[0]
+    """CPU time of scoring that many videos."""
+    shards, begun = [ShardAddress(path)] * videos, time.process_time()
+    for _ in view_outputs(forward, spec, shards, views, Compute(device, 10 * views.frames, workers)):
+        pass
+    return time.process_time() - begun
+
+
+def network_share(path: Path, spec: VolumeSpec, views: Views, device: str, name: str, workers: int) -> str:
+    """Scoring with a real network: its time per video, and the share that the network on ready tensors takes of it."""
+    model = build(name, spec.channels, 101, crop=spec.crop).eval().to(device)
+    count, ready = (20 if device != "cpu" else 2), []
+
+    def whole(views: list[torch.Tensor]) -> torch.Tensor:
+        ready[:] = views
+        logits: torch.Tensor = model(ready[0])
+        return logits
+
+    def alone() -> float:
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(count):
+                model(ready[0]).cpu()
+        return time.perf_counter() - begun
+
+    def scored() -> float:
+        shards, begun = [ShardAddress(path)] * count, time.perf_counter()
+        for _ in view_outputs(whole, spec, shards, views, Compute(device, 10 * views.frames, workers)):
+            pass
+        return time.perf_counter() - begun
+
+    scored()
+    pairs = [(alone(), scored()) for _ in range(3)]
+    share = statistics.median(network / both for network, both in pairs)
+    return f"{statistics.median(both for _, both in pairs) / count:.2f} s/video, network {share:.3f} of it"
 
 
 @click.command()
 @click.option("--flows", default=180, show_default=True, help="Flows of the video (UCF-101's mean is 185).")
 @click.option("--videos", default=8, show_default=True, help="Videos per turn.")
 @click.option("--turns", default=5, show_default=True)
-@click.option("--workers", default=1, show_default=True, help="Decoding processes.")
+@click.option("--workers", default=1, show_default=True, help="Decoding threads.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--crop", default=224, show_default=True, help="Side of the views, of frames of 256 rows.")
 @click.option("--network", help="A network to time as well, as cnn_m_2048.")
-def main(flows: int, videos: int, turns: int, workers: int, device: str, network: str | None) -> None:
-    """Print videos/s of scoring without and with a network, and the ratio to bare decoding."""
+def main(
+    flows: int, videos: int, turns: int, workers: int, device: str, crop: int, network: str | None
+) -> None:
+    """Print the CPU time of scoring without a network, its ratio to bare decoding, and a network's share of scoring."""
     cv2.setNumThreads(1)
     views = Views()
     table = Table(
-        title=f"{platform.processor() or platform.machine()}, {device}, {workers} worker(s), {views} views"
+        title=f"{platform.processor() or platform.machine()}, {device}, {workers} thread(s), {views} views"
     )
-    for column in ("stream", "bare decoding, videos/s", "no network, videos/s", "ratio", network or ""):
+    for column in (
+        "stream",
+        "bare decoding, ms/video",
+        "up to fields",
+        "ratio",
+        "with crops",
+        "ratio",
+        network or "",
+    ):
         table.add_column(column, justify="right" if column != "stream" else "left")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.h5"
         write_shard(path, flows)
         for stream in ("spatial", "temporal"):
-            spec = VolumeSpec(stream)
+            spec = VolumeSpec(stream, crop=crop, short_side=HEIGHT)
             streams = bare_streams(path, spec, views)
 
-            def nothing(crops: list[torch.Tensor]) -> torch.Tensor:
-                return crops[0].new_zeros(sum(map(len, crops)), 101)
+            def nothing(views: list[torch.Tensor]) -> torch.Tensor:
+                return views[0].new_zeros(sum(map(len, views)), 101)
 
-            ratios, bare, scoring = [], [], []
-            for _ in range(turns):
-                bare.append(seconds_bare(streams, stream, videos) / videos)
-                scoring.append(seconds_scoring(path, spec, views, videos, workers, device, nothing) / videos)
-                ratios.append(bare[-1] / scoring[-1])
-            real = ""
-            if network:
-                model = build(network, spec.channels, 101).eval().to(device)
-                count = 20 if device != "cpu" else 1
-
-                def whole(crops: list[torch.Tensor], model: torch.nn.Module = model) -> torch.Tensor:
-                    logits: torch.Tensor = model(torch.cat(crops))
-                    return logits
-
-                real = f"{count / seconds_scoring(path, spec, views, count, workers, device, whole):.3f} videos/s"
+            found = []
+            for turn in range(turns + 1):
+                measured = (
+                    seconds_bare(streams, stream, videos),
+                    seconds_fields(path, spec, views, videos),
+                    seconds_scoring(path, spec, views, videos, workers, device, nothing),
+                )
+                if turn:  # the first compiles
+                    found.append(measured)
+            bare, fields, scoring = (
+                1e3 * statistics.median(column) / videos for column in zip(*found, strict=True)
+            )
             table.add_row(
                 stream,
-                f"{1 / statistics.median(bare):.1f}",
-                f"{1 / statistics.median(scoring):.1f}",
-                f"{statistics.median(ratios):.2f}",
-                real,
+                f"{bare:.1f}",
+                f"{fields:.1f}",
+                f"{statistics.median(one[0] / one[1] for one in found):.2f}",
+                f"{scoring:.1f}",
+                f"{statistics.median(one[0] / one[2] for one in found):.2f}",
+                network_share(path, spec, views, device, network, workers) if network else "",
             )
     Console(width=120).print(table)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evaluate import held_out, results, score_file
+from evaluate import caveats, held_out, results, score_file
 from evaluate import score as scoring
 from evaluate.devices import computing
 from evaluate.inference import Compute
@@ -83,7 +83,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if options.report:
-        report(folder, paths, fused, chosen, shards, console)
+        report(folder, paths, fused, chosen, shards, console, options.fusion.details)
 
 
 def score(options: ScoreOptions, console: Console) -> None:
@@ -148,7 +148,7 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if with_report:
-        report(folder, paths, fused, chosen, index_shards, console)
+        report(folder, paths, fused, chosen, index_shards, console, options.fusion.details)
 
 
 def fuse_files(files: Sequence[Path], options: FusionOptions, data: Path | None, console: Console) -> None:
@@ -318,7 +318,10 @@ def fuse_runs(
         if len(of_split) == 1 and options.fusions == ("average",):
             console.print(f"Split {split}: one stream only, nothing to fuse", highlight=False)
             fusions = ("none",)
-        fused.append(results.evaluate_split(test, fusions, train, options.weights or None, options.on))
+        unfinished = [line for run in of_split for line in caveats.of_run(run)]
+        fused.append(
+            results.evaluate_split(test, fusions, train, options.weights or None, options.on, unfinished)
+        )
     return fused
 
 
@@ -357,9 +360,14 @@ def default_results_name(splits: Sequence[int]) -> str:
 
 
 def save(folder: Path, fused: Sequence[SplitResult], console: Console) -> None:
-    """Print the tables and save them."""
+    """Print the tables and their warnings, and save them."""
     for table in results.tables(fused):
         console.print(table)
+    for result in fused:
+        for line in result.warnings:
+            console.print(
+                f"warning: split {result.split}: {line}", highlight=False, markup=False, soft_wrap=True
+            )
     for path in results.write(folder, fused):
         console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
 
@@ -371,6 +379,7 @@ def report(
     chosen: Chosen,
     shards: ShardIndex,
     console: Console,
+    details: str | None = None,
 ) -> Path:
     """Write the report beside the results, with pictures from the shards that were scored; returns its path."""
     from evaluate import report as reporting
@@ -382,7 +391,7 @@ def report(
     ]
     path = folder / "report.html"
     scored_set = fused[0].streams[0].shards
-    reporting.write_report(path, fused, stories, shards(paths.shards(scored_set)))
+    reporting.write_report(path, fused, stories, shards(paths.shards(scored_set)), details)
     console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
     return path
 

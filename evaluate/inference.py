@@ -1,11 +1,14 @@
 """From the views of videos to the network's outputs for each of them.
 
-Worker processes decode each video once and pass on bytes; volumes are built, cropped and mirrored on the device. Views
-of several videos share a batch, so that the device stays busy however short the videos are.
+Threads decode each flow or frame of a video once, and the bytes go to the device once. There they become fields of
+floats, which are mirrored and cropped; a view is as many neighbouring fields of such a crop: a window, not a copy.
+Views of several videos share a batch, so that the device stays busy however short the videos are.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,21 +17,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from evaluate.views import Views, crop_corners, positions
 from pipeline.errors import InputError
 from pipeline.shard import Shard, ShardAddress, open_shard
-from train.batches import keep_opencv_to_one_thread, read_volumes, shard_positions
+from train.batches import DistinctFields, read_distinct, shard_positions
 from train.checkpoint import Checkpoint
+from train.loader import ahead
+from train.losses import Readback
+from train.memory import memory_for, volume_memory
 from train.models.network import Network
-from train.volume import RawFlow, RawFrames, VolumeSpec, cut_side, mirror, resize, volume
+from train.volume import VolumeSpec, cut_side, mirror, resize, volume
 
-CHUNK_BYTES = 1 << 25
-"""Size of the volumes that are built at a time on a CPU, so that they stay in its cache; a GPU takes whole videos."""
+CHUNK_BYTES = 1 << 26
+"""Size of the fields of floats that are made at a time on a CPU; a GPU takes whole videos."""
 
 Forward = Callable[[list[Tensor]], Tensor]
-"""Crops, each [N,C,crop,crop] on the device and perhaps a window on a larger tensor -> outputs float32[sum of N,D]."""
+"""Views, each [N,C,crop,crop] on the device and perhaps a window on a larger tensor -> outputs float32[sum of N,D]."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Compute:
     Attributes:
         device: "cpu" or "cuda:N".
         batch: views per call of the network, rounded down to whole positions.
-        workers: processes that decode; 0 decodes in this process.
+        workers: threads that read and decode; 0 does so in the calling one.
         bf16: bfloat16 arithmetic: faster on GPUs; scores differ in the third digit.
     """
 
@@ -67,7 +72,8 @@ def crop_views(volumes: Tensor, spec: VolumeSpec, crops: int) -> list[Tensor]:
     mirrored copy of the volumes.
 
     Args:
-        volumes: float32[N,C,H,W] in the network's units, at the stored resolution (`train.volume.volume`).
+        volumes: float32[N,C,H,W] in the network's units, at the stored resolution (`train.volume.volume`): volumes, or
+            the single fields that these consist of.
         spec: the network's input; its `crop` and `short_side` give the side of the crop in stored pixels.
         crops: 1, 5 or 10; of ten, the second five are the first five mirrored (x flow negated).
 
@@ -106,32 +112,63 @@ def view_outputs(
     Raises:
         InputError: a damaged shard, or one without what the stream needs.
     """
-    loader = DataLoader(
-        VideoBytes(shards, spec, views.frames),
-        batch_size=None,
-        num_workers=compute.workers,
-        pin_memory=torch.device(compute.device).type == "cuda",
-        prefetch_factor=2 if compute.workers else None,
-    )
+    device = torch.device(compute.device)
     at_once = max(1, compute.batch // views.crops)
-    waiting: list[Volumes] = []
+    waiting: list[Positions] = []
     partial = PartialOutputs(views.crops)
+    running: deque[tuple[list[Positions], Readback]] = deque()
 
-    def run(batch: list[Volumes]) -> Iterator[ViewOutputs]:
-        crops = [crop for part in batch for crop in crop_views(part.volumes, spec, views.crops)]
-        outputs = forward(crops).float().cpu().numpy()
-        yield from partial.add(batch, outputs)
+    def finish(most: int) -> Iterator[ViewOutputs]:
+        while len(running) > most:
+            batch, outputs = running.popleft()
+            yield from partial.add(batch, outputs.wait().numpy())
 
-    with torch.inference_mode():
-        for video, raw in loader:
-            partial.expect(video, len(raw.size))
-            for chunk in _chunks(raw, compute.device):
-                waiting.append(Volumes(video, volume(chunk.to(compute.device), spec)))
-                while sum(len(part.volumes) for part in waiting) >= at_once:
+    def run(batch: list[Positions]) -> Iterator[ViewOutputs]:
+        windows = [view for part in batch for crop in part.crops for view in volume_views(crop, part.rows)]
+        count = sum(len(window) for window in windows)
+        together = torch.cat(windows, out=volume_memory((count, *windows[0].shape[1:]), device))
+        running.append((batch, Readback(forward([together]).float())))
+        # A GPU's outputs are read once it has the next batch to work on.
+        yield from finish(most=int(device.type == "cuda"))
+
+    memory = memory_for(device)
+
+    def read(address: ShardAddress) -> DistinctFields:
+        with open_shard(address) as shard:
+            wanted = positions(available_positions(shard, spec), views.frames)
+            return read_distinct(shard, spec, wanted, memory)
+
+    with torch.inference_mode(), ahead(read, shards, compute.workers) as videos:
+        for video, fields in enumerate(videos):
+            partial.expect(video, len(fields.rows))
+            for chunk in _chunks(fields, device):
+                values = volume(chunk.raw.to(device), chunk.spec)
+                waiting.append(Positions(video, crop_views(values, spec, views.crops), chunk.rows))
+                while sum(len(part.rows) for part in waiting) >= at_once:
                     batch, waiting = _first_positions(waiting, at_once)
                     yield from run(batch)
         if waiting:
             yield from run(waiting)
+        yield from finish(most=0)
+
+
+def volume_views(fields: Tensor, rows: npt.NDArray[np.int64]) -> list[Tensor]:
+    """Volumes of some positions, windows on the fields where these are neighbours in the order of the volume.
+
+    Args:
+        fields: float32[F,c,H,W].
+        rows: int64[P,k], the fields of each volume.
+
+    Returns:
+        P tensors float32[1,k*c,H,W].
+    """
+    volumes = []
+    for of in rows.tolist():
+        if of == list(range(of[0], of[0] + len(of))):
+            volumes.append(fields[of[0] : of[0] + len(of)].flatten(0, 1)[None])
+        else:
+            volumes.append(torch.cat([fields[row] for row in of])[None])
+    return volumes
 
 
 def video_scores(outputs: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -162,9 +199,9 @@ def logits_forward(network: Network, columns: npt.NDArray[np.int64], compute: Co
     network = network.to(compute.device)
     selected = torch.as_tensor(columns, device=compute.device)
 
-    def forward(crops: list[Tensor]) -> Tensor:
+    def forward(views: list[Tensor]) -> Tensor:
         with _precision(compute):
-            logits: Tensor = network(torch.cat(crops))
+            logits: Tensor = network(_one(views))
         return logits[:, selected].float()
 
     return forward
@@ -177,27 +214,11 @@ def features_forward(network: Network, compute: Compute) -> Forward:
     """
     network = network.to(compute.device)
 
-    def forward(crops: list[Tensor]) -> Tensor:
+    def forward(views: list[Tensor]) -> Tensor:
         with _precision(compute):
-            return network.penultimate(torch.cat(crops)).float()
+            return network.penultimate(_one(views)).float()
 
     return forward
-
-
-class VideoBytes(Dataset[tuple[int, RawFlow | RawFrames]]):
-    """The bytes of all positions of each video, decoded once; item i is (i, bytes)."""
-
-    def __init__(self, shards: Sequence[ShardAddress], spec: VolumeSpec, frames: int) -> None:
-        keep_opencv_to_one_thread()
-        self.shards, self.spec, self.frames = shards, spec, frames
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, index: int) -> tuple[int, RawFlow | RawFrames]:
-        with open_shard(self.shards[index]) as shard:
-            wanted = positions(available_positions(shard, self.spec), self.frames)
-            return index, read_volumes(shard, self.spec, wanted)
 
 
 def available_positions(shard: Shard, spec: VolumeSpec) -> int:
@@ -221,11 +242,18 @@ def available_positions(shard: Shard, spec: VolumeSpec) -> int:
     return count
 
 
-class Volumes(NamedTuple):
-    """Volumes float32[N,C,H,W] of N consecutive positions of one video."""
+class Positions(NamedTuple):
+    """Consecutive positions of one video on the device.
+
+    Attributes:
+        video: index of its shard.
+        crops: each crop of their fields, float32[F,c,crop,crop].
+        rows: int64[N,k], the fields of each position's volume.
+    """
 
     video: int
-    volumes: Tensor
+    crops: list[Tensor]
+    rows: npt.NDArray[np.int64]
 
 
 class PartialOutputs:
@@ -240,11 +268,11 @@ class PartialOutputs:
         """A video with that many positions follows."""
         self.parts[video], self.left[video] = [], positions
 
-    def add(self, batch: Sequence[Volumes], outputs: npt.NDArray[np.float32]) -> Iterator[ViewOutputs]:
+    def add(self, batch: Sequence[Positions], outputs: npt.NDArray[np.float32]) -> Iterator[ViewOutputs]:
         """Outputs float32[views,D] of a batch, crop after crop within each part; yields the videos they complete."""
         start = 0
-        for video, volumes in batch:
-            count = len(volumes)
+        for video, _, rows in batch:
+            count = len(rows)
             stop = start + count * self.crops
             by_crop = outputs[start:stop].reshape(self.crops, count, -1)
             self.parts[video].append(by_crop.swapaxes(0, 1).reshape(stop - start, -1))
@@ -255,29 +283,37 @@ class PartialOutputs:
                 yield ViewOutputs(video, np.concatenate(self.parts.pop(video)))
 
 
+def _one(views: list[Tensor]) -> Tensor:
+    return views[0] if len(views) == 1 else torch.cat(views)
+
+
 def _precision(compute: Compute) -> torch.autocast:
     return torch.autocast(torch.device(compute.device).type, dtype=torch.bfloat16, enabled=compute.bf16)
 
 
-def _chunks(raw: RawFlow | RawFrames, device: str) -> Iterator[RawFlow | RawFrames]:
+def _chunks(fields: DistinctFields, device: torch.device) -> Iterator[DistinctFields]:
     """A video's positions: all at once for a GPU, a few at a time for a CPU."""
-    count, values = len(raw.size), (raw.levels if isinstance(raw, RawFlow) else raw.pixels)
-    step = count
-    if torch.device(device).type == "cpu":
-        step = max(1, CHUNK_BYTES // (4 * values[0].numel()))
-    for start in range(0, count, step):
-        yield type(raw)(*(tensor[start : start + step] for tensor in raw))
+    count = len(fields.rows)
+    if device.type != "cpu":
+        yield fields
+        return
+    # Positions follow each other in time, so that those of a chunk share most of their fields.
+    chunks = max(1, -(-4 * fields.raw[0].numel() // CHUNK_BYTES))
+    edges = [count * i // chunks for i in range(chunks + 1)]
+    for start, stop in itertools.pairwise(edges):
+        if start < stop:
+            yield fields.part(start, stop) if chunks > 1 else fields
 
 
-def _first_positions(waiting: list[Volumes], count: int) -> tuple[list[Volumes], list[Volumes]]:
+def _first_positions(waiting: list[Positions], count: int) -> tuple[list[Positions], list[Positions]]:
     """The first `count` positions of what waits, and the rest."""
-    first: list[Volumes] = []
-    for place, (video, volumes) in enumerate(waiting):
-        if len(volumes) > count:
-            rest = [Volumes(video, volumes[count:]), *waiting[place + 1 :]]
-            return [*first, Volumes(video, volumes[:count])], rest
-        first.append(waiting[place])
-        count -= len(volumes)
+    first: list[Positions] = []
+    for place, part in enumerate(waiting):
+        if len(part.rows) > count:
+            rest = [part._replace(rows=part.rows[count:]), *waiting[place + 1 :]]
+            return [*first, part._replace(rows=part.rows[:count])], rest
+        first.append(part)
+        count -= len(part.rows)
         if not count:
             return first, waiting[place + 1 :]
     return first, []

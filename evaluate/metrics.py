@@ -68,10 +68,26 @@ def confusion(scores: ClassScores, labels: Labels) -> npt.NDArray[np.int64]:
     return np.bincount(labels * classes + predictions(scores), minlength=classes**2).reshape(classes, classes)
 
 
-def measure(scores: ClassScores, labels: Labels, resamples: int = 1000, seed: int = 0) -> Metrics:
-    """All metrics of one set of scores, with 95% bootstrap intervals over videos.
+def measure(
+    scores: ClassScores,
+    labels: Labels,
+    groups: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Metrics:
+    """All metrics of one set of scores, with 95% bootstrap intervals over groups of videos.
 
-    Classes without any video in `labels` take no part in the mean class recall.
+    The clips of one source succeed and fail together, so drawing clips one by one would make intervals too narrow
+    (cluster bootstrap; Cameron, Gelbach & Miller 2008). Classes without any video in `labels` take no part in the mean
+    class recall.
+
+    Args:
+        scores: float[n,C].
+        labels: int[n].
+        groups: the source each video was cut from; None for a source of its own for each. With a single group the
+            intervals are NaN: nothing can be said about other sources.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
 
     Raises:
         ValueError: no videos, labels outside the classes, or scores that are not finite.
@@ -81,7 +97,10 @@ def measure(scores: ClassScores, labels: Labels, resamples: int = 1000, seed: in
     first, five = rank == 0, rank < 5
     classes = scores.shape[1]
     recall = class_recall(first, labels, classes)
-    accuracies, recalls = _bootstrap(first, labels, classes, resamples, seed)
+    names = (
+        np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    )
+    accuracies, recalls = _bootstrap(first, labels, names, classes, resamples, seed)
     return Metrics(
         videos=len(labels),
         accuracy=float(first.mean()),
@@ -145,15 +164,23 @@ def _checked(scores: ClassScores, labels: Labels) -> tuple[ClassScores, Labels]:
 
 
 def _bootstrap(
-    hit: npt.NDArray[np.bool_], labels: Labels, classes: int, resamples: int, seed: int
+    hit: npt.NDArray[np.bool_], labels: Labels, groups: Labels, classes: int, resamples: int, seed: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Accuracy and mean class recall of `resamples` draws of the videos with replacement."""
+    """Accuracy and mean class recall of `resamples` draws of the groups (int[n], 0..G-1) with replacement."""
+    count = int(groups.max()) + 1
+    if count < 2:
+        nothing = np.full(resamples, np.nan)
+        return nothing, nothing
+    videos, hits = np.zeros((count, classes)), np.zeros((count, classes))
+    np.add.at(videos, (groups, labels), 1)
+    np.add.at(hits, (groups, labels), hit)
     random = np.random.default_rng(seed)
     accuracies, recalls = np.empty(resamples), np.empty(resamples)
     for index in range(resamples):
-        draw = random.integers(0, len(labels), len(labels))
-        accuracies[index] = hit[draw].mean()
-        recalls[index] = np.nanmean(class_recall(hit[draw], labels[draw], classes))
+        times = np.bincount(random.integers(0, count, count), minlength=count)
+        total, right = times @ videos, times @ hits
+        accuracies[index] = right.sum() / total.sum()
+        recalls[index] = (right[total > 0] / total[total > 0]).mean()
     return accuracies, recalls
 
 

@@ -68,7 +68,7 @@ class ComputeOptions:
     )
     workers: int | None = option(
         None,
-        "Processes that decode, and compute flow for new videos; 0: the main process does.",
+        "Threads that read and decode, processes that compute flow for new videos; 0: the main process does.",
         minimum=0,
         shown_default="1 on a CPU, all cores up to 16 on a GPU; for new videos the cores",
     )
@@ -108,6 +108,12 @@ class FusionOptions:
         "Scores of the training list that the SVM learns from: held-out by networks trained on folds over groups, "
         "or in-sample by the network that learned from them (paper).",
         shown_default="held-out for training lists under 2,000 clips, else in-sample",
+    )
+    details: str | None = option(
+        None,
+        "Row that the report's details are about, such as temporal or average.",
+        metavar="ROW",
+        shown_default="the most accurate",
     )
     name: str | None = option(
         None, "Name of the results folder.", metavar="NAME", shown_default="split<k>, or splits-<k>-<l>-..."

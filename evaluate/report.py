@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from evaluate import figures, metrics
 from evaluate.published import published_rows
-from evaluate.results import SplitResult, mean_rows
+from evaluate.results import Row, SplitResult, detailed_row, mean_rows
 from pipeline import atomic
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress, open_shard
@@ -60,6 +60,7 @@ def write_report(
     results: Sequence[SplitResult],
     runs: Sequence[RunStory],
     shards: Mapping[str, ShardAddress],
+    details: str | None = None,
 ) -> None:
     """Write the report of some splits of one dataset.
 
@@ -68,8 +69,12 @@ def write_report(
         results: one for each split.
         runs: the runs whose scores they hold.
         shards: where to take the pictures of example clips from; a clip without a shard is shown without pictures.
+        details: the row that pictures and examples are about; see `results.detailed_row`.
+
+    Raises:
+        InputError: no such row.
     """
-    html = render(context(results, runs, shards))
+    html = render(context(results, runs, shards, details))
     with atomic.writing(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
@@ -89,7 +94,10 @@ def render(values: Mapping[str, Any]) -> str:
 
 
 def context(
-    results: Sequence[SplitResult], runs: Sequence[RunStory], shards: Mapping[str, ShardAddress]
+    results: Sequence[SplitResult],
+    runs: Sequence[RunStory],
+    shards: Mapping[str, ShardAddress],
+    details: str | None = None,
 ) -> dict[str, Any]:
     """Everything that the template shows, pictures included."""
     dataset = results[0].streams[0].dataset
@@ -99,7 +107,7 @@ def context(
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "mean": mean_rows(results) if len(results) > 1 else [],
         "published": published_rows(dataset, None),
-        "splits": [_split(result, shards) for result in results],
+        "splits": [_split(result, detailed_row(result, details), shards) for result in results],
         "curves": _curves(runs),
         "filters": [
             {
@@ -124,11 +132,10 @@ def context(
     }
 
 
-def pick_examples(result: SplitResult) -> list[int]:
-    """Videos worth showing: first those where the streams disagree and the last row is right, then others that it gets
+def pick_examples(result: SplitResult, best: Row) -> list[int]:
+    """Videos worth showing: first those where the streams disagree and the best row is right, then others that it gets
     right; at most one of each class.
     """
-    best = result.rows[-1]
     right = metrics.rank_of_label(best.scores, result.labels) == 0
     streams = [metrics.predictions(row.scores) for row in result.rows[: len(result.streams)]]
     divided = np.any([guess != streams[0] for guess in streams], axis=0)
@@ -140,21 +147,23 @@ def pick_examples(result: SplitResult) -> list[int]:
     return picked[:EXAMPLES]
 
 
-def pick_mistakes(result: SplitResult) -> list[int]:
-    """The last row's worst mistakes, those first whose true class scores furthest below the predicted one."""
-    scores = result.rows[-1].scores
+def pick_mistakes(result: SplitResult, best: Row) -> list[int]:
+    """The best row's worst mistakes, those first whose true class scores furthest below the predicted one."""
+    scores = best.scores
     behind = scores.max(axis=1) - np.take_along_axis(scores, result.labels[:, None], axis=1)[:, 0]
     wrong = np.flatnonzero(metrics.rank_of_label(scores, result.labels) > 0)
     return wrong[np.argsort(-behind[wrong], kind="stable")][:MISTAKES].tolist()
 
 
-def _split(result: SplitResult, shards: Mapping[str, ShardAddress]) -> dict[str, Any]:
-    best, singles = result.rows[-1], result.rows[: len(result.streams)]
+def _split(result: SplitResult, best: Row, shards: Mapping[str, ShardAddress]) -> dict[str, Any]:
+    singles = result.rows[: len(result.streams)]
     shown = [*singles, best] if best not in singles else list(singles)
     return {
         "number": result.split,
         "videos": len(result.videos),
         "rows": result.rows,
+        "top5": result.shows_top5,
+        "warnings": result.warnings,
         "learned": any(row.training is not None or row.cross_validated is not None for row in result.rows),
         "published": published_rows(result.streams[0].dataset, result.split),
         "disagreement": [
@@ -180,12 +189,12 @@ def _split(result: SplitResult, shards: Mapping[str, ShardAddress]) -> dict[str,
             }
             for pair in metrics.most_confused(best.metrics.confusion)
         ],
-        "examples": [_clip(result, video, shards) for video in pick_examples(result)],
-        "mistakes": [_clip(result, video, shards) for video in pick_mistakes(result)],
+        "examples": [_clip(result, best, video, shards) for video in pick_examples(result, best)],
+        "mistakes": [_clip(result, best, video, shards) for video in pick_mistakes(result, best)],
     }
 
 
-def _clip(result: SplitResult, video: int, shards: Mapping[str, ShardAddress]) -> dict[str, Any]:
+def _clip(result: SplitResult, best: Row, video: int, shards: Mapping[str, ShardAddress]) -> dict[str, Any]:
     name = result.videos[video]
     frame, flow = _pictures(shards[name]) if name in shards else ("", "")
     singles = result.rows[: len(result.streams)]
@@ -196,7 +205,7 @@ def _clip(result: SplitResult, video: int, shards: Mapping[str, ShardAddress]) -
         "flow": flow,
         "streams": [
             {"name": row.name, "top": top_classes(row.scores[video], result.classes)}
-            for row in [*singles, *(row for row in result.rows[-1:] if row not in singles)]
+            for row in [*singles, *([best] if best not in singles else [])]
         ],
     }
 

@@ -17,15 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from evaluate import caveats, metrics
 from evaluate import fusion as fusing
-from evaluate import metrics
 from evaluate.metrics import Metrics
 from evaluate.score_file import Scores, aligned
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.runs import Fusion, Part, ScoreKind
-from pipeline.text import spreadsheet_cell
+from pipeline.text import many, spreadsheet_cell
 
+TOP5_CLASSES = 5
 FIELD_WEIGHTS = {"spatial": 1.0, "temporal": 1.5}
 
 
@@ -42,6 +43,7 @@ class Row:
             a fusion by SVM on the scores it was fitted on.
         cross_validated: accuracy on videos of the training list that were held out: of the networks of a stream's
             folds, or of a fusion by SVM in the cross-validation that chose its C.
+        kind: of fusion; None for a stream.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Row:
     note: str = ""
     training: float | None = None
     cross_validated: float | None = None
+    kind: Fusion | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,18 @@ class SplitResult:
         split: its number.
         streams: the streams' scores, their videos in one order.
         rows: the streams, then the fusions.
+        warnings: what a reader must know before trusting the rows; see `evaluate.caveats`.
     """
 
     split: int
     streams: tuple[Scores, ...]
     rows: tuple[Row, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shows_top5(self) -> bool:
+        """Whether top-5 accuracy means anything: among five classes or fewer it is always 100%."""
+        return len(self.classes) > TOP5_CLASSES
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
@@ -88,6 +98,7 @@ def evaluate_split(
     train: Sequence[Scores] = (),
     weights: Sequence[float] | None = None,
     on: ScoreKind = "softmax",
+    unfinished: Sequence[str] = (),
 ) -> SplitResult:
     """Metrics of every stream and of every fusion asked for.
 
@@ -97,6 +108,7 @@ def evaluate_split(
         train: scores of the same runs on the training list; "svm" is fitted on them alone.
         weights: of "weighted"; by default the field's 1 for a spatial and 1.5 for a temporal stream.
         on: whether "average" and "weighted" work on softmax scores or on logits.
+        unfinished: warnings about the runs, which join those about the results.
 
     Raises:
         InputError: streams that do not belong together, too few of them, or no scores for the SVM to learn from.
@@ -110,7 +122,7 @@ def evaluate_split(
         Row(
             name,
             stream.softmax,
-            metrics.measure(stream.softmax, labels),
+            metrics.measure(stream.softmax, labels, streams[0].groups),
             f"run {stream.run}",
             _accuracy_on(train, stream.run, "train"),
             _accuracy_on(train, stream.run, "held-out"),
@@ -126,7 +138,8 @@ def evaluate_split(
                 "train the other stream, or give --fusion none"
             )
         rows.append(_svm_row(streams, train) if kind == "svm" else _mean_row(kind, streams, weights, on))
-    return SplitResult(streams[0].split, tuple(streams), tuple(rows))
+    found = caveats.of_results(rows[: len(streams)], rows[len(streams) :], labels, streams[0].classes)
+    return SplitResult(streams[0].split, tuple(streams), tuple(rows), (*unfinished, *found))
 
 
 def stream_names(streams: Sequence[Scores]) -> list[str]:
@@ -138,15 +151,33 @@ def stream_names(streams: Sequence[Scores]) -> list[str]:
     ]
 
 
+def detailed_row(result: SplitResult, wanted: str | None = None) -> Row:
+    """The row to show in detail: the one wanted, by its name or kind of fusion, else the most accurate.
+
+    Raises:
+        InputError: no such row; the message names those there are.
+    """
+    if wanted is None:
+        return max(reversed(result.rows), key=lambda row: row.metrics.accuracy)
+    for row in result.rows:
+        if wanted in (row.name, row.kind):
+            return row
+    there = ", ".join(row.kind or row.name for row in result.rows)
+    raise InputError(f"--details {wanted}: split {result.split} has no such row, only {there}")
+
+
 def mean_rows(results: Sequence[SplitResult]) -> list[dict[str, Any]]:
-    """Mean over splits and spread of each row that every split has: accuracy, mean class recall and both top-5."""
+    """Mean over splits and spread of each row that every split has: accuracy, mean class recall and, where it means
+    anything, both top-5.
+    """
     rows = []
     for row in results[0].rows:
         of_name = [[other for other in result.rows if other.name == row.name] for result in results]
         if not all(of_name):
             continue
         entry: dict[str, Any] = {"name": row.name, "splits": [result.split for result in results]}
-        for key in ("accuracy", "mean_class_recall", "top5", "mean_class_top5"):
+        keys = ["accuracy", "mean_class_recall"]
+        for key in keys + (["top5", "mean_class_top5"] if results[0].shows_top5 else []):
             mean, spread = metrics.mean_and_spread([getattr(found[0].metrics, key) for found in of_name])
             entry[key], entry[f"{key}_spread"] = mean, spread
         rows.append(entry)
@@ -184,7 +215,7 @@ def tables(results: Sequence[SplitResult]) -> list[Table]:
     made = []
     for result in results:
         table = Table(
-            title=f"{result.streams[0].dataset}, split {result.split}: {len(result.videos)} videos, %"
+            title=f"{result.streams[0].dataset}, split {result.split}: {many(len(result.videos), 'video')}, %"
         )
         columns = _columns(result)
         for column in columns:
@@ -196,13 +227,13 @@ def tables(results: Sequence[SplitResult]) -> list[Table]:
         table = Table(
             title=f"mean over splits {', '.join(str(result.split) for result in results)}, % (spread)"
         )
-        for column in ("", "accuracy", "top-5", "mean class recall"):
+        shown = {"accuracy": "accuracy", "top5": "top-5", "mean_class_recall": "mean class recall"}
+        if not results[0].shows_top5:
+            del shown["top5"]
+        for column in ("", *shown.values()):
             table.add_column(column, justify="right" if column else "left")
         for entry in mean_rows(results):
-            cells = [
-                f"{_percent(entry[key])} ({_percent(entry[f'{key}_spread'])})"
-                for key in ("accuracy", "top5", "mean_class_recall")
-            ]
+            cells = [f"{_percent(entry[key])} ({_percent(entry[f'{key}_spread'])})" for key in shown]
             table.add_row(entry["name"], *cells)
         made.append(table)
     return made
@@ -213,7 +244,7 @@ def _columns(result: SplitResult) -> dict[str, Callable[[Row], str]]:
 
     def interval(row: Row) -> str:
         low, high = row.metrics.accuracy_interval
-        return f"{_percent(low)} to {_percent(high)}"
+        return "-" if np.isnan(low) else f"{_percent(low)} to {_percent(high)}"
 
     columns: dict[str, Callable[[Row], str]] = {"": lambda row: row.name}
     if any(row.training is not None for row in result.rows):
@@ -223,7 +254,8 @@ def _columns(result: SplitResult) -> dict[str, Callable[[Row], str]]:
     learned = len(columns) > 1
     columns["test accuracy" if learned else "accuracy"] = lambda row: _percent(row.metrics.accuracy)
     columns["95% interval"] = interval
-    columns["top-5"] = lambda row: _percent(row.metrics.top5)
+    if result.shows_top5:
+        columns["top-5"] = lambda row: _percent(row.metrics.top5)
     columns["mean class recall"] = lambda row: _percent(row.metrics.mean_class_recall)
     columns["how"] = lambda row: row.note
     return columns
@@ -247,7 +279,13 @@ def _mean_row(kind: Fusion, streams: Sequence[Scores], weights: Sequence[float] 
         except ValueError as error:
             raise InputError(f"--weights: {error}") from error
         note = f"{':'.join(f'{weight:g}' for weight in weights)} on {on}"
-    return Row(_fusion_name(kind, on), scores, metrics.measure(scores, streams[0].labels), note)
+    return Row(
+        _fusion_name(kind, on),
+        scores,
+        metrics.measure(scores, streams[0].labels, streams[0].groups),
+        note,
+        kind=kind,
+    )
 
 
 def _svm_row(streams: Sequence[Scores], train: Sequence[Scores]) -> Row:
@@ -266,10 +304,11 @@ def _svm_row(streams: Sequence[Scores], train: Sequence[Scores]) -> Row:
     return Row(
         _fusion_name("svm", "softmax"),
         scores,
-        metrics.measure(scores, streams[0].labels),
+        metrics.measure(scores, streams[0].labels, streams[0].groups),
         f"C = {fitted.cost:g}{chosen}, {source} scores",
         fitted.training_accuracy,
         fitted.accuracies.get(fitted.cost),
+        kind="svm",
     )
 
 
@@ -314,6 +353,8 @@ def _split_as_dict(result: SplitResult) -> dict[str, Any]:
     return {
         "split": result.split,
         "videos": len(result.videos),
+        "groups": len(set(result.streams[0].groups)),
+        "warnings": list(result.warnings),
         "streams": [
             {
                 "stream": stream.stream,
@@ -329,13 +370,13 @@ def _split_as_dict(result: SplitResult) -> dict[str, Any]:
                 "name": row.name,
                 "how": row.note,
                 "accuracy": row.metrics.accuracy,
-                "accuracy_interval": row.metrics.accuracy_interval,
+                "accuracy_interval": _interval(row.metrics.accuracy_interval),
                 "training_accuracy": row.training,
                 "cross_validated_accuracy": row.cross_validated,
-                "top5": row.metrics.top5,
+                "top5": row.metrics.top5 if result.shows_top5 else None,
                 "mean_class_recall": row.metrics.mean_class_recall,
-                "mean_class_recall_interval": row.metrics.mean_class_recall_interval,
-                "mean_class_top5": row.metrics.mean_class_top5,
+                "mean_class_recall_interval": _interval(row.metrics.mean_class_recall_interval),
+                "mean_class_top5": row.metrics.mean_class_top5 if result.shows_top5 else None,
                 "class_recall": {
                     name: None if np.isnan(value) else value
                     for name, value in zip(classes, row.metrics.class_recall.tolist(), strict=True)
@@ -391,7 +432,7 @@ def _metrics_csv(results: Sequence[SplitResult]) -> str:
             values = (
                 row.metrics.accuracy,
                 *row.metrics.accuracy_interval,
-                row.metrics.top5,
+                row.metrics.top5 if result.shows_top5 else np.nan,
                 row.metrics.mean_class_recall,
             )
             writer.writerow(
@@ -400,7 +441,7 @@ def _metrics_csv(results: Sequence[SplitResult]) -> str:
                     result.split,
                     row.name,
                     row.metrics.videos,
-                    *(f"{value:.6f}" for value in values),
+                    *("" if np.isnan(value) else f"{value:.6f}" for value in values),
                 ]
             )
     return buffer.getvalue()
@@ -420,6 +461,10 @@ def _predictions_csv(result: SplitResult) -> str:
             ]
         )
     return buffer.getvalue()
+
+
+def _interval(interval: tuple[float, float]) -> tuple[float, float] | None:
+    return None if np.isnan(interval).any() else interval
 
 
 def _percent(rate: float | None) -> str:

@@ -30,12 +30,14 @@ class TrainedRun:
         record: its dataset, stream, split and shard sets.
         recipe: network and schedule, in a few words.
         checkpoint: the file to score with.
+        iterations: of its recipe.
     """
 
     paths: RunPaths
     record: RunRecord
     recipe: str
     checkpoint: Path
+    iterations: int
 
     @property
     def name(self) -> str:
@@ -55,7 +57,10 @@ def trained_run(paths: RunPaths) -> TrainedRun:
         InputError: not a run, a damaged recipe, or no checkpoint yet.
     """
     record, recipe = read_run(paths.folder), read_recipe(paths.folder)
-    return TrainedRun(paths, record, _described(recipe), paths.scoring_checkpoint())
+    iterations = recipe.get("iterations")
+    if not isinstance(iterations, int):
+        raise InputError(f"{paths.recipe}: expected a number of iterations, found {iterations!r}")
+    return TrainedRun(paths, record, _described(recipe), paths.scoring_checkpoint(), iterations)
 
 
 def find_runs(paths: DatasetPaths) -> list[TrainedRun]:

@@ -11,7 +11,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +109,13 @@ class ScoringState:
         scored: what has been scored so far, None if nothing.
         todo: videos to score, with their shards.
         missing: videos that are not scored and have no shard.
+        read: the score files that `scored` was read from, with their times of writing; none is read twice.
     """
 
     scored: Scores | None
     todo: Mapping[str, ShardAddress]
     missing: tuple[str, ...]
+    read: Mapping[Path, int] = field(default_factory=dict)
 
 
 def scoring_state(measurement: Measurement, shards: Mapping[str, ShardAddress] | None = None) -> ScoringState:
@@ -130,13 +132,14 @@ def scoring_state(measurement: Measurement, shards: Mapping[str, ShardAddress] |
         raise InputError(
             f"{measurement.dataset.name}: the {measurement.part} list of split {measurement.split} is empty"
         )
-    scored = _collect(measurement)
+    scored, read = _collect(measurement)
     done = set(scored.videos) if scored else set()
     there, missing = listed_shards(measurement, shards)
     return ScoringState(
         scored,
         {video: shard for video, shard in there.items() if video not in done},
         tuple(video for video in missing if video not in done),
+        read,
     )
 
 
@@ -230,13 +233,14 @@ def merge(measurement: Measurement, state: ScoringState) -> ScoringState:
     Raises:
         InputError: the score file cannot be written.
     """
-    scored = _collect(measurement)
+    scored, read = _collect(measurement, state)
     done = set(scored.videos) if scored else set()
     todo = {video: shard for video, shard in state.todo.items() if video not in done}
     if scored is not None and not todo and (not measurement.file.is_file() or measurement.parts.is_dir()):
         score_file.write_scores(measurement.file, scored)
         _remove_parts(measurement.parts)
-    return ScoringState(scored, todo, tuple(video for video in state.missing if video not in done))
+    missing = tuple(video for video in state.missing if video not in done)
+    return ScoringState(scored, todo, missing, read)
 
 
 def discard(measurement: Measurement) -> None:
@@ -291,29 +295,37 @@ def _scores_of(measurement: Measurement, scored: Sequence[tuple[str, npt.NDArray
     )
 
 
-def _collect(measurement: Measurement) -> Scores | None:
-    """Everything scored so far by this checkpoint with these views, of videos still on the list.
+def _collect(
+    measurement: Measurement, before: ScoringState | None = None
+) -> tuple[Scores | None, dict[Path, int]]:
+    """Everything scored so far by this checkpoint with these views, of videos still on the list, and the files read.
 
     A file that is damaged, or that another checkpoint made, does not count: its videos are scored again, and merging
-    replaces it. Raises Unreadable if the system does not let a file be read: what is in it may be good.
+    replaces it. Raises Unreadable if the system does not let a file be read: what is in it may be good. Files that were
+    read `before`, and are unchanged, are not read again.
     """
-    wanted, found = measurement.empty(), []
+    wanted, read = measurement.empty(), dict(before.read) if before else {}
+    found = [before.scored] if before and before.scored else []
     parts = sorted(measurement.parts.glob("part-*.h5")) if measurement.parts.is_dir() else []
     for path in [measurement.file, *parts]:
         try:
+            written = path.stat().st_mtime_ns
+            if read.get(path) == written:
+                continue
             scores = score_file.read_scores(path)
         except Unreadable:
             raise
-        except InputError:
+        except (InputError, FileNotFoundError):
             continue
+        read[path] = written
         if wanted.same_measurement(scores):
             found.append(scores)
     if not found:
-        return None
+        return None, read
     merged, listed = score_file.joined(found), set(measurement.videos)
     return merged.take(
         np.array([row for row, video in enumerate(merged.videos) if video in listed], np.int64)
-    )
+    ), read
 
 
 def _remove_parts(folder: Path) -> None:

@@ -23,17 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import hdf5
-from pipeline.codec import (
-    BLOCK,
-    Floats,
-    Levels,
-    decode_image,
-    decode_levels,
-    image_size,
-    lowest_level,
-    split_components,
-    value_table,
-)
+from pipeline.codec import BLOCK, Floats, Levels, image_size, lowest_level, value_table
+from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
 from pipeline.errors import Damaged, InputError
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.text import shortened
@@ -44,6 +35,7 @@ SUFFIX = ".h5"
 DIRECTIONS = ("forward", "backward")
 BLOCK_BYTES = 1 << 22
 LARGEST_SIDE = 65535
+FIELDS_AT_ONCE = 5
 MOST_PIXELS = 1 << 27
 LARGEST_VALUE = 1e9
 """Of the tables; a product of two of them is still finite."""
@@ -122,10 +114,21 @@ def open_shard(address: str | Path | ShardAddress, group: str = "/") -> Shard:
     return Shard(address, read_contents(address))
 
 
-class Shard:
-    """A shard, open for reading. Made by `open_shard`."""
+class Descriptor:
+    """A file open for reading, which is closed when nothing refers to it any more: a reader keeps a reference."""
 
     _close = staticmethod(os.close)  # kept here, since `os` may be gone when the interpreter ends
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if (number := getattr(self, "number", None)) is not None:
+            self._close(number)
+
+
+class Shard:
+    """A shard, open for reading. Made by `open_shard`."""
 
     def __init__(self, address: ShardAddress, contents: Contents) -> None:
         self.address = address
@@ -145,7 +148,7 @@ class Shard:
             attributes["source_width"],
             attributes["source_height"],
         )
-        self._descriptor: int | None = None
+        self._descriptor: Descriptor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -155,9 +158,6 @@ class Shard:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptor": None}
 
@@ -165,10 +165,8 @@ class Shard:
         return f"<shard {self.video} of {self.width}x{self.height} in {self.address}>"
 
     def close(self) -> None:
-        """Close the file; reading opens it again."""
-        descriptor, self._descriptor = getattr(self, "_descriptor", None), None
-        if descriptor is not None:
-            self._close(descriptor)
+        """Close the file, once no thread is reading it; reading opens it again."""
+        self._descriptor = None
 
     def flow_count(self, direction: str = "forward") -> int:
         """Number of flows of a direction."""
@@ -206,40 +204,87 @@ class Shard:
             InputError: the shard has no such direction, or a damaged stream.
         """
         flow = self._flow(direction)
-        streams = self.streams(start, stop, direction)
-        out = self._output(out, (len(streams), 2, self.height, self.width), np.float32)
+        block = self._block(start, stop, direction)
+        out = self._output(out, (stop - start, 2, self.height, self.width), np.float32)
         scale, offset = flow.scale[start:stop], flow.offset[start:stop]
         values = value_table(flow.table)
-        for i, stream in enumerate(streams):
-            try:
-                components = split_components(decode_image(stream, self.height, self.width), self.height)
-            except ValueError as error:
-                raise self._damaged(direction, start + i, error) from error
-            values.read_field(components, scale[i], offset[i], out[i])
+        # A few fields' levels at a time, so that they are still in the processor's cache when they are looked up.
+        levels = np.empty((min(FIELDS_AT_ONCE, stop - start), 2, self.height, self.width), np.uint8)
+        for first in range(start, stop, FIELDS_AT_ONCE):
+            places = np.arange(min(FIELDS_AT_ONCE, stop - first))
+            with self._naming(direction, range(first, stop)):
+                decode_fields(block.after(first - start), places, self.height, self.width, levels)
+            for i, field in enumerate(levels[: len(places)], first - start):
+                values.read_field(field, scale[i], offset[i], out[i])
         return out
 
     def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
         """Levels of flows start..stop-1: uint8[n,2,H,W]; see `table`, `scale` and `offset`. Raises as `flows` does."""
         lowest = lowest_level(self._flow(direction).table)
-        streams = self.streams(start, stop, direction)
-        out = self._output(out, (len(streams), 2, self.height, self.width), np.uint8)
-        for i, stream in enumerate(streams):
-            try:
-                decode_levels(stream, self.height, self.width, lowest, out[i])
-            except ValueError as error:
-                raise self._damaged(direction, start + i, error) from error
+        block = self._block(start, stop, direction)
+        out = self._output(out, (stop - start, 2, self.height, self.width), np.uint8)
+        with self._naming(direction, range(start, stop)):
+            decode_fields(block, np.arange(stop - start), self.height, self.width, out, lowest=lowest)
         return out
 
     def frames(self, start: int, stop: int, out: Levels | None = None) -> Levels:
         """RGB frames start..stop-1: uint8[n,H,W,3]. Raises as `flows` does."""
-        streams = self.streams(start, stop, "frames")
-        out = self._output(out, (len(streams), self.height, self.width, 3), np.uint8)
-        for i, stream in enumerate(streams):
-            try:
-                decode_frame(stream, self.height, self.width, out[i])
-            except ValueError as error:
-                raise self._damaged("frames", start + i, error) from error
+        self.part("frames")
+        self._check_range(start, stop, "frames")
+        out = self._output(out, (stop - start, self.height, self.width, 3), np.uint8)
+        self.read_into("frames", np.arange(start, stop), np.arange(stop - start), out)
         return out
+
+    def read_into(
+        self,
+        part: str,
+        indices: npt.NDArray[np.int64],
+        targets: npt.NDArray[np.int64],
+        out: Levels,
+        region: Region | None = None,
+    ) -> None:
+        """Flows or frames at `indices`, in any order, cut to a region: indices[i] goes into out[targets[i]].
+
+        Neighbours are read at once, and each flow or frame is decoded once, however often it is wanted. Levels of
+        flow are as stored: one may be below the table's lowest.
+
+        Args:
+            part: "forward", "backward" or "frames".
+            indices, targets: int64[n].
+            out: contiguous uint8[m,2,h,w], or uint8[m,h,w,3] for frames; the region goes into the upper left.
+            region: top, left, height, width; all of the field unless given.
+
+        Raises:
+            IndexError, InputError: as `flows`.
+        """
+        if not len(indices):
+            return
+        wanted, places, edges = indices, targets, [0, len(indices)]
+        numbers = indices.tolist()
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            wanted, first = np.unique(indices, return_index=True)
+            places = targets[first]
+            edges = [0, *(np.flatnonzero(np.diff(wanted) != 1) + 1).tolist(), len(wanted)]
+        for a, b in itertools.pairwise(edges):
+            self._read_run(part, int(wanted[a]), places[a:b], out, region)
+        if len(wanted) < len(indices):
+            copies = places[np.searchsorted(wanted, indices)]
+            for i in np.flatnonzero(copies != targets):
+                out[targets[i]] = out[copies[i]]
+
+    def _read_run(
+        self, part: str, start: int, targets: npt.NDArray[np.int64], out: Levels, region: Region | None
+    ) -> None:
+        """Consecutive flows or frames from `start` on; arguments as in `read_into`."""
+        stop = start + len(targets)
+        block = self._block(start, stop, part)
+        with self._naming(part, range(start, stop)):
+            if part == "frames":
+                check_crc32(block, len(targets))
+                for i, target in enumerate(targets.tolist()):
+                    decode_frame(block, i, self.height, self.width, out[target], region)
+            else:
+                decode_fields(block, targets, self.height, self.width, out, region)
 
     def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
         """The image bytes of start..stop-1 of "forward", "backward" or "frames", each compared with its CRC-32.
@@ -248,30 +293,47 @@ class Shard:
             IndexError: outside 0..the number of streams.
             InputError: the shard has no such part, or a stream is not what was written.
         """
-        found = self.unchecked_streams(start, stop, part)
-        expected = self.part(part).crc32[start:stop].tolist()
-        for index, (stream, crc) in enumerate(zip(found, expected, strict=True), start):
-            if zlib.crc32(stream) != crc:
-                raise damaged(self.address, f"{part} {index} fails its checksum")
-        return found
+        block = self._block(start, stop, part)
+        with self._naming(part, range(start, stop)):
+            check_crc32(block, stop - start)
+        return [block.stream(i) for i in range(stop - start)]
 
     def unchecked_streams(self, start: int, stop: int, part: str) -> list[memoryview]:
         """The image bytes as they lie in the file, by one read of it; for code that reports each bad one itself."""
+        block = self._block(start, stop, part)
+        return [block.stream(i) for i in range(stop - start)]
+
+    def _block(self, start: int, stop: int, part: str) -> StreamBlock:
+        """The bytes of the streams start..stop-1, by one read of the file; raises as `flows` does."""
         streams = self.part(part)
-        if not 0 <= start <= stop <= len(streams):
-            raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{len(streams)} are there")
-        starts = streams.start[start : stop + 1].tolist()
-        if start == stop:
-            return []
+        self._check_range(start, stop, part)
+        begin, end = int(streams.start[start]), int(streams.start[stop])
+        if begin == end:
+            return StreamBlock(b"", streams.start, streams.crc32, start)
         try:
-            if self._descriptor is None:
-                self._descriptor = os.open(self.address.file, os.O_RDONLY | os.O_CLOEXEC)
-            data = memoryview(os.pread(self._descriptor, starts[-1] - starts[0], streams.begin + starts[0]))
+            # Kept until the read is done: another thread may close the shard meanwhile.
+            file = self._descriptor
+            if file is None:
+                file = self._descriptor = Descriptor(self.address.file)
+            data = os.pread(file.number, end - begin, streams.begin + begin)
         except OSError as error:
             raise hdf5.unreadable(self.address, error) from error
-        if len(data) != starts[-1] - starts[0]:
+        if len(data) != end - begin:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
-        return [data[a - starts[0] : b - starts[0]] for a, b in itertools.pairwise(starts)]
+        return StreamBlock(data, streams.start, streams.crc32, start)
+
+    def _check_range(self, start: int, stop: int, part: str) -> None:
+        count = len(self.part(part))
+        if not 0 <= start <= stop <= count:
+            raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{count} are there")
+
+    @contextlib.contextmanager
+    def _naming(self, part: str, indices: Any) -> Iterator[None]:
+        """Name the flow or frame in errors of its decoding; `indices` of the streams that are decoded."""
+        try:
+            yield
+        except BadStream as error:
+            raise damaged(self.address, f"{part} {int(indices[error.index])} {error}") from error
 
     def part(self, part: str) -> Streams:
         """Where the streams of "frames", "forward" or "backward" lie; InputError if the shard has none."""
@@ -299,21 +361,6 @@ class Shard:
                 f"out: expected contiguous {np.dtype(dtype)}{list(shape)}, found {out.dtype}{list(out.shape)}"
             )
         return out
-
-    def _damaged(self, part: str, index: int, error: ValueError) -> InputError:
-        return damaged(self.address, f"{part} {index} is {error}")
-
-
-def decode_frame(stream: bytes | memoryview, height: int, width: int, out: Levels) -> None:
-    """One RGB frame into uint8[H,W,3]; ValueError if the stream is not a JPEG of that size."""
-    import cv2
-
-    if image_size(stream) != (height, width):
-        raise ValueError(f"an image of another size than {width}x{height}")
-    image = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None or image.shape != (height, width, 3):
-        raise ValueError("an image that cannot be decoded")
-    cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
 
 
 def damaged(address: ShardAddress, what: str) -> Damaged:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.decoder import Region
 from train.volume import VolumeSpec, cut_side
 
-Box = tuple[int, int, int, int]
+Box = Region
 
 # Principal components of ImageNet's colours in 0..1 (Krizhevsky et al. 2012, section 4.1; values as published with
 # fb.resnet.torch): spread along each, and its direction in RGB.
@@ -35,12 +36,12 @@ def random_box(
         scales: sides as shares of the frame's smaller side; both sides of the region are drawn, at most one entry
             apart (Wang et al. 2015, "Towards good practices for very deep two-stream ConvNets").
     """
+    sides = region_sides(height, width, spec, scales)
+    rows = columns = sides[0]
     if scales:
         first = int(random.integers(len(scales)))
         second = min(max(first + int(random.integers(-1, 2)), 0), len(scales) - 1)
-        rows, columns = (max(round(min(height, width) * scales[i]), 1) for i in (first, second))
-    else:
-        rows = columns = cut_side(spec, height, width)
+        rows, columns = sides[first], sides[second]
     if cut == "corner":
         corner = int(random.integers(5))
         if corner == 4:
@@ -48,6 +49,13 @@ def random_box(
         return (height - rows) * (corner // 2), (width - columns) * (corner % 2), rows, columns
     top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
     return int(top), int(left), rows, columns
+
+
+def region_sides(height: int, width: int, spec: VolumeSpec, scales: Sequence[float] = ()) -> list[int]:
+    """Sides in stored pixels that a region may have: one for each scale, else that of the network's crop."""
+    if not scales:
+        return [cut_side(spec, height, width)]
+    return [max(round(min(height, width) * scale), 1) for scale in scales]
 
 
 def centre_box(height: int, width: int, spec: VolumeSpec) -> Box:
@@ -58,5 +66,10 @@ def centre_box(height: int, width: int, spec: VolumeSpec) -> Box:
 
 def lighting_noise(random: np.random.Generator, deviation: float) -> npt.NDArray[np.float32]:
     """Colour noise to add to every pixel of a frame: RGB float32[3], in units of 0..255."""
-    amount = random.normal(0, 1, 3) * deviation * _SPREAD
+    return lighting_shift(random.normal(0, 1, 3), deviation)
+
+
+def lighting_shift(normal: npt.NDArray[np.float64], deviation: float) -> npt.NDArray[np.float32]:
+    """The colour noise that three normal numbers mean: RGB float32[3]."""
+    amount = normal * deviation * _SPREAD
     return (255 * _DIRECTION @ amount).astype(np.float32)

@@ -1,17 +1,17 @@
 """The bytes of training and test samples: from shards and image files to uint8 arrays.
 
-Pixels are not computed with here: fields and frames are decoded, cropped and passed on as they are stored;
-`train.volume` turns them into the network's input on the device.
+What a batch holds is drawn for all of its samples at once; then each sample's streams are read and decoded straight
+into the batch, cut to the region that is wanted. Readers may be used by several threads. Pixels are not computed with
+here: they are passed on as they are stored, and `train.volume` turns them into the network's input on the device.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
-import signal
-import weakref
+import dataclasses
+import functools
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,24 +19,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import get_worker_info
 
-from pipeline.codec import decode_image, split_components
 from pipeline.errors import InputError
-from pipeline.shard import Shard, damaged, decode_frame
-from train.augment import Box, centre_box, lighting_noise, random_box
+from pipeline.shard import Shard
+from train.augment import Box, centre_box, lighting_noise, lighting_shift, random_box, region_sides
+from train.memory import Memory, plain_memory
 from train.recipe import Recipe
-from train.sampler import Key, choose, choose_positions, class_pools, generator
+from train.sampler import Draws, Key, choose, choose_positions, class_pools, generator
 from train.volume import (
     RawFlow,
     RawFrames,
     VolumeSpec,
     cut,
-    cut_side,
-    flow_indices,
+    flow_index_table,
     mirror_where,
     position_count,
+    upload,
     volume,
     zoom,
 )
@@ -79,37 +77,15 @@ class Batch(NamedTuple):
     key: Tensor
 
 
-def pack(batch: Batch, slot: Slot) -> Batch:
-    """A batch as a worker sends it: pixels by their place in the ring, the rest as arrays.
-
-    A tensor would go through a file of shared memory of its own, which costs more than sending so few bytes.
-    """
-    arrays: list[Any] = [part.numpy() for part in batch.raw[1:]]
-    rest: list[Any] = [part.numpy() for part in batch[1:]]
-    raw: Any = type(batch.raw)
-    return Batch(raw(slot, *arrays), *rest)
-
-
-def unpack(batch: Batch) -> Batch:
-    """A batch of tensors from what a loader gives; its pixels are valid until the batch after the next is taken."""
-    slot: Any = batch.raw[0]
-    if isinstance(batch.boxes, Tensor):
-        return batch
-    pixels = slot.tensor() if isinstance(slot, Slot) else slot
-    raw: Any = type(batch.raw)
-    parts = [torch.from_numpy(part) for part in batch.raw[1:]]
-    return Batch(raw(pixels, *parts), *(torch.from_numpy(part) for part in batch[1:]))
-
-
 def network_input(batch: Batch, spec: VolumeSpec, device: torch.device | str) -> Tensor:
     """The network's input on the device: float32[B,K,C,crop,crop], cropped, resized and flipped."""
     raw = batch.raw.to(device)
-    noise = batch.noise.to(device)[:, None] if isinstance(raw, RawFrames) else None
+    noise = upload(batch.noise, device)[:, None] if isinstance(raw, RawFrames) else None
     volumes = volume(raw, spec, noise)
     count, snippets = volumes.shape[:2]
     boxes = batch.boxes.repeat_interleave(snippets, dim=0)
     inputs = cut(volumes.flatten(0, 1), boxes, spec.crop)
-    inputs = mirror_where(inputs, batch.flip.repeat_interleave(snippets), spec)
+    inputs = mirror_where(inputs, upload(batch.flip, device).repeat_interleave(snippets), spec)
     return inputs.unflatten(0, (count, snippets))
 
 
@@ -127,7 +103,11 @@ def shard_positions(shard: Shard, spec: VolumeSpec) -> int:
 
 
 def read_volumes(
-    shard: Shard, spec: VolumeSpec, positions: Sequence[int] | npt.NDArray[np.int64], box: Box | None = None
+    shard: Shard,
+    spec: VolumeSpec,
+    positions: Sequence[int] | npt.NDArray[np.int64],
+    box: Box | None = None,
+    memory: Memory | None = None,
 ) -> RawFlow | RawFrames:
     """The bytes of some positions of a shard, as CPU tensors with leading shape [len(positions)].
 
@@ -138,122 +118,137 @@ def read_volumes(
         spec: what a volume holds.
         positions: 0 .. shard_positions - 1.
         box: top, left, height, width of the part to keep; None keeps whole fields, as trajectories need them.
+        memory: for the pixels; their own unless given.
 
     Raises:
         InputError: damaged streams, or flow that the shard lacks.
         ValueError: positions out of range.
     """
+    places = np.asarray(positions, np.int64)
+    available = shard_positions(shard, spec)
+    if len(places) and not 0 <= places.min() <= places.max() < available:
+        raise ValueError(f"{shard.address}: positions {places} of {available}")
     box = box or (0, 0, shard.height, shard.width)
-    raw = _empty(spec, (len(positions),), box[2:], _bytes)
-    _fill(shard, spec, positions, box, [part.numpy() for part in raw])
+    raw = empty(spec, (len(places),), box[2:], memory or plain_memory)
+    pairs = flow_index_table(spec, places, *_flows_and_step(shard, spec))
+    _fill(shard, spec, places, pairs, box, [part.numpy() for part in raw])
     return raw
 
 
-def _bytes(shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=torch.uint8)
+class DistinctFields(NamedTuple):
+    """The volumes of some positions of a video, in which each field or frame is there once.
+
+    Attributes:
+        raw: fields, as volumes of one field each with leading shape [F]; volumes as they are where they are followed
+            along trajectories, since no two share a field then.
+        spec: what `train.volume.volume` is to make of raw: float32[F,c,H,W].
+        rows: int64[P,k]; the volume of position p is raw's rows[p], channels of one after those of the other.
+    """
+
+    raw: RawFlow | RawFrames
+    spec: VolumeSpec
+    rows: npt.NDArray[np.int64]
+
+    def part(self, start: int, stop: int) -> DistinctFields:
+        """The same of positions start..stop-1 only; raw is a view where these use neighbours."""
+        used, rows = np.unique(self.rows[start:stop], return_inverse=True)
+        wanted: Any = used
+        if len(used) == used[-1] - used[0] + 1:
+            wanted = slice(used[0], used[-1] + 1)
+        raw: Any = type(self.raw)(*(tensor[wanted] for tensor in self.raw))
+        return self._replace(raw=raw, rows=rows.reshape(stop - start, -1))
 
 
-def _empty(
-    spec: VolumeSpec,
-    leading: tuple[int, ...],
-    size: tuple[int, int],
-    allocate: Callable[[tuple[int, ...]], Tensor],
+def read_distinct(
+    shard: Shard, spec: VolumeSpec, positions: npt.NDArray[np.int64], memory: Memory = plain_memory
+) -> DistinctFields:
+    """The bytes of some positions of a shard at whole size, of which each flow or frame is read once.
+
+    Raises:
+        InputError: damaged streams.
+    """
+    size = (shard.height, shard.width)
+    if spec.stream == "spatial" or spec.stacking == "trajectory":
+        volumes = read_volumes(shard, spec, positions, memory=memory)
+        return DistinctFields(volumes, spec, np.arange(len(positions))[:, None])
+    one = dataclasses.replace(spec, length=1, direction="forward")
+    pairs = flow_index_table(spec, positions, *_flows_and_step(shard, spec))
+    distinct = [np.unique(indices) for indices in pairs]
+    counts = [len(indices) for indices in distinct]
+    raw = empty(one, (sum(counts),), size, memory)
+    none = np.empty((sum(counts), 0), np.int64)
+    for side, wanted in enumerate(distinct):
+        if len(wanted):
+            place = slice(sum(counts[:side]), sum(counts[: side + 1]))
+            arrays = [tensor[place].numpy() for tensor in raw]
+            used = (wanted[:, None], none) if side == 0 else (none, wanted[:, None])
+            _fill(shard, one, wanted, used, (0, 0, *size), arrays)
+    rows = [np.searchsorted(wanted, indices) for wanted, indices in zip(distinct, pairs, strict=True)]
+    return DistinctFields(raw, one, np.concatenate([rows[0], rows[1] + counts[0]], axis=1))
+
+
+def empty(
+    spec: VolumeSpec, leading: tuple[int, ...], size: tuple[int, int], memory: Memory
 ) -> RawFlow | RawFrames:
-    """Room for volumes of a size; `allocate` gives that of the pixels."""
+    """Room for volumes of a size."""
     sizes = torch.empty((*leading, 2), dtype=torch.int64)
     if spec.stream == "spatial":
-        return RawFrames(allocate((*leading, *size, 3)), sizes)
+        return RawFrames(memory((*leading, *size, 3)), sizes)
     fields = (*leading, spec.length)
     scale, offset, mean = (torch.empty((*fields, 2)) for _ in range(3))
-    levels = allocate((*fields, 2, *size))
     tables = spec.length if spec.direction == "both" else 1
     return RawFlow(
-        levels, torch.empty((*leading, tables, 256)), scale, offset, mean, sizes, torch.empty(leading)
-    )
+        memory((*fields, 2, *size)), torch.empty((*leading, tables, 256)), scale, offset, mean, sizes,
+        torch.empty(leading),
+    )  # fmt: skip
+
+
+def _flows_and_step(shard: Shard, spec: VolumeSpec) -> tuple[Any, Any]:
+    """Flows that each direction has, and frames between the two of a pair, as NumPy scalars; any for frames."""
+    if spec.stream == "spatial":
+        return np.int64(1), np.int64(1)
+    flows = min(shard.flow_count(direction) for direction in spec.directions)
+    return np.int64(flows), np.int64(shard.step(spec.directions[0]))
 
 
 def _fill(
     shard: Shard,
     spec: VolumeSpec,
-    positions: Sequence[int] | npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     box: Box,
     raw: Sequence[npt.NDArray[Any]],
 ) -> None:
-    """Read volumes into the arrays of a raw batch, from the upper left; arguments as in `read_volumes`."""
-    positions = [int(position) for position in positions]
+    """Read volumes into the arrays of a raw batch, from the upper left.
+
+    Args:
+        shard, spec: as in `read_volumes`.
+        positions: int64[K].
+        pairs: `flow_index_table` of the positions.
+        box: the part to keep.
+        raw: the arrays of a `RawFlow` or `RawFrames` with leading shape [K].
+    """
     if spec.stream == "spatial":
         pixels, size = raw
         size[:] = box[2:]
-        _decode(shard, "frames", positions, list(pixels), box)
+        shard.read_into("frames", positions, np.arange(len(positions)), pixels, box)
         return
     levels, table, scale, offset, mean, size, zooms = raw
     size[:], zooms[:] = box[2:], zoom(spec, shard.height, shard.width)
-    flows = min(shard.flow_count(direction) for direction in spec.directions)
-    step = shard.step(spec.directions[0])
-    pairs = [flow_indices(spec, position, flows, step) for position in positions]
-    done = 0
-    for side, direction in enumerate(("forward", "backward")):
-        length = len(pairs[0][side])
-        if not length:
+    levels = levels.reshape(-1, *levels.shape[2:])
+    places = np.arange(len(levels)).reshape(len(positions), spec.length)
+    first = 0
+    for direction, indices in zip(("forward", "backward"), pairs, strict=True):
+        if not indices.shape[-1]:
             continue
-        fields = slice(done, done + length)
-        done += length
-        table[:, fields if table.shape[1] > 1 else slice(None)] = shard.table(direction)
-        wanted: list[int] = []
-        targets: list[npt.NDArray[np.uint8]] = []
-        for k, pair in enumerate(pairs):
-            indices = pair[side]
-            scale[k, fields] = shard.scale(direction)[indices]
-            offset[k, fields] = shard.offset(direction)[indices]
-            mean[k, fields] = shard.mean(direction)[indices]
-            wanted += indices.tolist()
-            targets += list(levels[k, fields])
-        _decode(shard, direction, wanted, targets, box)
-
-
-def _decode(
-    shard: Shard, part: str, indices: list[int], targets: list[npt.NDArray[np.uint8]], box: Box
-) -> None:
-    """The flows or frames at indices, cropped to the box, each into its target [2,H,W] or [H,W,3]."""
-    top, left, height, width = box
-    before = () if part == "frames" else (slice(None),)
-    region = (*before, slice(top, top + height), slice(left, left + width))
-    room = (*before, slice(height), slice(width))
-    places: dict[int, list[npt.NDArray[np.uint8]]] = {}
-    for index, target in zip(indices, targets, strict=True):
-        places.setdefault(index, []).append(target)
-    frame = np.empty((shard.height, shard.width, 3), np.uint8) if part == "frames" else None
-    for start, stop in runs(sorted(places)):
-        for index, stream in enumerate(shard.streams(start, stop, part), start):
-            try:
-                image = _decoded(stream, shard.height, shard.width, frame)
-            except ValueError as error:
-                raise damaged(shard.address, f"{part} {index} is {error}") from error
-            # Each image is cropped at once, while it is in the processor's cache.
-            for target in places[index]:
-                target[room] = image[region]
-
-
-def _decoded(
-    stream: bytes | memoryview, height: int, width: int, frame: npt.NDArray[np.uint8] | None
-) -> npt.NDArray[np.uint8]:
-    """A frame [H,W,3], decoded into `frame`, or without it the levels of a flow [2,H,W]; ValueError if damaged."""
-    if frame is not None:
-        decode_frame(stream, height, width, frame)
-        return frame
-    # Levels as decoded: where level 0 stands for 1, the table holds the same value for both.
-    return split_components(decode_image(stream, height, width), height)
-
-
-def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Rising numbers as (start, stop) of neighbours, each of which is one read of the file."""
-    found: list[tuple[int, int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number:
-            found[-1] = found[-1][0], number + 1
-        else:
-            found.append((number, number + 1))
-    return found
+        fields = slice(first, first + indices.shape[-1])
+        first = fields.stop
+        flow = shard.contents.flow[direction]
+        table[:, fields if table.shape[1] > 1 else slice(None)] = flow.table
+        scale[:, fields], offset[:, fields], mean[:, fields] = (
+            flow.scale[indices], flow.offset[indices], flow.mean[indices],
+        )  # fmt: skip
+        shard.read_into(direction, indices.reshape(-1), places[:, fields].reshape(-1), levels, box)
 
 
 def read_image(path: Path, short_side: int) -> npt.NDArray[np.uint8]:
@@ -280,49 +275,6 @@ def read_image(path: Path, short_side: int) -> npt.NDArray[np.uint8]:
     return rgb
 
 
-# --- memory that workers and the main process share ---------------------------------------------------------------
-
-
-class Ring:
-    """Room for batches of pixels, allocated before the workers are forked, and reused.
-
-    Fresh shared memory costs more than half as much as decoding what is written to it, since every page has to be
-    mapped and cleared first. Worker w writes its n-th batch to slot n modulo `slots`. A DataLoader asks a worker for
-    another batch when one is taken from it, so at most `prefetch` batches of a worker are made and not taken; with two
-    slots more, the batch that was taken last stays valid until the next but one is taken.
-    """
-
-    def __init__(self, workers: int, prefetch: int, size: int) -> None:
-        """Room for `prefetch` + 2 batches of `size` bytes for each worker."""
-        self.slots = prefetch + 2
-        # Anonymous memory: the size of /dev/shm, which is small in containers, does not limit it.
-        memory = mmap.mmap(-1, max(workers * self.slots * size, 1))
-        self.memory = torch.frombuffer(memory, dtype=torch.uint8)[: workers * self.slots * size]
-        self.memory = self.memory.view(workers, self.slots, size)
-
-    def view(self, worker: int, slot: int, shape: tuple[int, ...]) -> Tensor:
-        """A slot as a tensor of some shape."""
-        return self.memory[worker, slot, : math.prod(shape)].view(shape)
-
-
-class Slot:
-    """A tensor in the ring, as a worker sends it; the main process sees the same memory."""
-
-    def __init__(self, owner: int, worker: int, slot: int, shape: tuple[int, ...]) -> None:
-        self.owner, self.worker, self.slot, self.shape = owner, worker, slot, shape
-
-    def tensor(self) -> Tensor:
-        """The pixels, without a copy."""
-        return _rings[self.owner].view(self.worker, self.slot, self.shape)
-
-    def pin_memory(self) -> Tensor:
-        """A copy in pinned memory; the DataLoader's own thread calls this when there is a GPU."""
-        return self.tensor().pin_memory()
-
-
-_rings: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
-
-
 # --- samples and batches ------------------------------------------------------------------------------------------
 
 
@@ -338,8 +290,8 @@ class Sample(NamedTuple):
     key: int
 
 
-class SampleReader(TorchDataset[Batch]):
-    """Reads batches for a DataLoader whose batch sampler gives lists of keys: it reads each list as one batch.
+class SampleReader:
+    """Reads batches, each given by the keys of its samples.
 
     Attributes:
         items: videos or images to draw from.
@@ -348,101 +300,74 @@ class SampleReader(TorchDataset[Batch]):
     """
 
     snippets: int
-    _slot: Slot | None = None
 
     def __init__(self, items: Sequence[Item], spec: VolumeSpec) -> None:
-        keep_opencv_to_one_thread()
         self.items, self.spec = list(items), spec
-        self.ring: Ring | None = None
-        self._turn = 0
         self._open: OrderedDict[int, Shard] = OrderedDict()
-
-    def share_memory(self, workers: int, prefetch: int, samples: int) -> None:
-        """Make room for batches of `samples` that workers, forked after this, hand over without copying."""
-        height, width = self.largest_region()
-        spec = self.spec
-        pixels = height * width * (3 if spec.stream == "spatial" else 2 * spec.length)
-        self.ring = Ring(workers, prefetch, samples * self.snippets * pixels)
-        self._turn = 0
-        _rings[id(self)] = self.ring
+        self._lock = threading.Lock()
 
     @property
     def whole(self) -> bool:
         """Whether batches hold whole fields, since trajectories leave the crop."""
         return self.spec.stream == "temporal" and self.spec.stacking == "trajectory"
 
-    def largest_region(self) -> tuple[int, int]:
-        """Rows and columns that suffice for any video of a batch (images as stored may be larger)."""
-        sizes = {
-            (item.source.height, item.source.width) for item in self.items if isinstance(item.source, Shard)
-        }
-        if self.whole:
-            return max(size[0] for size in sizes), max(size[1] for size in sizes)
-        sides = {self.largest_side(*size) for size in sizes or {(self.spec.short_side, self.spec.short_side)}}
-        return max(sides), max(sides)
-
-    def largest_side(self, height: int, width: int) -> int:
-        """Side of the largest region that is cut from a stored frame."""
-        return cut_side(self.spec, height, width)
-
-    def _allocate(self, shape: tuple[int, ...]) -> Tensor:
-        worker = get_worker_info()
-        size = math.prod(shape)
-        if worker is None or self.ring is None or size > self.ring.memory.shape[2]:
-            self._slot = None
-            return _bytes(shape)
-        slot = self._turn % self.ring.slots
-        self._turn += 1
-        self._slot = Slot(id(self), worker.id, slot, shape)
-        return self.ring.view(worker.id, slot, shape)
-
     def sample(self, key: Key) -> Sample:
         raise NotImplementedError
 
-    def __getitems__(self, keys: list[Key]) -> Batch:
-        return self._batch([self.sample(key) for key in keys])
+    def samples(self, keys: Sequence[Key]) -> list[Sample]:
+        """`sample` of each key."""
+        return [self.sample(key) for key in keys]
 
-    def _batch(self, samples: list[Sample]) -> Batch:
-        spec = self.spec
-        whole = self.whole
-        regions = [self._size(sample) if whole else sample.box[2:] for sample in samples]
-        height, width = max(size[0] for size in regions), max(size[1] for size in regions)
-        raw = _empty(spec, (len(samples), len(samples[0].positions)), (height, width), self._allocate)
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        return self.read(keys)
+
+    def read(self, keys: Sequence[Key], memory: Memory = plain_memory) -> Batch:
+        """The batch of the samples that the keys mean, its pixels in `memory`; from any thread."""
+        samples, spec = self.samples(keys), self.spec
+        regions = [(0, 0, *self._size(sample)) if self.whole else sample.box for sample in samples]
+        size = max(region[2] for region in regions), max(region[3] for region in regions)
+        raw = empty(spec, (len(samples), self.snippets), size, memory)
         arrays = [part.numpy() for part in raw]
-        for i, sample in enumerate(samples):
-            self._read(sample, whole, [array[i] for array in arrays])
-        batch = Batch(
+        positions = np.stack([sample.positions for sample in samples])
+        shards = [sample.item.source for sample in samples]
+        known = [_flows_and_step(shard, spec) if isinstance(shard, Shard) else (1, 1) for shard in shards]
+        flows, steps = np.array(known, np.int64).reshape(-1, 2, 1).swapaxes(0, 1)
+        forward, backward = flow_index_table(spec, positions, flows, steps)
+        for i, (sample, region) in enumerate(zip(samples, regions, strict=True)):
+            of_sample, source = [array[i] for array in arrays], sample.item.source
+            if isinstance(source, Shard):
+                _fill(source, spec, positions[i], (forward[i], backward[i]), region, of_sample)
+                self._opened(source)
+            else:
+                self._copy_image(sample, of_sample)
+        boxes = [sample.box if self.whole else (0, 0, *sample.box[2:]) for sample in samples]
+        return Batch(
             raw,
-            boxes=torch.tensor([sample.box if whole else (0, 0, *sample.box[2:]) for sample in samples]),
+            boxes=torch.tensor(boxes),
             flip=torch.tensor([sample.flip for sample in samples]),
             noise=torch.from_numpy(np.stack([sample.noise for sample in samples])),
             label=torch.tensor([sample.item.label for sample in samples]),
             head=torch.tensor([sample.item.head for sample in samples]),
             key=torch.tensor([sample.key for sample in samples]),
         )
-        return batch if self._slot is None else pack(batch, self._slot)
 
     def _size(self, sample: Sample) -> tuple[int, int]:
         assert isinstance(sample.item.source, Shard)
         return sample.item.source.height, sample.item.source.width
 
-    def _read(self, sample: Sample, whole: bool, raw: list[npt.NDArray[Any]]) -> None:
-        source, box = sample.item.source, sample.box
-        if isinstance(source, Shard):
-            _fill(source, self.spec, sample.positions, (0, 0, *self._size(sample)) if whole else box, raw)
-            self._opened(source)
-            return
+    def _copy_image(self, sample: Sample, raw: list[npt.NDArray[Any]]) -> None:
         assert sample.image is not None
-        top, left, height, width = box
+        top, left, height, width = sample.box
         raw[0][:, :height, :width] = sample.image[top : top + height, left : left + width]
         raw[1][:] = height, width
 
     def _opened(self, shard: Shard) -> None:
         """Keep the most recently read files open, but not so many that descriptors run out."""
-        self._open[id(shard)] = shard
-        self._open.move_to_end(id(shard))
-        if len(self._open) > OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
+        with self._lock:
+            self._open[id(shard)] = shard
+            self._open.move_to_end(id(shard))
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
 
     def stored_size(self, item: Item, image: npt.NDArray[np.uint8] | None) -> tuple[int, int]:
         """Rows and columns of a video or image as stored."""
@@ -456,6 +381,21 @@ class SampleReader(TorchDataset[Batch]):
         return read_image(item.source, self.spec.short_side) if isinstance(item.source, Path) else None
 
 
+class Videos(NamedTuple):
+    """What drawing samples needs of every video.
+
+    Attributes:
+        available: positions, int64[videos].
+        height, width: of the stored fields, int64[videos].
+        sides: int64[videos,scales], sides that regions may have.
+    """
+
+    available: npt.NDArray[np.int64]
+    height: npt.NDArray[np.int64]
+    width: npt.NDArray[np.int64]
+    sides: npt.NDArray[np.int64]
+
+
 class TrainingReader(SampleReader):
     """Random samples, determined by the recipe's seed and the key (iteration, index)."""
 
@@ -463,6 +403,9 @@ class TrainingReader(SampleReader):
         super().__init__(items, spec)
         self.recipe, self.snippets = recipe, recipe.segments
         self.pools = class_pools([item.label for item in items])
+        # The same as arrays: items class by class, the number of each class, and where it begins.
+        self._by_class, self._sizes = np.concatenate(self.pools), np.array([len(pool) for pool in self.pools])
+        self._begins = np.cumsum(self._sizes) - self._sizes
 
     def item(self, key: Key) -> tuple[Item, np.random.Generator]:
         """The video of a key, and the generator that decides the rest of the sample."""
@@ -470,6 +413,7 @@ class TrainingReader(SampleReader):
         return self.items[choose(random, self.pools)], random
 
     def sample(self, key: Key) -> Sample:
+        """What a key means; `samples` draws many at once, and the same."""
         recipe = self.recipe
         item, random = self.item(key)
         image = self.load_image(item)
@@ -481,22 +425,100 @@ class TrainingReader(SampleReader):
             positions=choose_positions(random, available, recipe.segments),
             box=random_box(random, height, width, self.spec, recipe.cut, recipe.scales),
             flip=bool(random.integers(2)) and recipe.flip,
-            noise=lighting_noise(random, recipe.lighting if self.spec.stream == "spatial" else 0),
+            noise=lighting_noise(random, self.lighting),
             key=int(random.integers(-(2**63), 2**63 - 1)),
         )
 
-    def largest_side(self, height: int, width: int) -> int:
-        """As the scale jitter draws it."""
-        if self.recipe.scales:
-            return round(min(height, width) * max(self.recipe.scales))
-        return cut_side(self.spec, height, width)
+    def samples(self, keys: Sequence[Key]) -> list[Sample]:
+        """`sample` of each key, drawn together where the items are videos."""
+        if not all(isinstance(item.source, Shard) for item in self.items[:1]):
+            return super().samples(keys)
+        recipe, videos = self.recipe, self.videos
+        draws = Draws(recipe.seed, keys, 8 + recipe.segments)
+        chosen = self.choose_many(draws)
+        positions = draw_positions(draws, videos.available[chosen], recipe.segments)
+        boxes = self._draw_boxes(draws, chosen)
+        flips = (draws.below(2) == 1) & recipe.flip
+        normals = np.stack([draws.normal() for _ in range(3)], axis=1)
+        seeds = draws.word()
+        samples = []
+        for i, (video, sure) in enumerate(zip(chosen.tolist(), draws.sure.tolist(), strict=True)):
+            noise = lighting_shift(normals[i], self.lighting) if self.lighting else NO_NOISE
+            box: Any = tuple(boxes[i].tolist())
+            drawn = Sample(self.items[video], None, positions[i], box, bool(flips[i]), noise, int(seeds[i]))
+            samples.append(drawn if sure else self.sample(keys[i]))
+        return samples
+
+    def choose_many(self, draws: Draws) -> npt.NDArray[np.int64]:
+        """The videos of several keys, as `choose` takes them."""
+        of = draws.below(len(self._sizes))
+        return self._by_class[self._begins[of] + draws.below(self._sizes[of])]
+
+    def _draw_boxes(self, draws: Draws, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The regions of videos as `random_box` takes them: int64[n,4]."""
+        videos, scales = self.videos, len(self.recipe.scales)
+        height, width, sides = videos.height[chosen], videos.width[chosen], videos.sides[chosen]
+        rows = columns = sides[:, 0]
+        if scales:
+            first = draws.below(scales)
+            second = np.clip(first + draws.below(3) - 1, 0, scales - 1)
+            each = np.arange(len(chosen))
+            rows, columns = sides[each, first], sides[each, second]
+        if self.recipe.cut == "corner":
+            corner = draws.below(5)
+            top = np.where(corner == 4, (height - rows) // 2, (height - rows) * (corner // 2))
+            left = np.where(corner == 4, (width - columns) // 2, (width - columns) * (corner % 2))
+        else:
+            top = draws.below(height - rows + 1)
+            left = draws.below(width - columns + 1)
+        return np.stack([top, left, rows, columns], axis=1)
+
+    @functools.cached_property
+    def videos(self) -> Videos:
+        """The videos as arrays."""
+        shards = [item.source for item in self.items if isinstance(item.source, Shard)]
+        sizes = {(shard.height, shard.width) for shard in shards}
+        sides = {size: region_sides(*size, self.spec, self.recipe.scales) for size in sizes}
+        return Videos(
+            np.array([shard_positions(shard, self.spec) for shard in shards]),
+            np.array([shard.height for shard in shards]),
+            np.array([shard.width for shard in shards]),
+            np.array([sides[shard.height, shard.width] for shard in shards]),
+        )
+
+    @property
+    def lighting(self) -> float:
+        """Deviation of the colour noise; flow has no colour."""
+        return self.recipe.lighting if self.spec.stream == "spatial" else 0
 
     def head_counts(self, iteration: int, heads: int) -> list[int]:
         """How many samples of an iteration's whole batch each head has; the same in every process."""
         if heads == 1:
             return [self.recipe.batch]
-        drawn = [self.item((iteration, index))[0].head for index in range(self.recipe.batch)]
+        keys = [(iteration, index) for index in range(self.recipe.batch)]
+        draws = Draws(self.recipe.seed, keys, 2)
+        drawn = [
+            (self.items[item] if sure else self.item(key)[0]).head
+            for key, item, sure in zip(
+                keys, self.choose_many(draws).tolist(), draws.sure.tolist(), strict=True
+            )
+        ]
         return np.bincount(drawn, minlength=heads).tolist()
+
+
+NO_NOISE = np.zeros(3, np.float32)
+
+
+def draw_positions(draws: Draws, available: npt.NDArray[np.int64], segments: int) -> npt.NDArray[np.int64]:
+    """The positions of several samples as `choose_positions` takes them: int64[n,segments]."""
+    few = available < segments
+    drawn = np.empty((len(available), segments), np.int64)
+    for k in range(segments):
+        begin = np.where(few, 0, k * available // segments)
+        end = np.where(few, available, (k + 1) * available // segments)
+        drawn[:, k] = begin + draws.below(end - begin)
+    drawn[few] = np.sort(drawn[few], axis=1)
+    return drawn
 
 
 class ValidationReader(SampleReader):
@@ -514,23 +536,11 @@ class ValidationReader(SampleReader):
         # The middles of equal parts of the video.
         positions = (2 * np.arange(self.snippets) + 1) * available // (2 * self.snippets)
         box = centre_box(height, width, self.spec)
-        return Sample(item, image, positions, box, False, np.zeros(3, np.float32), 0)
-
-
-def ignore_signals(worker: int) -> None:
-    """Leave the signals that end a run to the main process, which saves first (the loader's worker_init_fn)."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    keep_opencv_to_one_thread()
-    torch.set_num_threads(1)
+        return Sample(item, image, positions, box, False, NO_NOISE, 0)
 
 
 def keep_opencv_to_one_thread() -> None:
-    """Keep OpenCV to the calling thread from now on.
-
-    To be called before workers are forked: a thread pool does not survive the fork, and a worker that used one would
-    wait for its threads for ever.
-    """
+    """Keep OpenCV to the calling thread: readers' threads share the cores already, and forks do not copy its pool."""
     import cv2
 
     cv2.setNumThreads(1)

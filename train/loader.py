@@ -1,55 +1,73 @@
-"""Batches from readers in worker processes: how torch's DataLoader is set up and shut down."""
+"""Batches from readers in threads, which decode without holding Python's lock."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
-from torch.utils.data import DataLoader
+import torch
 
-from train.batches import Batch, SampleReader, ignore_signals
+from train.batches import Batch, SampleReader, keep_opencv_to_one_thread
+from train.memory import memory_for
 from train.sampler import Key
 
-PREFETCH = 2
-"""Batches that each worker reads ahead."""
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
-
-def as_it_is(batch: Batch) -> Batch:
-    """Collate function for readers, whose items are whole batches."""
-    return batch
+AHEAD = 2
+"""Results that are computed or wait beyond one for each thread."""
 
 
 @contextlib.contextmanager
 def loading(
-    reader: SampleReader, schedule: Iterable[list[Key]], samples: int, workers: int, pin_memory: bool
+    reader: SampleReader, schedule: Iterable[Sequence[Key]], threads: int, device: torch.device
 ) -> Iterator[Iterator[Batch]]:
-    """Batches in the schedule's order, read ahead by worker processes that end with the block.
+    """Batches in the schedule's order, read ahead by threads that end with the block.
 
     Args:
         reader: what is read.
-        schedule: batch sampler; gives the keys of each read.
-        samples: of the largest read.
-        workers: processes that read; 0 reads in this one.
-        pin_memory: copy to pinned memory, for a GPU.
+        schedule: the keys of each read.
+        threads: see `ahead`.
+        device: where batches go: into pinned memory for a GPU.
     """
-    if workers:
-        reader.share_memory(workers, PREFETCH, samples)
-    loader = DataLoader(
-        reader,
-        batch_sampler=schedule,
-        num_workers=workers,
-        collate_fn=as_it_is,  # type: ignore[arg-type]
-        pin_memory=pin_memory,
-        worker_init_fn=ignore_signals,
-        prefetch_factor=PREFETCH if workers else None,
-        multiprocessing_context="fork" if workers else None,
-    )
-    batches = iter(loader)
-    try:
+    memory = memory_for(device)
+    with ahead(lambda keys: reader.read(keys, memory), schedule, threads) as batches:
         yield batches
+
+
+@contextlib.contextmanager
+def ahead(
+    function: Callable[[Argument], Result], arguments: Iterable[Argument], threads: int
+) -> Iterator[Iterator[Result]]:
+    """The function's results in the order of the arguments, computed ahead by threads that end with the block.
+
+    At most threads + AHEAD results exist besides those that the caller still refers to. What the function raises is
+    raised where its result would have been.
+
+    Args:
+        function: called in any of the threads.
+        arguments: of its calls; iterated in the caller's thread.
+        threads: how many; 0 calls the function in the caller's thread.
+    """
+    keep_opencv_to_one_thread()
+    if not threads:
+        yield map(function, arguments)
+        return
+    pool = ThreadPoolExecutor(threads, "loader")
+
+    def results() -> Iterator[Result]:
+        waiting: deque[Future[Result]] = deque()
+        for argument in arguments:
+            waiting.append(pool.submit(function, argument))
+            if len(waiting) >= threads + AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    try:
+        yield results()
     finally:
-        if workers:
-            # They ignore SIGTERM, with which Python would end them later on.
-            batches._shutdown_workers()  # type: ignore[attr-defined]
-            for worker in batches._workers:  # type: ignore[attr-defined]
-                worker.kill()
+        pool.shutdown(cancel_futures=True)

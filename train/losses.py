@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IGNORED = -100
+
 
 class Samples(NamedTuple):
     """B samples of K snippets on the device: inputs float32[B,K,C,H,W], label and head int64[B], keys int64[B,K]."""
@@ -51,15 +53,13 @@ def head_losses(
     loss = logits.new_zeros(())
     stats = []
     for i, ((start, stop), count) in enumerate(zip(ranges, counts, strict=True)):
-        if len(ranges) == 1:
-            own, wanted = logits, label
-        else:
-            mine = head == i
-            own, wanted = logits[mine, start:stop], label[mine] - start
-        summed = F.cross_entropy(own, wanted, reduction="sum")
+        # Samples of other heads are left out by value: leaving them out by shape would wait for the device.
+        mine, own = head == i, logits[:, start:stop]
+        wanted = torch.where(mine, label - start, IGNORED)
+        summed = F.cross_entropy(own, wanted, reduction="sum", ignore_index=IGNORED)
         loss = loss + summed / max(count, 1)
         correct = (own.argmax(dim=1) == wanted).sum()
-        stats.append(torch.stack([summed.detach(), correct.float(), correct.new_tensor(len(wanted)).float()]))
+        stats.append(torch.stack([summed.detach(), correct.float(), mine.sum().float()]))
     return loss, torch.stack(stats)
 
 
@@ -68,10 +68,18 @@ def mean_losses(stats: Tensor) -> Tensor:
     return stats[..., 0] / stats[..., 2].clamp(min=1)
 
 
-def validation_stats(logits: Tensor, samples: Samples, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    """Per head: summed loss, top-1 correct, top-5 correct, number of samples; float64[heads,4] on the CPU."""
+def validation_stats(
+    logits: Tensor, label: Tensor, head: Tensor, ranges: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Per head: summed loss, top-1 correct, top-5 correct, number of samples; float64[heads,4].
+
+    Args:
+        logits: [B,classes] of all heads, on the CPU as all the rest.
+        label, head: int64[B].
+        ranges: columns of each head.
+    """
     stats = torch.zeros(len(ranges), 4, dtype=torch.float64)
-    logits, label, head = logits.double().cpu(), samples.label.cpu(), samples.head.cpu()
+    logits = logits.double()
     for i, (start, stop) in enumerate(ranges):
         mine = head == i
         own, wanted = logits[mine, start:stop], label[mine] - start
@@ -85,8 +93,8 @@ def validation_stats(logits: Tensor, samples: Samples, ranges: Sequence[tuple[in
 class Readback:
     """A small tensor being copied to the CPU while the device works on.
 
-    `wait` returns it once the kernels queued before have run, without waiting for those queued after: the loss can be
-    looked at while its backward pass is still running.
+    `wait` returns it once the kernels queued before have run, without waiting for those queued after: a loss can be
+    looked at while its backward pass is still running, or iterations later.
     """
 
     def __init__(self, tensor: Tensor) -> None:

@@ -5,16 +5,32 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.text import duration
 from train.log import RunLog
-from train.losses import mean_losses
+from train.losses import Readback, mean_losses
 
 PROGRESS_SECONDS = 5.0
+
+
+class Unread(NamedTuple):
+    """An iteration whose losses may still be on the device; see `Meter.add`."""
+
+    iteration: int
+    lr: float
+    stats: Sequence[Readback]
+
+
+class NotFinite(Exception):
+    """A loss that is infinite or not a number, with its iteration (from 1) and learning rate."""
+
+    def __init__(self, iteration: int, lr: float, loss: float) -> None:
+        super().__init__(iteration, lr, loss)
+        self.iteration, self.lr, self.loss = iteration, lr, loss
 
 
 class Meter:
@@ -32,6 +48,7 @@ class Meter:
             say: called with progress lines, at most one every few seconds.
         """
         self.heads, self.iterations, self.log, self.say = list(heads), iterations, log, say
+        self.unread: list[Unread] = []
         self._collected: list[tuple[int, float, Tensor]] = []
         self._reported = 0.0
         self.restart()
@@ -47,12 +64,39 @@ class Meter:
         yield
         self._waited += time.perf_counter() - before
 
-    def add(self, iteration: int, lr: float, stats: Tensor) -> None:
-        """One iteration: float64[heads,3] with summed loss, number correct, number of samples of the whole batch."""
-        self._collected.append((iteration, lr, stats))
+    def add(self, iteration: int, lr: float, stats: Sequence[Readback]) -> None:
+        """One iteration, whose losses need not have been computed yet.
+
+        Args:
+            iteration: its number, from 1.
+            lr: its learning rate.
+            stats: of the parts of this process's share of the batch, as `head_losses` returns them.
+        """
+        self.unread.append(Unread(iteration, lr, stats))
+
+    def read(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Wait for the losses of the iterations added so far.
+
+        Args:
+            add_up: sums a tensor over the processes that train together, each of which reads at the same iterations.
+
+        Raises:
+            NotFinite: a loss of one of them.
+        """
+        if not self.unread:
+            return
+        zero = torch.zeros(len(self.heads), 3, dtype=torch.float64)
+        read = [sum((part.wait() for part in one.stats), zero) for one in self.unread]
+        totals = add_up(torch.stack(read))
+        for one, stats in zip(self.unread, totals, strict=True):
+            losses = mean_losses(stats)
+            if not losses.isfinite().all():
+                raise NotFinite(one.iteration, one.lr, float(losses.sum()))
+            self._collected.append((one.iteration, one.lr, stats))
+        self.unread = []
 
     def flush(self) -> None:
-        """Write the collected iterations to the log, and a progress line now and then."""
+        """Write the iterations that were read to the log, and a progress line now and then."""
         if not self._collected:
             return
         elapsed = time.perf_counter() - self._begun

@@ -26,7 +26,7 @@ class LoopOptions:
         "auto", "auto: resume from the run's newest checkpoint; no: refuse a run that has one."
     )
     workers: int | None = option(
-        None, "Loader processes per training process; 0 reads in that process.", metavar="N", minimum=0,
+        None, "Threads per training process that read; 0 reads in the training loop.", metavar="N", minimum=0,
         shown_default="its share of the cores, at most 16",
     )  # fmt: skip
     micro_batch: int | None = option(
@@ -49,7 +49,7 @@ class LoopOptions:
     """Stop as if signalled after this iteration; 0 never. No option: tests of resuming use it."""
 
     def worker_count(self, processes_here: int) -> int:
-        """Loader processes of each of several training processes on this machine."""
+        """Threads that read for each of several training processes on this machine."""
         if self.workers is not None:
             return self.workers
         return min(MOST_WORKERS, cores_per_process(processes_here))

@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
 from pipeline.text import first_line
-from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input, unpack
+from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input
 from train.checkpoint import (
     Checkpoint,
     link_best,
@@ -26,6 +26,7 @@ from train.checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
 )
+from train.device_feed import DeviceFeed
 from train.distributed import World
 from train.initialise import freeze, initialise
 from train.interrupt import Interrupt, exit_status, interruptible
@@ -36,11 +37,10 @@ from train.losses import (
     Samples,
     head_losses,
     join,
-    mean_losses,
     split,
     validation_stats,
 )
-from train.meter import Meter
+from train.meter import Meter, NotFinite
 from train.models import build
 from train.models.network import Network
 from train.options import LoopOptions
@@ -144,6 +144,7 @@ class Trainer:
         bounds = [0, *itertools.accumulate(len(classes) for classes in data.heads.values())]
         self.ranges = list(itertools.pairwise(bounds))
         self.reader = TrainingReader(data.train, spec, recipe)
+        self.feed = DeviceFeed(spec, world.device)
         self.network = self._initial_network(bounds[-1], init if resumed is None else None)
         self.frozen = freeze(self.network, recipe.trained, recipe.partial_bn)
         smallest = min(len(self.indices), len(self.indices) % self.micro_batch or self.micro_batch)
@@ -201,7 +202,7 @@ class Trainer:
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
         validate_every = options.validation_interval(recipe.iterations)
         checkpoint_every = options.checkpoint_interval(recipe.iterations)
-        with self.logging() as log, self.loading(self.reader, schedule, schedule.largest) as batches:
+        with self.logging() as log, self.loading(self.reader, schedule) as batches:
             meter = Meter(list(self.data.heads), recipe.iterations, log, self.say)
             while self.iteration < recipe.iterations:
                 lr = recipe.learning_rate_at(self.iteration)
@@ -210,13 +211,13 @@ class Trainer:
                 stopped_by = self.stop_signal(interrupt)
                 last = stopped_by or self.iteration == recipe.iterations
                 if last or self.iteration % options.log_every == 0:
-                    meter.flush()
+                    self.flush(meter)
                 if self.data.validation and not stopped_by and (last or self.iteration % validate_every == 0):
-                    meter.flush()
+                    self.flush(meter)
                     self.validate(log)
                     meter.restart()
                 if last or self.iteration % checkpoint_every == 0:
-                    meter.flush()
+                    self.flush(meter)
                     self.save()
                     meter.restart()
                 if last:
@@ -235,8 +236,10 @@ class Trainer:
     ) -> None:
         """One iteration: the gradient of the whole batch, then one update of the weights.
 
+        Losses are read before the update where that costs nothing, on a CPU, or is done anyway, when they are logged.
+
         Raises:
-            InputError: a loss that is not finite; the weights are those of the iteration before.
+            InputError: a loss that is not finite; nothing is updated with it where it was read.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = lr
@@ -244,28 +247,27 @@ class Trainer:
         for layer in self.frozen:
             layer.eval()
         self.optimiser.zero_grad(set_to_none=True)
-        stats = self.gradients(batches, micro_batches, meter)
-        self.check_finite(stats, lr)
+        meter.add(self.iteration + 1, lr, self.gradients(batches, micro_batches, meter))
+        if self.world.device.type == "cpu" or (self.iteration + 1) % self.options.log_every == 0:
+            self.read(meter)
         if grad_clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), grad_clip)
         self.optimiser.step()
-        meter.add(self.iteration + 1, lr, stats)
 
-    def gradients(self, batches: Iterator[Batch], micro_batches: list[list[range]], meter: Meter) -> Tensor:
-        """Accumulate the gradient of the whole batch; its stats over all processes, float64[heads,3] on the CPU."""
+    def gradients(
+        self, batches: Iterator[Batch], micro_batches: list[list[range]], meter: Meter
+    ) -> list[Readback]:
+        """Accumulate the gradient of the whole batch; `head_losses`'s stats of this process's parts of it."""
         counts = self.reader.head_counts(self.iteration, len(self.ranges))
-        stats = torch.zeros(len(self.ranges), 3, dtype=torch.float64)
         readbacks: list[Readback] = []
         for reads in micro_batches:
             parts = []
             for _ in reads:
                 with meter.waiting():
                     batch = next(batches)
-                parts.append(self.ready(batch))
+                parts.append(self.feed(batch))
             readbacks += self.accumulate(join(parts), counts, last=reads is micro_batches[-1])
-        for readback in readbacks:
-            stats += readback.wait()
-        return self.world.sum(stats)
+        return readbacks
 
     def accumulate(self, samples: Samples, counts: Sequence[int], last: bool) -> list[Readback]:
         """Add the gradient of one micro-batch; processes exchange gradients with the last one.
@@ -303,21 +305,22 @@ class Trainer:
             return contextlib.nullcontext()
         return self.parallel.no_sync()
 
-    def check_finite(self, stats: Tensor, lr: float) -> None:
-        """End every process if the loss of the iteration is not finite."""
-        loss = float(mean_losses(stats).sum())
-        if not torch.isfinite(mean_losses(stats)).all():
-            cause = self.largest_input()
+    def read(self, meter: Meter) -> None:
+        """Wait for the losses of the iterations so far; end every process if one is not finite."""
+        try:
+            meter.read(self.world.sum)
+        except NotFinite as found:
+            cause = self.largest_input(found.iteration - 1)
             self.world.fail(
-                f"the loss is {loss} at iteration {self.iteration + 1} (learning rate {lr:g}): stopped before the "
-                f"update; {cause}try a smaller --learning-rate, --clip or --warmup; "
-                f"the run's checkpoints in {self.run.folder} are intact"
+                f"the loss is {found.loss} at iteration {found.iteration} (learning rate {found.lr:g}): stopped before "
+                f"the update of iteration {self.iteration + 1}; {cause}try a smaller --learning-rate, --clip or "
+                f"--warmup; the run's checkpoints in {self.run.folder} are intact"
             )
 
-    def largest_input(self) -> str:
-        """Which of this process's samples of the iteration has values that no sound shard gives; "" if none has."""
+    def largest_input(self, iteration: int) -> str:
+        """Which of this process's samples of an iteration has values that no sound shard gives; "" if none has."""
         for index in self.indices:
-            key = (self.iteration, index)
+            key = (iteration, index)
             batch = self.reader.__getitems__([key])
             largest = float(network_input(batch, self.spec, "cpu").abs().max())
             if not largest <= LARGEST_INPUT:
@@ -325,6 +328,11 @@ class Trainer:
                 where = source.address if isinstance(source, Shard) else source
                 return f"values of up to {largest:g} come from {where}: check it (python -m pipeline verify), or "
         return ""
+
+    def flush(self, meter: Meter) -> None:
+        """Log the iterations so far."""
+        self.read(meter)
+        meter.flush()
 
     def stop_signal(self, interrupt: Interrupt) -> int:
         """The signal that any process has received, or 0."""
@@ -347,20 +355,11 @@ class Trainer:
     # --- batches and logits -----------------------------------------------------------------------------------------
 
     def loading(
-        self, reader: SampleReader, schedule: Iterable[list[Key]], samples: int
+        self, reader: SampleReader, schedule: Iterable[list[Key]]
     ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
         """Batches in the schedule's order; see `train.loader`."""
-        workers = self.options.worker_count(self.world.place.processes_here)
-        return loading(reader, schedule, samples, workers, self.world.device.type == "cuda")
-
-    def ready(self, batch: Batch) -> Samples:
-        """A batch of bytes as the network's input, on the device."""
-        device, batch = self.world.device, unpack(batch)
-        with torch.no_grad():
-            inputs = network_input(batch, self.spec, device)
-            # Every snippet has its own dropout masks.
-            keys = batch.key[:, None] + torch.arange(inputs.shape[1]) * (1 << 32)
-            return Samples(inputs, batch.label.to(device), batch.head.to(device), keys.to(device))
+        threads = self.options.worker_count(self.world.place.processes_here)
+        return loading(reader, schedule, threads, self.world.device)
 
     def logits(self, network: nn.Module, samples: Samples) -> Tensor:
         """Logits of every sample, averaged over its snippets: float32[B,classes]."""
@@ -379,9 +378,10 @@ class Trainer:
         if log is not None:
             log.add({"iteration": self.iteration, "validation": results})
         for name, result in results.items():
+            top5 = f", top-5 {result['top5']:.1%}" if len(self.data.heads[name]) > 5 else ""
             self.say(
                 f"iteration {self.iteration}: validation {name} loss {result['loss']:.4f} "
-                f"error top-1 {1 - result['accuracy']:.1%} top-5 {1 - result['top5']:.1%}"
+                f"accuracy {result['accuracy']:.1%}{top5}"
             )
         accuracy = next(iter(results.values()))["accuracy"] if results else 0.0
         if accuracy > self.progress.get("best_accuracy", -1.0):
@@ -399,10 +399,13 @@ class Trainer:
         chunks = [[(0, index) for index in mine[i : i + size]] for i in range(0, len(mine), size)]
         totals = torch.zeros(len(self.ranges), 4, dtype=torch.float64)
         self.network.eval()
-        with torch.no_grad(), self.loading(reader, chunks, size) as batches:
-            for batch in batches:
-                samples = self.ready(batch)
-                totals += validation_stats(self.logits(self.network, samples), samples, self.ranges)
+        with torch.no_grad(), self.loading(reader, chunks) as batches:
+            read = [
+                (Readback(self.logits(self.network, self.feed(batch))), batch.label, batch.head)
+                for batch in batches
+            ]
+        for logits, label, head in read:
+            totals += validation_stats(logits.wait(), label, head, self.ranges)
         return self.world.sum(totals)
 
     # --- files ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ are counted from 0; channel 2k is x and 2k + 1 is y of the k-th field.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import InputError
+from train.memory import volume_memory
 from train.volume_spec import VolumeSpec
 
 
@@ -39,8 +41,8 @@ class RawFlow(NamedTuple):
     zoom: Tensor
 
     def to(self, device: torch.device | str) -> RawFlow:
-        """The same on another device; copies from pinned memory do not block."""
-        return RawFlow(*(tensor.to(device, non_blocking=True) for tensor in self))
+        """The same on another device, without waiting for the copies."""
+        return RawFlow(*(upload(tensor, device) for tensor in self))
 
 
 class RawFrames(NamedTuple):
@@ -50,8 +52,15 @@ class RawFrames(NamedTuple):
     size: Tensor
 
     def to(self, device: torch.device | str) -> RawFrames:
-        """The same on another device; copies from pinned memory do not block."""
-        return RawFrames(*(tensor.to(device, non_blocking=True) for tensor in self))
+        """The same on another device, without waiting for the copies."""
+        return RawFrames(*(upload(tensor, device) for tensor in self))
+
+
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on a device; the copy is queued, by way of pinned memory for a GPU."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def position_count(spec: VolumeSpec, frames: int, flows: int, step: int = 1) -> int:
@@ -83,13 +92,29 @@ def flow_indices(
     """
     if not 0 <= position < position_count(spec, 0, flows, step):
         raise ValueError(f"position {position} of a video with {flows} flows and L = {spec.length}")
+    return flow_index_table(spec, np.array(position), np.array(flows), np.array(step))
+
+
+def flow_index_table(
+    spec: VolumeSpec,
+    positions: npt.NDArray[np.int64],
+    flows: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`flow_indices` of many positions: int64[...,forward flows], int64[...,backward flows].
+
+    Args:
+        spec: what a volume holds.
+        positions: int64[...], each within its video's `position_count`.
+        flows, steps: of each position's video; shapes that broadcast with positions'.
+    """
     ahead = {"forward": spec.length, "both": spec.length // 2, "backward": 0}[spec.direction]
     back = spec.length - ahead
-    frame = position + back * step
-    if flows <= (spec.length - 1) * step:
-        frame = {"forward": 0, "both": flows // 2, "backward": flows - 1 + step}[spec.direction]
-    forward = np.minimum(frame + step * np.arange(ahead), flows - 1)
-    backward = np.maximum(frame - step * np.arange(1, back + 1), 0)
+    short = {"forward": np.zeros_like(flows), "both": flows // 2, "backward": flows - 1 + steps}
+    frame = np.where(flows <= (spec.length - 1) * steps, short[spec.direction], positions + back * steps)
+    frame, steps, last = frame[..., None], np.asarray(steps)[..., None], np.asarray(flows)[..., None] - 1
+    forward = np.minimum(frame + steps * np.arange(ahead), last)
+    backward = np.maximum(frame - steps * np.arange(1, back + 1), 0)
     return forward, backward
 
 
@@ -129,12 +154,14 @@ def dequantise(levels: Tensor, table: Tensor, scale: Tensor, offset: Tensor) -> 
     planes = levels.reshape(len(values), -1)
     if levels.device.type == "cpu":
         # Several times as fast as a gather in torch, which has no byte indices.
-        import cv2
+        from pipeline.codec_kernels import look_up
 
-        flow = np.empty(planes.shape, np.float32)
-        for out, plane, of in zip(flow, planes.numpy(), values.numpy(), strict=True):
-            cv2.LUT(plane, of, dst=out)
-        return torch.from_numpy(flow).view(levels.shape)
+        flow = volume_memory(levels.shape, levels.device)
+        for out, plane, of in zip(
+            flow.view(planes.shape).numpy(), planes.numpy(), values.numpy(), strict=True
+        ):
+            look_up(plane, of, out)
+        return flow
     start = torch.arange(len(values), dtype=torch.int32, device=levels.device).mul_(256)
     index = planes.to(torch.int32).add_(start[:, None])
     return values.view(-1).index_select(0, index.view(-1)).view(levels.shape)
@@ -207,12 +234,21 @@ def frame_volume(raw: RawFrames, spec: VolumeSpec, noise: Tensor | None = None) 
         spec: its colour_mean and colour_std are used.
         noise: float32[...,3] in 0..255 units, added to every pixel of a frame (`train.augment.lighting_noise`).
     """
-    std = torch.tensor(spec.colour_std, device=raw.pixels.device)
-    shift = -torch.tensor(spec.colour_mean, device=raw.pixels.device)
+    mean, std = colour_statistics(spec.colour_mean, spec.colour_std, raw.pixels.device)
+    shift = -mean
     if noise is not None:
         shift = shift + noise
-    colours = raw.pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    channels_first = raw.pixels.movedim(-1, -3)
+    colours = volume_memory(channels_first.shape, raw.pixels.device).copy_(channels_first)
     return colours.mul_((1 / std)[:, None, None]).add_((shift / std)[..., None, None])
+
+
+@functools.lru_cache(maxsize=8)
+def colour_statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both as float32[3] on the device, copied there once."""
+    return upload(torch.tensor(mean), device), upload(torch.tensor(std), device)
 
 
 def volume(raw: RawFlow | RawFrames, spec: VolumeSpec, noise: Tensor | None = None) -> Tensor:
@@ -222,7 +258,12 @@ def volume(raw: RawFlow | RawFrames, spec: VolumeSpec, noise: Tensor | None = No
 
 def mirror(inputs: Tensor, spec: VolumeSpec) -> Tensor:
     """Horizontally flipped volumes [...,C,H,W]: columns reversed, and x components of flow negated."""
-    mirrored = inputs.flip(-1)
+    if inputs.device.type == "cpu":
+        mirrored = volume_memory(inputs.shape, inputs.device)
+        for out, one in zip(mirrored, inputs, strict=True):
+            out.copy_(one.flip(-1))
+    else:
+        mirrored = inputs.flip(-1)
     if spec.stream == "temporal":
         mirrored[..., 0::2, :, :].neg_()
     return mirrored
@@ -267,7 +308,7 @@ def cut(volumes: Tensor, boxes: npt.NDArray[np.int64] | Tensor, crop: int) -> Te
     if len(parts) == 1:
         return parts[0]
     order = np.argsort(np.concatenate(list(regions.values())))
-    return torch.cat(parts)[torch.as_tensor(order, device=volumes.device)]
+    return torch.cat(parts)[upload(torch.from_numpy(order), volumes.device)]
 
 
 def resize(volumes: Tensor, side: int) -> Tensor:
@@ -279,4 +320,4 @@ def resize(volumes: Tensor, side: int) -> Tensor:
 
 def mirror_where(inputs: Tensor, flip: Tensor, spec: VolumeSpec) -> Tensor:
     """Volumes [N,C,H,W], of which those with flip[N] set are flipped horizontally."""
-    return torch.where(flip.to(inputs.device)[:, None, None, None], mirror(inputs, spec), inputs)
+    return torch.where(upload(flip, inputs.device)[:, None, None, None], mirror(inputs, spec), inputs)

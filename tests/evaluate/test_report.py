@@ -78,7 +78,9 @@ def test_names_are_shown_as_text_never_as_markup(tmp_path: Path) -> None:
 def test_examples_are_right_and_mistakes_are_wrong() -> None:
     result = results.evaluate_split(both(), ["none"])
     predicted = result.rows[-1].scores.argmax(1)
-    examples, mistakes = report.pick_examples(result), report.pick_mistakes(result)
+    examples, mistakes = (
+        pick(result, result.rows[-1]) for pick in (report.pick_examples, report.pick_mistakes)
+    )
     assert examples
     assert mistakes
     assert all(predicted[video] == result.labels[video] for video in examples)

@@ -21,7 +21,7 @@ from evaluate import commands, inference, score, score_file
 from evaluate.__main__ import main
 from evaluate.inference import Compute
 from evaluate.score import Measurement
-from evaluate.score_file import Scores
+from evaluate.score_file import Scores, read_scores
 from evaluate.views import Views
 from pipeline.atomic import is_temporary
 from pipeline.catalog import load_dataset
@@ -166,6 +166,23 @@ def test_interrupted_scoring_goes_on_where_it_stopped(
     assert merged is not None
     assert measurement.file.exists()
     assert not measurement.parts.exists()
+
+
+def test_score_files_are_read_once_and_scores_of_other_tasks_are_found(
+    own_data: DatasetPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurement = measurement_of(own_data, "spatial", Views(2, 1))
+    assert scored(measurement, None, 0, 3) is None
+    state, read = score.scoring_state(measurement), []
+    monkeypatch.setattr(score_file, "read_scores", lambda path: read.append(path) or read_scores(path))
+    assert scored(measurement, None, 1, 3) is None
+    read.clear()
+    after = score.score(measurement, state, None, 2, 3)
+    assert not after.todo
+    assert after.scored is not None
+    assert set(after.scored.videos) == set(measurement.videos)
+    parts = [path for path in read if path.name.startswith("part-")]
+    assert len(parts) == len(set(parts)) == 2  # what tasks 1 and 2 have written since the state was taken
 
 
 def test_scores_of_another_checkpoint_are_made_again(own_data: DatasetPaths) -> None:

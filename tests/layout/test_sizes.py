@@ -16,6 +16,7 @@ KERNEL_MODULES = (
     "extract_flow.brox.cpu",
     "extract_flow.tvl1.cpu",
     "pipeline.codec_kernels",
+    "pipeline.decoder_kernels",
     "pipeline.jpeg_kernel",
 )
 """Modules of compiled loops, by the beginning of their names."""

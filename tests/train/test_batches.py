@@ -1,9 +1,8 @@
-"""From shards and images to batches: what a worker hands over is what the reader of shards gives."""
+"""From shards and images to batches: they hold what the reader of shards gives."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import cv2
@@ -12,28 +11,20 @@ import pytest
 import torch
 from made_shards import make_shard
 from tiny_dataset import RECIPE
-from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
 from pipeline.shard import open_shard
 from train.batches import (
-    Batch,
     Item,
-    Ring,
-    Slot,
     TrainingReader,
     ValidationReader,
-    _rings,
-    ignore_signals,
     network_input,
+    read_distinct,
     read_image,
     read_volumes,
     shard_positions,
-    unpack,
 )
-from train.loader import as_it_is
 from train.recipe import Recipe
-from train.sampler import Schedule
 from train.volume import RawFlow, VolumeSpec, cut, flow_indices, flow_volume, mirror, volume
 
 SIZES = ((18, 33), (26, 20), (18, 33), (21, 21))
@@ -171,6 +162,52 @@ def test_a_damaged_stream_is_named(tmp_path: Path) -> None:
         read_volumes(shard, VolumeSpec(length=3), [0])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"segments": 4, "flip": False},
+        {"cut": "corner", "scales": (1.0, 0.75, 0.5)},
+        {"scales": (1.0, 0.66), "segments": 30},
+        {"stream": "spatial", "lighting": 0.3},
+    ],
+)
+def test_samples_drawn_together_are_those_drawn_one_by_one(
+    items: list[Item], changes: dict[str, object]
+) -> None:
+    """Against NumPy's own generators, in numbers at which rejected draws occur."""
+    recipe = dataclasses.replace(RECIPE, **{"crop": 8, "short_side": 12, **changes})  # type: ignore[arg-type]
+    spec = recipe.volume("spatial" if recipe.stream == "spatial" else "temporal")
+    for some in (items, items[:1]):
+        reader = TrainingReader(some, spec, recipe)
+        keys = [(iteration, index) for iteration in (0, 7, 80_000) for index in range(100)]
+        for key, found in zip(keys, reader.samples(keys), strict=True):
+            expected = reader.sample(key)
+            assert found.positions.tolist() == expected.positions.tolist()
+            assert (found.item, found.box, found.flip, found.key) == (
+                expected.item, expected.box, expected.flip, expected.key,
+            )  # fmt: skip
+            assert found.noise.tobytes() == expected.noise.tobytes() or not recipe.lighting
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"direction": "both"}, {"direction": "backward"}, {"stream": "spatial"}]
+)
+def test_distinct_fields_make_the_same_volumes(items: list[Item], changes: dict[str, str]) -> None:
+    spec = VolumeSpec(**{"crop": 8, "short_side": 12, "length": 4, **changes})  # type: ignore[arg-type]
+    for item in items:
+        positions = np.unique(np.linspace(0, shard_positions(item.source, spec) - 1, 5).astype(np.int64))
+        distinct = read_distinct(item.source, spec, positions)
+        used = np.unique(distinct.rows)
+        assert used.tolist() == list(range(len(distinct.raw.size)))
+        expected = volume(read_volumes(item.source, spec, positions), spec)
+        for start, stop in ((0, len(positions)), (len(positions) // 2, len(positions))):
+            part = distinct.part(start, stop)
+            fields = volume(part.raw, part.spec)
+            found = fields[torch.from_numpy(part.rows)].flatten(1, 2)
+            assert torch.equal(found, expected[start:stop])
+
+
 def test_a_flipped_bit_that_still_decodes_is_an_error(tmp_path: Path) -> None:
     path = make_shard(tmp_path / "a.h5", "C/a", flows=3)
     shard = open_shard(path)
@@ -220,60 +257,3 @@ def test_batches_of_images_hold_their_crops(tmp_path: Path) -> None:
     mean, std = torch.tensor(spec.colour_mean), torch.tensor(spec.colour_std)
     for label, image in zip(batch.label.tolist(), inputs[:, 0], strict=True):
         torch.testing.assert_close(image[:, 0, 0], (torch.tensor(colours[label]) - mean) / std)
-
-
-# --- what workers hand over ---
-
-
-def loader(reader: TrainingReader, schedule: Schedule, workers: int) -> DataLoader[Batch]:
-    return DataLoader(
-        reader,
-        batch_sampler=schedule,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=as_it_is,  # type: ignore[arg-type]
-        worker_init_fn=ignore_signals,
-        prefetch_factor=2,
-        multiprocessing_context="fork",
-    )
-
-
-@pytest.mark.parametrize("room", ["enough", "too little"])
-def test_memory_that_workers_use_again_holds_the_right_batches(items: list[Item], room: str) -> None:
-    """Many more batches than slots; each is compared when it was taken, and again when the next one was."""
-    spec = RECIPE.volume("temporal")
-    reader = TrainingReader(items, spec, RECIPE)
-    schedule = Schedule(range(6), 6, 0, 24, read=3)
-    reader.share_memory(2, 2, schedule.largest if room == "enough" else 1)
-    before = expected = None
-    for keys, found in zip(schedule, map(unpack, loader(reader, schedule, 2)), strict=True):
-        if before is not None:
-            assert torch.equal(network_input(before, spec, "cpu"), expected)
-        own = reader.__getitems__(keys)
-        expected = network_input(own, spec, "cpu")
-        assert torch.equal(network_input(found, spec, "cpu"), expected)
-        for ours, theirs in zip(found[1:], own[1:], strict=True):
-            assert torch.equal(ours, theirs)
-        before = found
-
-
-def test_pinned_memory_is_a_copy_of_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    ring = Ring(workers=1, prefetch=2, size=12)
-    assert ring.slots == 4
-    monkeypatch.setitem(_rings, 7, ring)
-    ring.view(0, 3, (3, 4)).fill_(5)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    pinned = Slot(7, 0, 3, (3, 4)).pin_memory()
-    ring.view(0, 3, (3, 4)).fill_(6)
-    assert (pinned == 5).all()
-    assert not ring.view(0, 2, (12,)).any()
-
-
-@pytest.mark.timeout(60)
-def test_workers_do_not_wait_for_opencvs_threads_of_their_parent(items: list[Item]) -> None:
-    """A thread pool that sleeps in the parent has no threads in a worker, which used to wait for them for ever."""
-    cv2.setNumThreads(4)
-    cv2.warpAffine(np.zeros((2048, 2048), np.float32), np.eye(2, 3), (2048, 2048))
-    time.sleep(0.3)  # until the pool's threads have stopped spinning and sleep
-    reader = TrainingReader(items, RECIPE.volume("temporal"), RECIPE)
-    batches = iter(loader(reader, Schedule(range(6), 6, 0, 2), 1))
-    assert len(list(batches)) == 2
