@@ -220,6 +220,7 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         },
         "missing": list(dataset.missing),
     }
+    atomic.sweep(paths.root)
     with atomic.writing(paths.record) as temporary:
         text = json.dumps(checked_json.with_checksum(record), ensure_ascii=False, separators=(",", ":"))
         temporary.write_text(text, encoding="utf-8")

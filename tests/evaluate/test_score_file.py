@@ -217,7 +217,7 @@ def plausible_value(file: h5py.File) -> None:
         (settings_are_a_list, "not a mapping"),
         (array_of_texts, "'dataset' is not a single value"),
         (external, "not stored contiguously"),
-        (virtual, "not stored contiguously"),
+        (virtual, "has 0 bytes, which are not those of its 5 values"),
         (other_type, "'views' is not of type int32"),
         (plausible_value, "fail their checksum"),
     ],
