@@ -347,8 +347,37 @@ def _fusion_name(kind: Fusion, on: ScoreKind) -> str:
     return names[kind] + (" (logits)" if on == "logits" and kind != "svm" else "")
 
 
-def _split_as_dict(result: SplitResult) -> dict[str, Any]:
+def _row_as_dict(result: SplitResult, row: Row) -> dict[str, Any]:
     classes = result.classes
+    return {
+        "name": row.name,
+        "how": row.note,
+        "accuracy": row.metrics.accuracy,
+        "accuracy_interval": _interval(row.metrics.accuracy_interval),
+        "training_accuracy": row.training,
+        "cross_validated_accuracy": row.cross_validated,
+        "top5": row.metrics.top5 if result.shows_top5 else None,
+        "mean_class_recall": row.metrics.mean_class_recall,
+        "mean_class_recall_interval": _interval(row.metrics.mean_class_recall_interval),
+        "mean_class_top5": row.metrics.mean_class_top5 if result.shows_top5 else None,
+        "class_recall": {
+            name: None if np.isnan(value) else value
+            for name, value in zip(classes, row.metrics.class_recall.tolist(), strict=True)
+        },
+        "confusion": row.metrics.confusion.tolist(),
+        "most_confused": [
+            {
+                "true": classes[pair.true],
+                "predicted": classes[pair.predicted],
+                "videos": pair.videos,
+                "share": pair.share,
+            }
+            for pair in metrics.most_confused(row.metrics.confusion)
+        ],
+    }
+
+
+def _split_as_dict(result: SplitResult) -> dict[str, Any]:
     single = len(result.streams)
     return {
         "split": result.split,
@@ -365,35 +394,7 @@ def _split_as_dict(result: SplitResult) -> dict[str, Any]:
             }
             for stream in result.streams
         ],
-        "rows": [
-            {
-                "name": row.name,
-                "how": row.note,
-                "accuracy": row.metrics.accuracy,
-                "accuracy_interval": _interval(row.metrics.accuracy_interval),
-                "training_accuracy": row.training,
-                "cross_validated_accuracy": row.cross_validated,
-                "top5": row.metrics.top5 if result.shows_top5 else None,
-                "mean_class_recall": row.metrics.mean_class_recall,
-                "mean_class_recall_interval": _interval(row.metrics.mean_class_recall_interval),
-                "mean_class_top5": row.metrics.mean_class_top5 if result.shows_top5 else None,
-                "class_recall": {
-                    name: None if np.isnan(value) else value
-                    for name, value in zip(classes, row.metrics.class_recall.tolist(), strict=True)
-                },
-                "confusion": row.metrics.confusion.tolist(),
-                "most_confused": [
-                    {
-                        "true": classes[pair.true],
-                        "predicted": classes[pair.predicted],
-                        "videos": pair.videos,
-                        "share": pair.share,
-                    }
-                    for pair in metrics.most_confused(row.metrics.confusion)
-                ],
-            }
-            for row in result.rows
-        ],
+        "rows": [_row_as_dict(result, row) for row in result.rows],
         "disagreement": [
             {
                 "first": result.rows[a].name,
