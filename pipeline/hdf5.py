@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import stat
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 OLDEST_SUPERBLOCK = 2
 """Of HDF5 1.8: from there on the metadata have checksums."""
 LONGEST_TEXT = 1 << 16
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Invalid(Exception):
@@ -332,12 +334,25 @@ def new_file(path: Path) -> Iterator[h5py.File]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold back the signals that end a command: HDF5 (2.0) crashes at the end of a process that left a file open."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    """Hold back the signals that end a command: HDF5 (2.0) crashes at the end of a process that left a file open.
+
+    Their handlers are exchanged, since masking would only pass them on to another thread, such as NumPy's.
+    """
+    if threading.current_thread() is not threading.main_thread():  # in which alone handlers run
+        yield
+        return
+    held: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    handlers = {number: handler for number, handler in handlers.items() if handler is not None}
     try:
+        for number in handlers:
+            signal.signal(number, lambda number, frame: held.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for received in held:
+            signal.raise_signal(received)
 
 
 def write_arrays(
