@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from pipeline import catalog
 from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups
-from pipeline.errors import InputError, command_errors
+from pipeline.errors import InputError, Unreadable, command_errors
 from pipeline.groups import GroupRule, fold_splits, pattern_group, ucf_group
 from pipeline.lists import (
     SIDES,
@@ -138,8 +139,16 @@ class Header:
     fault: str = ""
 
 
+SYSTEM_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
+"""Errors that say nothing about the video: a record without its frame count would last, the fault does not."""
+
+
 def probe(path: Path) -> Header:
-    """Frames and size from the header, without decoding; good enough to balance work, not to rely on."""
+    """Frames and size from the header, without decoding; good enough to balance work, not to rely on.
+
+    Raises:
+        Unreadable: the system did not let the file be read now, out of file handles for example.
+    """
     from av.error import FFmpegError
 
     from pipeline.container import count_packets, open_video
@@ -155,10 +164,13 @@ def probe(path: Path) -> Header:
             if not frames:
                 frames = count_packets(path, [stream.index]).total()
             return Header(frames or None, stream.width or None, stream.height or None)
-    except InputError as error:
-        return Header(fault=str(error).removeprefix(f"{path}: "))
-    except (FFmpegError, OSError, ValueError) as error:
-        return Header(fault=getattr(error, "strerror", None) or str(error))
+    except (InputError, FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+        if any(getattr(cause, "errno", None) in SYSTEM_FAULTS for cause in (error, error.__cause__)):
+            raise Unreadable(
+                f"{path}: could not be read: {reason}; nothing was recorded, import again once that is mended"
+            ) from error
+        return Header(fault=reason)
 
 
 def probe_pictures(folder: Path) -> Header:

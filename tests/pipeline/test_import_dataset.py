@@ -7,6 +7,8 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -663,6 +665,28 @@ def test_frames_and_sizes_come_from_headers_and_folders(tmp_path: Path) -> None:
         "a/four": (None, None, None),
     }
     assert any("1 video whose header cannot be read: a/four: " in note for note in imported.notes)
+
+
+def test_a_system_out_of_file_handles_stops_an_import_instead_of_recording_videos_without_counts(
+    tmp_path: Path,
+) -> None:
+    film(tmp_path / "a/one.avi", 7)
+    program = (
+        "import os, resource, sys; from pathlib import Path; import cv2, h5py, numpy, av, av.error;"
+        "from pipeline.import_dataset import probe; from pipeline.errors import Unreadable\n"
+        "probe(Path(sys.argv[1]))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1,) * 2)\n"
+        "try: probe(Path(sys.argv[1]))\n"
+        "except Unreadable as error: print(error)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a/one.avi")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "one.avi: could not be read: " in ran.stdout
+    assert "oo many open files" in ran.stdout
 
 
 def test_known_counts_go_before_headers(tmp_path: Path) -> None:
