@@ -37,7 +37,7 @@ from evaluate.result_folder import claim
 from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic, hdf5
-from pipeline.errors import DiskFull, InputError
+from pipeline.errors import DiskFull, InputError, OtherFormat
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
@@ -242,7 +242,7 @@ def is_hdf5(path: Path) -> bool:
 
 
 def prepare(path: Path, overwrite: bool) -> None:
-    """Make way for features: InputError if an HDF5 file is there and may not be replaced.
+    """Make way for features: InputError if an HDF5 file is there and may not be replaced, as no later version's may.
 
     With --overwrite, what is there of an earlier run is removed.
     """
@@ -251,9 +251,27 @@ def prepare(path: Path, overwrite: bool) -> None:
             raise InputError(
                 f"{path}: is there already: replace it with --overwrite, or name another with --output"
             )
+        _check_version(path)
         path = parts_of(path)
     if overwrite and (path / ABOUT).is_file():
         shutil.rmtree(path)
+
+
+def _check_version(path: Path) -> None:
+    """Raise OtherFormat if an HDF5 file that is there holds features of a later version."""
+    try:
+        with hdf5.reading(path) as (file, _):
+            root = hdf5.subgroup(file, "/")
+            later = (
+                hdf5.attribute(root, "format", str) == FORMAT
+                and hdf5.attribute(root, "version", int) > VERSION
+            )
+    except (hdf5.Invalid, FileNotFoundError):
+        return
+    if later:
+        raise OtherFormat(
+            f"{path}: features of a later version than {VERSION}; it was left as it is: name another with --output"
+        )
 
 
 def parts_of(path: Path) -> Path:

@@ -22,7 +22,7 @@ from evaluate.inference import Compute, load_network, logits_forward, video_scor
 from evaluate.score_file import Scores
 from evaluate.views import Views
 from pipeline import atomic, catalog
-from pipeline.errors import InputError, Unreadable
+from pipeline.errors import InputError, OtherFormat, Unreadable
 from pipeline.groups import training_folds
 from pipeline.plan import share
 from pipeline.runs import RunPaths
@@ -244,7 +244,18 @@ def merge(measurement: Measurement, state: ScoringState) -> ScoringState:
 
 
 def discard(measurement: Measurement) -> None:
-    """Delete what was scored, so that everything is scored again."""
+    """Delete what was scored, so that everything is scored again.
+
+    Raises:
+        OtherFormat: there is a file of a later version among it; nothing is deleted.
+    """
+    for path in _score_files(measurement):
+        try:
+            score_file.read_scores(path)
+        except OtherFormat:
+            raise
+        except InputError:
+            continue
     measurement.file.unlink(missing_ok=True)
     _remove_parts(measurement.parts)
 
@@ -301,19 +312,18 @@ def _collect(
     """Everything scored so far by this checkpoint with these views, of videos still on the list, and the files read.
 
     A file that is damaged, or that another checkpoint made, does not count: its videos are scored again, and merging
-    replaces it. Raises Unreadable if the system does not let a file be read: what is in it may be good. Files that were
-    read `before`, and are unchanged, are not read again.
+    replaces it. Raises Unreadable if the system does not let a file be read, and OtherFormat if a later version wrote
+    it: what is in it may be good. Files that were read `before`, and are unchanged, are not read again.
     """
     wanted, read = measurement.empty(), dict(before.read) if before else {}
     found = [before.scored] if before and before.scored else []
-    parts = sorted(measurement.parts.glob("part-*.h5")) if measurement.parts.is_dir() else []
-    for path in [measurement.file, *parts]:
+    for path in _score_files(measurement):
         try:
             written = path.stat().st_mtime_ns
             if read.get(path) == written:
                 continue
             scores = score_file.read_scores(path)
-        except Unreadable:
+        except (Unreadable, OtherFormat):
             raise
         except (InputError, FileNotFoundError):
             continue
@@ -326,6 +336,12 @@ def _collect(
     return merged.take(
         np.array([row for row, video in enumerate(merged.videos) if video in listed], np.int64)
     ), read
+
+
+def _score_files(measurement: Measurement) -> list[Path]:
+    """The score file, whether it is there or not, and the parts that are not merged yet."""
+    parts = sorted(measurement.parts.glob("part-*.h5")) if measurement.parts.is_dir() else []
+    return [measurement.file, *parts]
 
 
 def _remove_parts(folder: Path) -> None:

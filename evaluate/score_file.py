@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from evaluate import score_file_v1
 from pipeline import atomic, hdf5
-from pipeline.errors import Damaged, InputError
+from pipeline.errors import Damaged, InputError, OtherFormat
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.runs import STREAMS
 from pipeline.text import first_line
@@ -121,7 +121,8 @@ def read_scores(path: Path) -> Scores:
     """Read and check a score file.
 
     Raises:
-        InputError: no such file, or not a score file of this version.
+        InputError: no such file.
+        OtherFormat: not a score file of a version that can be read.
         Unreadable: the system did not let it be read.
         Damaged: its bytes are not what was written, or its parts do not fit together.
     """
@@ -133,7 +134,9 @@ def read_scores(path: Path) -> Scores:
     except FileNotFoundError:
         raise InputError(f"{path}: no such score file; make it with: python -m evaluate score") from None
     except Foreign as error:
-        raise InputError(f"{path}: {error}") from error
+        raise OtherFormat(
+            f"{path}: {error}; it was left as it is: use the program that wrote it, or move it away"
+        ) from error
     except Invalid as error:
         raise Damaged(f"{path}: not a readable score file ({error}); score again with --overwrite") from error
 

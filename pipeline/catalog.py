@@ -5,6 +5,7 @@ A video's identity is `class/stem`. The record is one JSON file per dataset; not
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import atomic, checked_json
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OtherFormat
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
 from pipeline.text import quoted, some
 
@@ -192,9 +193,11 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
         data: the data root, see `pipeline.paths`.
 
     Raises:
+        OtherFormat: there is a record of a later version, which stays.
         InputError: the record cannot be written.
     """
     paths = DatasetPaths(data_root(data), dataset.name)
+    check_replaceable(paths.record)
     root = root.absolute()
     record = {
         "format": FORMAT,
@@ -227,10 +230,32 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
     return paths.record
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise OtherFormat if a record that is there is of a later version; a damaged one may be replaced."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        _check_version(json.loads(path.read_text(encoding="utf-8")), path)
+
+
+def _check_version(record: Any, path: Path) -> None:
+    """Raise OtherFormat for a record of a later version whose checksum matches."""
+    if (
+        not isinstance(record, dict)
+        or record.get("format") != FORMAT
+        or type(record.get("version")) is not int
+    ):
+        return
+    if record["version"] > VERSION and checked_json.fault(record, record) is None:
+        raise OtherFormat(
+            f"{path}: the dataset's record has version {record['version']}, and this program reads version {VERSION}; "
+            "it was left as it is: use the program that wrote it, or choose another name"
+        )
+
+
 def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Dataset:
     """The dataset of that name.
 
     Raises:
+        OtherFormat: its record is of a later version.
         InputError: it is not known (the message names the command that makes it known), or its record is damaged.
     """
     paths = DatasetPaths(data_root(data), name)
@@ -247,6 +272,7 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
         raise InputError(f"{paths.record}: the dataset's record cannot be read: {error}") from error
     try:
         record = json.loads(text)
+        _check_version(record, paths.record)
         dataset = parse_record(record, name, paths.root)
         if fault := checked_json.fault(record, KEYS):
             raise ValueError(fault)

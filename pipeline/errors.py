@@ -27,6 +27,10 @@ class DiskFull(InputError):
     """The disk is full or the quota used up, so that nothing else can be written either."""
 
 
+class OtherFormat(InputError):
+    """A sound file of another version or of another program: it cannot be used, and nothing replaces or removes it."""
+
+
 class Damaged(InputError):
     """The bytes of a file were read, and are not what was written."""
 

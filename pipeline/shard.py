@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pipeline import hdf5
 from pipeline.codec import BLOCK, Floats, Levels, image_size, lowest_level, value_table
 from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
-from pipeline.errors import Damaged, InputError
+from pipeline.errors import Damaged, InputError, OtherFormat
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.text import shortened
 
@@ -439,7 +439,7 @@ def opened(address: ShardAddress) -> Iterator[tuple[Any, SourceFile]]:
             f"{address.file}: no such shard; extract the video first (python -m extract_flow)"
         ) from error
     except Foreign as error:
-        raise InputError(f"{address}: {error}; it was left as it is") from error
+        raise OtherFormat(f"{address}: {error}; it was left as it is") from error
     except Invalid as error:
         raise damaged(address, str(error)) from error
 

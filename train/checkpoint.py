@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pipeline import atomic
 from pipeline.catalog import choose_dataset
-from pipeline.errors import Damaged, InputError
+from pipeline.errors import Damaged, InputError, OtherFormat
 from pipeline.hdf5 import unreadable
 from pipeline.options import DatasetOptions
 from pipeline.paths import DatasetPaths, data_root
@@ -193,7 +193,8 @@ def load_checkpoint(path: str | Path, optimiser: bool = False) -> Checkpoint:
 
     Raises:
         Unreadable: the system did not let it be read.
-        InputError: nothing there, damaged, or not a checkpoint of this program.
+        OtherFormat: of a later version, or not a checkpoint of this program.
+        InputError: nothing there, or damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -205,12 +206,13 @@ def from_archive(path: Path, values: Mapping[str, Any], optimiser: bool = False)
     """The checkpoint in the mapping that `read_archive` found in a file; every value is checked.
 
     Raises:
-        InputError: not a checkpoint of this program, or damaged.
+        OtherFormat: of a later version, or not a checkpoint of this program.
+        Damaged: a value is missing, or is none that this program writes.
     """
     if values.get("format") != FORMAT:
-        raise InputError(f"{path}: expected a checkpoint of `python -m train`, found another file")
+        raise OtherFormat(f"{path}: expected a checkpoint of `python -m train`, found another file")
     if values.get("version") not in READABLE:
-        raise InputError(
+        raise OtherFormat(
             f"{path}: expected a checkpoint of version {' or '.join(map(str, READABLE))}, found version "
             f"{values.get('version')!r}; read it with the program that wrote it"
         )

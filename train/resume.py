@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, Unreadable
+from pipeline.errors import InputError, OtherFormat, Unreadable
 from pipeline.request import Request
 from pipeline.runs import RunPaths, RunRecord
 from train.checkpoint import Checkpoint, load_checkpoint
@@ -31,6 +31,7 @@ def find_resumable(
 
     Raises:
         Unreadable: the system does not let a checkpoint be read.
+        OtherFormat: a later version of this program wrote one.
         InputError: a different configuration (the differences are listed), no checkpoint that can be read, or one
             where resuming was not wanted.
     """
@@ -45,7 +46,7 @@ def find_resumable(
     for path in found:
         try:
             checkpoint = load_checkpoint(path, optimiser=True)
-        except Unreadable:
+        except (Unreadable, OtherFormat):
             raise  # it may be good, and resuming from an older one would overwrite it
         except InputError as error:
             say(f"warning: {error}; trying the checkpoint before it")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from conftest import add_run
 
-from evaluate import commands, inference, score, score_file
+from evaluate import commands, features, inference, score, score_file
 from evaluate.__main__ import main
 from evaluate.inference import Compute
 from evaluate.score import Measurement
@@ -25,7 +25,7 @@ from evaluate.score_file import Scores, read_scores
 from evaluate.views import Views
 from pipeline.atomic import is_temporary
 from pipeline.catalog import load_dataset
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OtherFormat
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress, open_shard
@@ -207,6 +207,54 @@ def test_a_damaged_score_file_is_made_again(own_data: DatasetPaths) -> None:
     assert second is not None
     np.testing.assert_array_equal(first.logits, second.logits)
     assert score_file.read_scores(measurement.file).videos == first.videos
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_scores_of_a_later_version_are_neither_made_again_nor_replaced(
+    own_data: DatasetPaths, part: bool
+) -> None:
+    measurement = measurement_of(own_data, "spatial", Views(2, 1))
+    assert scored(measurement) is not None
+    path = measurement.parts / "part-later.h5" if part else measurement.file
+    path.parent.mkdir(exist_ok=True)
+    if part:
+        measurement.file.rename(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs.modify("version", score_file.VERSION + 1)
+    before = path.read_bytes()
+    arguments = ["score", "--dataset", "tiny", "--data", str(own_data.data), "--workers", "0"]
+    arguments += ["--run", "spatial-split1", "--frames", "2", "--crops", "1"]
+    for more in ([], ["--overwrite"]):
+        refused = CliRunner().invoke(main, [*arguments, *more])
+        assert refused.exit_code == 1
+        assert f"found 'two-stream scores' {score_file.VERSION + 1}; it was left as it is" in refused.output
+    assert path.read_bytes() == before
+    assert measurement.file.exists() is not part
+    with pytest.raises(OtherFormat):
+        score.discard(measurement)
+
+
+def test_features_of_a_later_version_are_not_replaced(own_data: DatasetPaths, tmp_path: Path) -> None:
+    output = tmp_path / "features.h5"
+    with h5py.File(output, "w", libver=("v110", "v110")) as file:
+        file.attrs["format"] = np.bytes_(features.FORMAT)
+        file.attrs["version"] = np.int64(features.VERSION + 1)
+    before = output.read_bytes()
+    arguments = [
+        "features",
+        "--dataset",
+        "tiny",
+        "--data",
+        str(own_data.data),
+        "--workers",
+        "0",
+        "--overwrite",
+    ]
+    arguments += ["--run", "spatial-split1", "--frames", "2", "--crops", "1", "--output", str(output)]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert "of a later version than 2; it was left as it is" in refused.output
+    assert output.read_bytes() == before
 
 
 def test_missing_shards_are_named_or_left_out_and_counted(own_data: DatasetPaths) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import catalog
+from pipeline import catalog, checked_json
 from pipeline.catalog import Dataset, Split, Video
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OtherFormat
 from pipeline.paths import DatasetPaths
 
 NAMES = ["it's 100%/a.b", "it's 100%/a.c", "-x/ü;#&[(!", '-x/ä "q"']
@@ -188,6 +188,24 @@ def test_a_flipped_bit_in_a_record_is_refused_or_changes_nothing(tmp_path: Path)
             assert catalog.load_dataset("mine", tmp_path / "data") == expected
         except InputError:
             continue
+
+
+def test_a_record_of_a_later_version_is_named_and_not_replaced(tmp_path: Path) -> None:
+    path = catalog.save(dataset(tmp_path), tmp_path, tmp_path)
+    record = json.loads(path.read_text())
+    del record[checked_json.KEY]
+    later = json.dumps(checked_json.with_checksum({**record, "version": 2, "new": 1}))
+    path.write_text(later)
+    for attempt in (
+        lambda: catalog.load_dataset("mine", tmp_path),
+        lambda: catalog.save(dataset(tmp_path), tmp_path, tmp_path),
+    ):
+        with pytest.raises(OtherFormat, match="has version 2, and this program reads version 1"):
+            attempt()
+    assert path.read_text() == later
+    path.write_text(later.replace('"version": 2', '"version": 3'))  # damage, which importing again mends
+    catalog.save(dataset(tmp_path), tmp_path, tmp_path)
+    assert catalog.load_dataset("mine", tmp_path) == dataset(tmp_path)
 
 
 def test_a_record_without_a_checksum_is_of_an_earlier_version(tmp_path: Path) -> None:

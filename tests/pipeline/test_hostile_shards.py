@@ -354,6 +354,17 @@ def test_too_few_file_handles_repair_nothing(folder: Path) -> None:
     assert done.stdout.count("[] could not be read: Too many open files") == 3, done.stdout + done.stderr
 
 
+def test_a_pack_of_a_later_version_is_left(packed: Path) -> None:
+    with h5py.File(packed, "r+", libver=("v110", "v110")) as file:
+        file.attrs.modify("version", 2)
+    before = {path: path.read_bytes() for path in packed.parent.rglob("*") if path.is_file()}
+    for command, *arguments in ([pack.command], [pack.command, "--unpack"], [verify.command, "--delete"]):
+        refused = invoke(command, packed.parent, *arguments)
+        assert refused.exit_code == 1
+        assert "it is a pack of version 2, and this program reads version 1" in refused.output
+    assert {path: path.read_bytes() for path in packed.parent.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("number", ["EIO", "ESTALE", "EACCES"])
 @pytest.mark.parametrize("deep", [(), ("--deep",)])
 def test_an_error_of_the_system_repairs_nothing(

@@ -24,7 +24,7 @@ from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
 from train.batches import TrainingReader, network_input
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import VERSION, load_checkpoint, save_checkpoint
 from train.distributed import Place, World
 from train.interrupt import RESUME_LATER
 from train.log import read_log
@@ -261,6 +261,19 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
     )
     # Iteration 5 was done twice, and is logged once.
     assert [record["iteration"] for record in read_log(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_newest_checkpoint_of_a_later_version_is_left_and_no_older_one_used(
+    material: TrainingData, tmp_path: Path
+) -> None:
+    run(tmp_path, material, checkpoint_every=2)
+    newest = RunPaths(tmp_path).checkpoints()[0]
+    values = torch.load(newest, weights_only=True)
+    torch.save({**values, "version": VERSION + 1}, newest)
+    before = newest.read_bytes()
+    with pytest.raises(InputError, match=f"found version {VERSION + 1}; read it with the program that wrote"):
+        run(tmp_path, material)
+    assert newest.read_bytes() == before
 
 
 def test_without_a_valid_checkpoint_nothing_is_overwritten(material: TrainingData, tmp_path: Path) -> None:
