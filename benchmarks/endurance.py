@@ -5,7 +5,7 @@ After every kill or fault: each file under its final name is whole and holds wha
 result. A bit flip must be refused or change nothing (else "silently different"). Nothing may hang, print a traceback or
 end by a signal that was not sent. Counts are printed by command; the exit status is 1 if one that must be 0 is not.
 
-    python benchmarks/endurance.py [--kills 500] [--faults 200] [--flips 10000] [--seconds 1500] [--seed 0]
+    python benchmarks/endurance.py [--kills 500] [--faults 200] [--flips 10000] [--seconds 1500] [--seed 0] [--report F]
 
 Commands run in forks of one process that has loaded everything, so that a run takes as long as its work: signals
 during the imports are not part of this. Faults come from tests/integration/faults.c, which needs cc.
@@ -21,9 +21,11 @@ import dataclasses
 import errno
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -123,10 +125,15 @@ class Ended:
 
 
 def started(stage: Stage, root: Path, fault: Mapping[str, str], again: bool = False) -> int:
-    """Fork a process that runs a command on the data in `root`; its number. Output goes to `root/output`."""
+    """Fork a process that runs a command on the data in `root`; its number. Output goes to `output_of(root)`.
+
+    Signals wait until the fork is within `try`: one that raised before would run this program's own clean-up there.
+    """
     sys.stdout.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return process
     try:
         os._exit(in_fork(stage, root, fault, again))
@@ -134,14 +141,20 @@ def started(stage: Stage, root: Path, fault: Mapping[str, str], again: bool = Fa
         os._exit(1)  # whatever a second signal interrupted, the fork never returns
 
 
+def output_of(root: Path) -> Path:
+    """Where the output of a command goes: beside its data, so that it can still be written when the disk is full."""
+    return root.with_name("output")
+
+
 def in_fork(stage: Stage, root: Path, fault: Mapping[str, str], again: bool) -> int:
     """Run a command as the whole of this process; its exit status."""
     os.setsid()
-    descriptor = os.open(root / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(output_of(root), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     os.environ["TWO_STREAM_DATA"] = str(root / "data")
     os.environ.update(fault)
     if fault:
@@ -180,7 +193,7 @@ def awaited(process: int, root: Path, begun: float) -> Ended:
         if status is None:
             os.waitpid(process, 0)
         status = None
-    output = root / "output"
+    output = output_of(root)
     return Ended(status, output.read_text(errors="replace") if output.exists() else "", seconds)
 
 
@@ -246,11 +259,7 @@ def content(root: Path) -> Content:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in RECORDS)
         for name in sorted(names):
             path = Path(parent, name)
-            if (
-                name.startswith(".")
-                or name in (*RECORDS, "output")
-                or name.endswith((SUFFIX_OF_PICTURES, PACK_SUFFIX))
-            ):
+            if name.startswith(".") or name in RECORDS or name.endswith((SUFFIX_OF_PICTURES, PACK_SUFFIX)):
                 continue
             if name.endswith(SUFFIX) and "shards" in path.parts:
                 continue
@@ -413,22 +422,27 @@ def prepare(work: Path, wanted: set[str]) -> list[Prepared]:
 
 
 class Counts:
-    """What was done and what went wrong, by command; the first cases are kept to be looked at."""
+    """What was done and what went wrong, by command; `report` is a file that always holds the table so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Path | None) -> None:
+        self.report = report
         self.done: collections.Counter[str] = collections.Counter()
+        self.refused: collections.Counter[str] = collections.Counter()
         self.wrong: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
 
-    def add(self, kind: str, how: str, faults: list[tuple[str, str]]) -> None:
+    def add(self, kind: str, how: str, ended: Ended, faults: list[tuple[str, str]]) -> None:
         self.done[kind] += 1
+        self.refused[kind] += ended.status != 0
         for fault, words in faults:
             self.wrong[kind][fault] += 1
             click.echo(f"{kind}, {how}: {fault}: {words[-1500:]}", err=True)
+        if self.report is not None:
+            self.report.write_text("\n".join(self.table()) + "\n", encoding="utf-8")
 
     def table(self) -> list[str]:
         lines = [
-            f"{count:6,} {kind}: {dict(self.wrong[kind]) or 'nothing wrong'}"
-            for kind, count in self.done.items()
+            f"{count:6,} {kind}, {self.refused[kind]} ended by it: {dict(self.wrong[kind]) or 'nothing wrong'}"
+            for kind, count in sorted(self.done.items())
         ]
         return [
             *lines,
@@ -484,26 +498,40 @@ def kill(prepared: Prepared, work: Path, draw: random.Random, counts: Counts) ->
     after = None if draw.random() < 0.5 else draw.uniform(0, prepared.seconds)
     ended = killed(prepared.stage, root, SIGNALS[name], after)
     how = f"{name} {'at a temporary file' if after is None else f'after {after:.2f} s'}"
-    counts.add(f"kills of {prepared.stage.name}", how, judged(prepared, root, ended, SIGNALS[name]))
+    counts.add(f"kills of {prepared.stage.name}", how, ended, judged(prepared, root, ended, SIGNALS[name]))
 
 
-def fault(prepared: Prepared, work: Path, draw: random.Random, counts: Counts, full: bool) -> None:
-    """One call fails once, or with `full` the disk is full from some write on."""
+def fault(prepared: Prepared, work: Path, draw: random.Random, counts: Counts) -> None:
+    """One call fails once."""
     root = copied(prepared.before, work / "root")
-    call = "write" if full else draw.choice(list(CALLS))
-    number = errno.ENOSPC if full else draw.choice(CALLS[call])
-    nth = int(2 ** draw.uniform(0, 7))
-    asked = {
-        "CALL": call,
-        "UNDER": str(root / ""),
-        "NUMBER": str(number),
-        "NTH": str(nth),
-        "STAYS": str(int(full)),
-    }
-    ended = run(prepared.stage, root, {f"FAULT_{name}": value for name, value in asked.items()})
-    kind = "full disks under" if full else "faults under"
+    call = draw.choice(list(CALLS))
+    number, nth = draw.choice(CALLS[call]), int(2 ** draw.uniform(0, 7))
+    ended = run(prepared.stage, root, failing(root, call, number, nth, stays=False))
     how = f"{call} number {nth} fails with {errno.errorcode[number]}"
-    counts.add(f"{kind} {prepared.stage.name}", how, judged(prepared, root, ended, []))
+    counts.add(f"faults under {prepared.stage.name}", how, ended, judged(prepared, root, ended, []))
+
+
+def full_disk(prepared: Prepared, work: Path, draw: random.Random, counts: Counts) -> None:
+    """The disk is full from some write on, an earlier one if the command ended before it."""
+    nth = int(2 ** draw.uniform(0, 7))
+    while True:
+        root = copied(prepared.before, work / "root")
+        ended = run(prepared.stage, root, failing(root, "write", errno.ENOSPC, nth, stays=True))
+        if ended.status != 0 or nth == 1:
+            break
+        nth //= 2
+    found = judged(prepared, root, ended, [])
+    if ended.status == 0:
+        found.append(("a full disk unnoticed", ended.output))
+    elif not re.search(r"space|disk (is )?full", ended.output):
+        found.append(("without the reason", ended.output))
+    counts.add(f"full disks under {prepared.stage.name}", f"from write number {nth} on", ended, found)
+
+
+def failing(root: Path, call: str, number: int, nth: int, stays: bool) -> dict[str, str]:
+    """What tests/integration/faults.c reads: the nth call below `root` fails, and with `stays` all that follow."""
+    asked = {"CALL": call, "UNDER": f"{root}/", "NUMBER": number, "NTH": nth, "STAYS": int(stays)}
+    return {f"FAULT_{name}": str(value) for name, value in asked.items()}
 
 
 # --- bit flips ------------------------------------------------------------------------------------------------------
@@ -613,7 +641,7 @@ def with_faults(folder: Path) -> bool:
     library = folder / "faults.so"
     if compiler is not None:
         subprocess.run([compiler, "-shared", "-fPIC", "-o", library, FAULTS, "-ldl"], check=True)
-        os.environ["LD_PRELOAD"] = str(library)
+        os.environ["LD_PRELOAD"] = " ".join(filter(None, [str(library), os.environ.get("LD_PRELOAD")]))
     os.environ["ENDURANCE_FAULTS"] = str(library) if compiler is not None else ""
     os.environ["ENDURANCE_FOLDER"] = str(folder)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -621,12 +649,19 @@ def with_faults(folder: Path) -> bool:
 
 @click.command()
 @click.option("--kills", default=500)
-@click.option("--faults", default=200, help="As many runs with a full disk are added, a tenth at least.")
+@click.option(
+    "--faults", default=200, help="Runs with a full disk are added, a tenth, at least one of each command."
+)
 @click.option("--flips", "flip_count", default=10_000)
 @click.option("--seconds", default=1500.0, help="Stop after so many, whatever is left.")
 @click.option("--seed", default=0)
 @click.option("--stages", default=",".join(stage.name for stage in STAGES))
-def main(kills: int, faults: int, flip_count: int, seconds: float, seed: int, stages: str) -> None:
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="File that holds the counts so far at any time."
+)
+def main(
+    kills: int, faults: int, flip_count: int, seconds: float, seed: int, stages: str, report: Path | None
+) -> None:
     """Count what is lost, torn or silently different after kills, faults, full disks and bit flips."""
     folder = Path(os.environ.get("ENDURANCE_FOLDER") or tempfile.mkdtemp(prefix="endurance-"))
     can_fail = with_faults(folder)
@@ -645,25 +680,25 @@ def main(kills: int, faults: int, flip_count: int, seconds: float, seed: int, st
     import torch
 
     torch.set_num_threads(1)  # a pool of threads does not survive the fork
-    draw, counts = random.Random(seed), Counts()
+    draw, counts = random.Random(seed), Counts(report)
+    flipped: dict[str, collections.Counter[str]] = {}
     try:
         prepared = prepare(folder, set(stages.split(",")))
-        plan = [lambda p: kill(p, folder, draw, counts)] * kills
-        if can_fail:
-            plan += [lambda p: fault(p, folder, draw, counts, full=False)] * faults
-            plan += [lambda p: fault(p, folder, draw, counts, full=True)] * max(
-                faults // 10, 1 if faults else 0
-            )
+        turns = itertools.cycle(prepared)
+        plan = [(kill, next(turns)) for _ in range(kills if prepared else 0)]
+        if can_fail and faults and prepared:
+            plan += [(fault, next(turns)) for _ in range(faults)]
+            plan += [(full_disk, next(turns)) for _ in range(max(faults // 10, len(prepared)))]
         draw.shuffle(plan)
         share = until - 0.2 * seconds if flip_count else until
-        for turn, disturb in enumerate(plan):
+        for disturb, one in plan:
             if time.monotonic() > share:
                 break
-            disturb(prepared[turn % len(prepared)])
+            disturb(one, folder, draw, counts)
         flipped = flips(folder, flip_count, draw, until)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    click.echo("\n".join(counts.table()))
+        click.echo("\n".join(counts.table()))
     bad = sum(counter.total() for counter in counts.wrong.values())
     for kind, counter in flipped.items():
         click.echo(f"{counter.total():6,} bit flips of {kind}: {dict(counter)}")
