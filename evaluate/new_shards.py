@@ -122,7 +122,7 @@ def _results(
     events: Generator[Event, None, None]
     patience = Execution().patience
     if len(settings) == 1:
-        arguments = (settings[0], device, threads, workers, None)
+        arguments = (settings[0], device, threads, cores, None, None)  # processes, overlap: as suits
         events = supervise(tasks, worker.serve, arguments, workers=workers, patience=patience)
     else:
         events = supervise(

@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -31,12 +31,11 @@ from evaluate import score_file_v1
 from pipeline import atomic, hdf5
 from pipeline.errors import Damaged, InputError, OtherFormat
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
-from pipeline.runs import STREAMS
+from pipeline.runs import STREAMS, Part
 from pipeline.text import first_line
 
 FORMAT = "two-stream scores"
 VERSION = 2
-PARTS = ("test", "train")
 TEXTS = ("videos", "classes", "groups")
 ARRAYS = {"labels": "<i4", "logits": "<f4", "softmax": "<f4", "views": "<i4"}
 SOFTMAX_TOLERANCE = 1e-3
@@ -277,7 +276,7 @@ def _difference(first: Sequence[str], second: Sequence[str], show: int = 5) -> s
 def _faults(scores: Scores) -> Iterator[str]:
     """What is wrong with scores that were read; what comes later relies on what comes before."""
     videos, classes = len(scores.videos), len(scores.classes)
-    if scores.split < 1 or scores.part not in PARTS or scores.stream not in STREAMS:
+    if scores.split < 1 or scores.part not in get_args(Part) or scores.stream not in STREAMS:
         yield f"split {scores.split}, part {scores.part!r} and stream {scores.stream!r} are not those of any list"
     expected = {
         "labels": (videos,),

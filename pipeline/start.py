@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from pipeline.errors import system_error
 from pipeline.text import printable_lines
 
 INTERRUPTED = 128 + signal.SIGINT
+ENDED_BY = {128 + number: number for number in (signal.SIGTERM, signal.SIGHUP)}
 
 
 def run(main: Callable[..., object], program: str) -> NoReturn:
@@ -28,9 +30,10 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
     interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     if interruptible:
         signal.signal(signal.SIGINT, _interrupt)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDED_BY.values():
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _exit)
+    sys.unraisablehook = _raise_again
     status: Any = 1
     try:
         try:
@@ -62,6 +65,21 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+def _raise_again(swallowed: sys.UnraisableHookArgs) -> None:
+    """A signal that came while a destructor ran: Python drops what is raised there, so the signal is sent again."""
+    if isinstance(swallowed.exc_value, KeyboardInterrupt):
+        number, handler = signal.SIGINT, _interrupt
+    elif isinstance(swallowed.exc_value, SystemExit) and swallowed.exc_value.code in ENDED_BY:
+        number, handler = ENDED_BY[swallowed.exc_value.code], _exit
+    else:
+        sys.__unraisablehook__(swallowed)
+        return
+    signal.signal(number, handler)
+    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _flushed(status: Any) -> Any:

@@ -20,6 +20,7 @@ from pipeline import compiled
 ROOT = Path(__file__).parents[2]
 KERNEL_MODULES = (
     "pipeline.codec_kernels",
+    "pipeline.decoder_kernels",
     "pipeline.jpeg_kernel",
     "extract_flow.tvl1.cpu",
     "extract_flow.brox.cpu",

@@ -46,6 +46,32 @@ start.run(main, "test")
 """
 
 
+DESTROYING = """
+import os, signal, sys, time, click
+from pipeline import start
+from pipeline.errors import command_errors
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0.01)  # here the handler runs, and Python drops what it raises
+@click.command()
+@click.argument("number")
+@command_errors
+def main(number):
+    Slow()
+    time.sleep(60)
+start.run(main, "test")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost(number: signal.Signals, status: int) -> None:
+    done = python("-c", DESTROYING, int(number), timeout=30)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
