@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import functools
 import hashlib
 import importlib
 import itertools
@@ -492,9 +493,9 @@ def compared(prepared: Prepared, found: Content, whole: bool) -> Iterator[tuple[
                 yield "incomplete", name
 
 
-def kill(prepared: Prepared, work: Path, draw: random.Random, counts: Counts) -> None:
+def kill(names: list[str], prepared: Prepared, work: Path, draw: random.Random, counts: Counts) -> None:
     root = copied(prepared.before, work / "root")
-    name = draw.choice(list(SIGNALS))
+    name = draw.choice(names)
     after = None if draw.random() < 0.5 else draw.uniform(0, prepared.seconds)
     ended = killed(prepared.stage, root, SIGNALS[name], after)
     how = f"{name} {'at a temporary file' if after is None else f'after {after:.2f} s'}"
@@ -655,12 +656,20 @@ def with_faults(folder: Path) -> bool:
 @click.option("--flips", "flip_count", default=10_000)
 @click.option("--seconds", default=1500.0, help="Stop after so many, whatever is left.")
 @click.option("--seed", default=0)
+@click.option("--signals", default=",".join(SIGNALS), help="What kills.")
 @click.option("--stages", default=",".join(stage.name for stage in STAGES))
 @click.option(
     "--report", type=click.Path(path_type=Path), help="File that holds the counts so far at any time."
 )
 def main(
-    kills: int, faults: int, flip_count: int, seconds: float, seed: int, stages: str, report: Path | None
+    kills: int,
+    faults: int,
+    flip_count: int,
+    seconds: float,
+    seed: int,
+    signals: str,
+    stages: str,
+    report: Path | None,
 ) -> None:
     """Count what is lost, torn or silently different after kills, faults, full disks and bit flips."""
     folder = Path(os.environ.get("ENDURANCE_FOLDER") or tempfile.mkdtemp(prefix="endurance-"))
@@ -685,7 +694,8 @@ def main(
     try:
         prepared = prepare(folder, set(stages.split(",")))
         turns = itertools.cycle(prepared)
-        plan = [(kill, next(turns)) for _ in range(kills if prepared else 0)]
+        killing = functools.partial(kill, signals.split(","))
+        plan = [(killing, next(turns)) for _ in range(kills if prepared else 0)]
         if can_fail and faults and prepared:
             plan += [(fault, next(turns)) for _ in range(faults)]
             plan += [(full_disk, next(turns)) for _ in range(max(faults // 10, len(prepared)))]
