@@ -22,7 +22,7 @@ from pipeline.ownership import owning_folder
 from pipeline.pack import write_pack
 from pipeline.progress import progress
 from pipeline.shard import Shard, ShardAddress, faults, open_shard, parts
-from pipeline.shard_index import index_pack
+from pipeline.shard_index import PACK_SUFFIX, index_pack
 from pipeline.shard_sets import ShardArguments, Target, gather
 from pipeline.text import many, printable, shortened, system_reason
 from pipeline.video import source_digest
@@ -57,6 +57,8 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
     address = target.address
     found: list[str] = []
     try:
+        if address.file.suffix == PACK_SUFFIX and address.group == "/":
+            index_pack(address.file)  # raises what kept its shards from being listed
         with open_shard(address) as shard:
             found += faults(shard)
             if target.video and shard.video != target.video:
