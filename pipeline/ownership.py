@@ -1,13 +1,15 @@
 """One process at a time where two would undo each other's work: who owns a folder or a name is in a file beside it.
 
-The file is created with O_EXCL, which every file system has, and holds the owner as temporary names do: host, process
-and the process's start time. An owner on this host that is gone is replaced at once. One on another host cannot be
-asked, so every owner touches its file now and then: one that nobody touches while it is watched has lost its owner.
+The file is a hard link that appears with what it holds, or is created with O_EXCL where there are none. It holds the
+owner as temporary names do: host, process and the process's start time. An owner on this host that is gone is replaced
+at once. One on another host cannot be asked, so every owner touches its file now and then: one that nobody touches
+while it is watched has lost its owner.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import sys
@@ -24,6 +26,7 @@ TOUCH_SECONDS = 20.0
 WATCH_SECONDS = 90.0
 """Longer than network file systems keep a file's times in their caches, and than several touches."""
 LONGEST_OWNER = 1000
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -75,7 +78,23 @@ def _owning(place: Path, owned: Path) -> Iterator[None]:
 
 
 def _create(place: Path, me: str) -> bool:
-    """Write a new owner file; False if there is one."""
+    """Make a new owner file, never empty where the system has hard links; False if there is one."""
+    temporary = atomic.temporary_path(place)
+    try:
+        temporary.write_text(me)
+        os.link(temporary, place)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _create_without_links(place, me)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _create_without_links(place: Path, me: str) -> bool:
     try:
         descriptor = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     except FileExistsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -51,6 +52,31 @@ def test_a_second_owner_is_refused_until_the_first_has_ended(tmp_path: Path) -> 
         process.wait()
     with owning_folder(tmp_path):
         assert names(tmp_path) == [".owner"]
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_an_owner_s_file_is_there_with_its_owner_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """A process killed while it writes the file would leave one that must be watched for 90 seconds."""
+    seen = []
+    link = os.link
+
+    def watched(source: Path, target: Path) -> None:
+        if not links:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        seen.append((source.read_text(), target.exists()))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", watched)
+    with owning_folder(tmp_path):
+        assert names(tmp_path) == [".owner"]
+        held = (tmp_path / ".owner").read_text()
+        with pytest.raises(InputError, match="another process works on it"), owning_folder(tmp_path):
+            pass
+    assert f"-{os.getpid()}-" in held
+    assert not links or seen[0] == (held, False)
     assert names(tmp_path) == []
 
 
