@@ -18,9 +18,6 @@ from cuda.bindings import driver
 from extract_flow.flow_method import DeviceMemoryError
 from pipeline.errors import InputError
 
-ALIGNMENT = 256
-"""Buffers within one allocation begin at multiples of this many bytes, as allocations do."""
-
 
 class DriverError(RuntimeError):
     """A call of the driver failed; `code` is its CUresult."""
