@@ -57,9 +57,10 @@ __all__ = ["cache_folder", "inlined", "kernel", "reporting"]
 def kernel(function: Any = None, *, fastmath: bool = True) -> Any:
     """Decorator of a function that Python calls: compiled when first used, then kept in the cache.
 
-    A kernel calls only functions that are `inlined`, never another kernel. Otherwise a process that compiles both runs
-    the callee as it was compiled for itself, and one that loads the caller from the cache runs the copy of the callee
-    that is kept with the caller and was optimised once more; with fastmath the two round differently.
+    A kernel calls only functions that are `inlined`. Otherwise a process that compiles both runs the callee as it was
+    compiled for itself, and one that loads the caller from the cache runs the copy of the callee that is kept with the
+    caller and was optimised once more; with fastmath the two round differently. A callee without fastmath may be a
+    kernel itself: optimising it again changes no bit.
     """
     decorate = njit(nogil=True, error_model="numpy", fastmath=fastmath, cache=True)
     return decorate if function is None else decorate(function)

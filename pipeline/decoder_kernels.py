@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import njit
+from pipeline.compiled import inlined, kernel
 
 OK, CHECKSUM, UNSUPPORTED, DAMAGED = 0, 1, 2, 3
 
@@ -75,7 +75,7 @@ U8, U64, I32, I64 = np.uint8, np.uint64, np.int32, np.int64
 LOWS, HIGHS, ONES = U64(0x7F7F7F7F7F7F7F7F), U64(0x8080808080808080), U64(0x0101010101010101)
 
 
-@njit(inline="always")
+@inlined(fastmath=False)
 def little(data: Any, at: Any) -> Any:
     """Eight bytes as a little-endian word; LLVM makes one load of it."""
     return (
@@ -86,7 +86,7 @@ def little(data: Any, at: Any) -> Any:
     )  # fmt: skip
 
 
-@njit(inline="always")
+@inlined(fastmath=False)
 def big(data: Any, at: Any) -> Any:
     """Eight bytes as a big-endian word, likewise."""
     return (
@@ -96,7 +96,7 @@ def big(data: Any, at: Any) -> Any:
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def crc32(data: Any, start: Any, stop: Any) -> Any:
     """zlib.crc32 of data[start:stop], eight bytes at a time."""
     crc = U64(0xFFFFFFFF)
@@ -116,7 +116,7 @@ def crc32(data: Any, start: Any, stop: Any) -> Any:
     return crc ^ U64(0xFFFFFFFF)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def unstuff(data: Any, start: Any, stop: Any, scan: Any) -> Any:
     """The entropy-coded bytes up to the next marker, without the zeros behind 0xFF; their number.
 
@@ -148,7 +148,7 @@ def unstuff(data: Any, start: Any, stop: Any, scan: Any) -> Any:
     return I64(to)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def codes(data: Any, at: Any, ends: Any, first: Any, symbols: Any) -> Any:
     """Canonical code of a DHT segment's table at `at`: for each length the end of its codes, left-aligned to 16 bits,
     and the place of its first symbol less its first code. Symbols are data[symbols:].
@@ -168,7 +168,7 @@ def codes(data: Any, at: Any, ends: Any, first: Any, symbols: Any) -> Any:
     return place if place <= 256 else -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def fill(data: Any, at: Any, table: Any, ac: Any) -> Any:
     """Look-up by the next LOOK bits: length | steps << 5 | value << 16 where code and value fit, else 0.
 
@@ -207,7 +207,7 @@ def fill(data: Any, at: Any, table: Any, ac: Any) -> Any:
     return zero
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def fuse(table: Any, end_of_block: Any) -> Any:
     """Let entries take the end of block along, where it follows and fits."""
     code, length = I32(end_of_block >> 8), I32(end_of_block & 255)
@@ -222,7 +222,7 @@ def fuse(table: Any, end_of_block: Any) -> Any:
         table[i] = I32(e + I32(more * I32(length + I32(LAST))))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def fuse_runs(table: Any, length: Any, code: Any) -> Any:
     """Let entries of whole blocks take along up to RUN - 1 more that follow without difference and coefficients.
 
@@ -238,7 +238,7 @@ def fuse_runs(table: Any, length: Any, code: Any) -> Any:
             table[i] = I32(e + I32(more * I32(size + I32(32))))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def slow(buffer: Any, ends: Any, first: Any, data: Any, symbols: Any) -> Any:
     """Symbol << 8 | length of a code that no look-up holds; -1 if it is none."""
     top = I64(buffer >> U64(48))
@@ -248,7 +248,7 @@ def slow(buffer: Any, ends: Any, first: Any, data: Any, symbols: Any) -> Any:
     return -1
 
 
-@njit(inline="always")
+@inlined(fastmath=False)
 def extend(buffer: Any, length: Any, size: Any) -> Any:
     """The value of `size` bits behind `length` others, at the upper end of the buffer."""
     if size == 0:
@@ -257,7 +257,7 @@ def extend(buffer: Any, length: Any, size: Any) -> Any:
     return bits if bits >> (size - 1) else bits - (1 << size) + 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def scan_blocks(
     scan: Any, size: Any, data: Any, dc: Any, ac: Any, dc_ends: Any, dc_first: Any, dc_symbols: Any,
     ac_ends: Any, ac_first: Any, ac_symbols: Any, steps: Any, across: Any, end_of_block: Any, empty: Any,
@@ -400,7 +400,7 @@ def scan_blocks(
     return OK if 8 * I64(at) - I64(count) <= 8 * size else DAMAGED
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def decode(
     data: Any, start: Any, stop: Any, height: Any, width: Any, lowest: Any, top: Any, left: Any, tall: Any,
     broad: Any, out: Any,
@@ -502,7 +502,7 @@ def decode(
                        strip_bytes, lowest, top, left, tall, broad, out)  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(fastmath=False)
 def decode_streams(
     data: Any, start: Any, sums: Any, first: Any, done: Any, targets: Any, height: Any, width: Any,
     lowest: Any, top: Any, left: Any, tall: Any, broad: Any, out: Any, s: Any,

@@ -116,6 +116,11 @@ def is_inlined(function):
     return bool(function.targetoptions.get("forceinline"))
 
 
+def rounds_as_written(function):
+    """Without fastmath LLVM reorders no float operation, however often it optimises a function."""
+    return not function.targetoptions["fastmath"]
+
+
 def test_every_module_with_kernels_is_known_here():
     holders = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -127,13 +132,15 @@ def test_every_module_with_kernels_is_known_here():
 
 
 @pytest.mark.parametrize("module", KERNEL_MODULES)
-def test_kernels_call_only_functions_that_become_part_of_them(module):
-    """The cause of different bits was a call that each process resolved to another one of several compiled copies."""
+def test_kernels_call_only_functions_whose_bits_do_not_depend_on_how_they_are_compiled(module):
+    """A call that each process resolves to another one of several compiled copies gives different bits."""
     functions = dispatchers(importlib.import_module(module))
     assert sum(not is_inlined(function) for function in functions) >= 1
     for function in functions:
         for callee in called_by(function):
-            assert is_inlined(callee), f"{function.__name__} calls {callee.__name__}, which is compiled apart"
+            assert is_inlined(callee) or rounds_as_written(callee), (
+                f"{function.__name__} calls {callee.__name__}, which is compiled apart with fastmath"
+            )
 
 
 def test_compiling_is_reported_once_and_only_where_something_is_compiled():
