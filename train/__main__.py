@@ -27,7 +27,7 @@ from pipeline.ownership import owning_folder
 from pipeline.paths import NAME, DatasetPaths, check_name, data_root
 from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name, fold_run_name, read_run
 from train import recipe as recipes
-from train.default_recipe import SMALL_PRETRAINED, default_recipe, network_of
+from train.default_recipe import SMALL_PRETRAINED, default_recipe, foreseen, network_of
 from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe, parse
 from train.volume_spec import VolumeSpec
@@ -35,6 +35,8 @@ from train.volume_spec import VolumeSpec
 if TYPE_CHECKING:
     from train.distributed import World
     from train.training_data import TrainingData
+
+__all__ = ["foreseen", "main"]
 
 COMMANDS = {
     "convert": LazyCommand(

@@ -57,6 +57,14 @@ def default_recipe(
     return Chosen(PAPER[stream or "temporal"])
 
 
+def foreseen(dataset: str, stream: Stream, init: str | None, clips: int) -> str:
+    """The default recipe of a run on a machine yet unknown, in words; arguments as of `default_recipe`."""
+    with_gpu, without = (default_recipe(dataset, stream, init, clips=clips, gpu=gpu) for gpu in (True, False))
+    if with_gpu.name != without.name:
+        return f"recipe {with_gpu.name} on a node with a GPU, {without.name} on one without"
+    return f"recipe {with_gpu.name}" + (f" ({with_gpu.reason})" if with_gpu.reason else "")
+
+
 def network_of(init: str) -> dict[str, Any]:
     """The recipe keys that a network must have to start from a file of weights or the folder of a run.
 
