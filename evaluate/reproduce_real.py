@@ -184,7 +184,8 @@ def _evaluation_step(
     words += [f"--frames={views['frames']}", f"--crops={views['crops']}"]
     if not fuse:
         return Step(f"score the other networks of split {split}", ("evaluate", "score", *words))
-    words += ["--fusion=average", "--fusion=svm", "--svm-scores=held-out", f"--name={PREFIX}-split{split}"]
+    results_name = f"{PREFIX}-{commands.default_results_name([split])}"
+    words += ["--fusion=average", "--fusion=svm", "--svm-scores=held-out", f"--name={results_name}"]
     words += [f"--train-frames={views['training_frames']}", f"--train-crops={views['training_crops']}"]
     return Step(f"score and fuse {' and '.join(names)}, split {split}", ("evaluate", *words))
 
