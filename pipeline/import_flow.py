@@ -277,7 +277,8 @@ def command(**values: Any) -> None:
     """Make shards from folders of flow images.
 
     Looks in and below FOLDERS for flow_x_*.jpg and flow_y_*.jpg (TSN or denseflow names, JPEG or PNG; x_*.jpg and
-    y_*.jpg too), with img_*.jpg beside them if there are frames. The path below a given folder becomes the video's name. Bytes are kept exactly.
+    y_*.jpg too), with img_*.jpg beside them if there are frames. The path below a given folder becomes the video's
+    name. Bytes are kept exactly.
     """
     options = from_options(ImportFlowOptions, values)
     known = load_dataset(options.dataset, options.data).videos if options.dataset else None
