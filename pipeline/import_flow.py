@@ -24,7 +24,8 @@ from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.progress import progress
 from pipeline.request import Request, request_of
-from pipeline.shard import SUFFIX, Source, open_shard
+from pipeline.shard import Source, open_shard
+from pipeline.shard_file import SUFFIX
 from pipeline.shard_writer import ShardWriter
 from pipeline.text import printable, some
 

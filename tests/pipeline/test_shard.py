@@ -404,7 +404,7 @@ def test_bytes_of_other_files_are_not_read(tmp_path):
 
 def retabled(path: Path, start: np.ndarray) -> None:
     """Replace the table of starts, with a checksum that agrees."""
-    from pipeline.shard import FLOW_TABLES, STREAM_TABLES, tables_crc32
+    from pipeline.shard_file import FLOW_TABLES, STREAM_TABLES, tables_crc32
 
     with h5py.File(path, "r+") as file:
         part = file["flow/forward"]
