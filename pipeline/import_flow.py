@@ -338,6 +338,6 @@ def shard_path(video: str, options: ImportFlowOptions) -> Path:
 def outcome_of(video: str, path: Path, options: ImportFlowOptions) -> Outcome:
     """The record of an imported shard, which `status` reads."""
     with open_shard(path) as shard:
-        flows = shard.flow_count(options.direction)
+        flows = shard.flow_counts[options.direction]
     size = path.stat().st_size
     return Outcome(video, "done", flows=flows, bytes=size, method="imported", shard_set=options.shards)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -57,8 +58,41 @@ class Descriptor:
             self._close(number)
 
 
+class FlowCount(int):
+    """`Shard.flow_count`, which could be called until version 0.2; calling it goes with version 0.3."""
+
+    shard: Shard
+
+    def __call__(self, direction: str = "forward") -> int:
+        """The number of flows of a direction, with a DeprecationWarning."""
+        warnings.warn(
+            "flow_count is an attribute: write shard.flow_count, or shard.flow_counts[direction]",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return len(self.shard.part(direction))
+
+
 class Shard:
-    """A shard, open for reading. Made by `open_shard`."""
+    """A shard, open for reading. Made by `open_shard`.
+
+    As a sequence it is its flows, float32[2,H,W] in pixels, forward ones where it has them: `len(shard)`, `shard[3]`,
+    `shard[-1]`, `shard[10:20]` and `shard[::5]` (float32[n,2,H,W]), `for flow in shard`.
+
+    Attributes:
+        video: the video's identity, class/stem.
+        frame_count: frames of the video, whether or not the shard holds them.
+        flow_count: flows of the first of `directions`; 0 where it holds frames only.
+        flow_counts: flows of each direction that it holds, by its name.
+        fps: frames per second.
+        width, height: of flow and frames, in pixels.
+        has_frames: whether it holds RGB frames.
+        directions: which of "forward" and "backward" it holds, in this order.
+        method: how the flow of the first direction was computed; "" where it holds frames only.
+        corrupt: what was found damaged in the video, "" if nothing was.
+        source: bytes, SHA-256 and size of the video.
+        address: where the shard lies.
+    """
 
     def __init__(self, address: ShardAddress, contents: Contents) -> None:
         self.address = address
@@ -78,6 +112,9 @@ class Shard:
             attributes["source_width"],
             attributes["source_height"],
         )
+        first = contents.flow[self.directions[0]] if self.directions else None
+        self.method: str = first.attributes["method"] if first else ""
+        self.flow_counts: Mapping[str, int] = {name: len(flow) for name, flow in contents.flow.items()}
         self._descriptor: Descriptor | None = None
 
     def __enter__(self) -> Self:
@@ -92,15 +129,48 @@ class Shard:
         return {**self.__dict__, "_descriptor": None}
 
     def __repr__(self) -> str:
-        return f"<shard {self.video} of {self.width}x{self.height} in {self.address}>"
+        held = [f"{count} {name} flows" for name, count in self.flow_counts.items()]
+        held += [f"{self.frame_count} RGB frames"] * self.has_frames
+        made = f" by {self.method}" if self.method else ""
+        return f"<Shard {self.video!r}: {', '.join(held)}{made}, {self.width}x{self.height}, {str(self.address)!r}>"
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return self.flow_count
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Floats:
+        """Flows of the first direction: float32[2,H,W] of one, float32[n,2,H,W] of a slice. Raises as `flows` does."""
+        direction = self.directions[0] if self.directions else "forward"
+        if not isinstance(index, slice):
+            try:
+                place = range(len(self))[index]
+            except IndexError:
+                raise IndexError(f"{self.address}: flow {index} asked, {len(self)} are there") from None
+            return self.flows(place, place + 1, direction)[0]
+        places = range(len(self))[index]
+        if places.step == 1:
+            return self.flows(places.start, max(places.start, places.stop), direction)
+        out = np.empty((len(places), 2, self.height, self.width), np.float32)
+        for i, place in enumerate(places):
+            self.flows(place, place + 1, direction, out=out[i : i + 1])
+        return out
+
+    def __iter__(self) -> Iterator[Floats]:
+        """The flows of the first direction one by one, float32[2,H,W] each."""
+        return (self[index] for index in range(len(self)))
 
     def close(self) -> None:
         """Close the file, once no thread is reading it; reading opens it again."""
         self._descriptor = None
 
-    def flow_count(self, direction: str = "forward") -> int:
-        """Number of flows of a direction."""
-        return len(self._flow(direction))
+    @property
+    def flow_count(self) -> FlowCount:
+        """Number of flows of the first of `directions`; 0 where it holds frames only."""
+        count = FlowCount(next(iter(self.flow_counts.values()), 0))
+        count.shard = self
+        return count
 
     def step(self, direction: str = "forward") -> int:
         """Frames between the two of a pair."""
@@ -126,14 +196,22 @@ class Shard:
         """Fraction of pixels beyond the quantiser's range, float32[flows]."""
         return self._flow(direction).clipped
 
-    def flows(self, start: int, stop: int, direction: str = "forward", out: Floats | None = None) -> Floats:
-        """Flows start..stop-1 in pixels per step at the stored resolution: float32[n,2,H,W].
+    def flows(
+        self, start: int = 0, stop: int | None = None, direction: str = "forward", out: Floats | None = None
+    ) -> Floats:
+        """Flows start..stop-1, all of them by default, in pixels per step at the stored size: float32[n,2,H,W].
+
+        Args:
+            start, stop: counted from 0; `stop` None is the end.
+            direction: "forward" or "backward".
+            out: a contiguous array of that shape to fill; a new one unless given.
 
         Raises:
-            IndexError: outside 0..flow_count.
+            IndexError: outside 0..the number of flows.
             InputError: the shard has no such direction, or a damaged stream.
         """
         flow = self._flow(direction)
+        stop = len(flow) if stop is None else stop
         block = self._block(start, stop, direction)
         out = self._output(out, (stop - start, 2, self.height, self.width), np.float32)
         scale, offset = flow.scale[start:stop], flow.offset[start:stop]
@@ -148,18 +226,25 @@ class Shard:
                 values.read_field(field, scale[i], offset[i], out[i])
         return out
 
-    def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
-        """Levels of flows start..stop-1: uint8[n,2,H,W]; see `table`, `scale` and `offset`. Raises as `flows` does."""
-        lowest = lowest_level(self._flow(direction).table)
+    def levels(
+        self, start: int = 0, stop: int | None = None, direction: str = "forward", out: Levels | None = None
+    ) -> Levels:
+        """Levels of flows start..stop-1, all by default: uint8[n,2,H,W]; see `table`, `scale` and `offset`.
+
+        Arguments and errors are those of `flows`.
+        """
+        flow = self._flow(direction)
+        stop = len(flow) if stop is None else stop
+        lowest = lowest_level(flow.table)
         block = self._block(start, stop, direction)
         out = self._output(out, (stop - start, 2, self.height, self.width), np.uint8)
         with self._naming(direction, range(start, stop)):
             decode_fields(block, np.arange(stop - start), self.height, self.width, out, lowest=lowest)
         return out
 
-    def frames(self, start: int, stop: int, out: Levels | None = None) -> Levels:
-        """RGB frames start..stop-1: uint8[n,H,W,3]. Raises as `flows` does."""
-        self.part("frames")
+    def frames(self, start: int = 0, stop: int | None = None, out: Levels | None = None) -> Levels:
+        """RGB frames start..stop-1, all by default: uint8[n,H,W,3]. Arguments and errors are those of `flows`."""
+        stop = len(self.part("frames")) if stop is None else stop
         self._check_range(start, stop, "frames")
         out = self._output(out, (stop - start, self.height, self.width, 3), np.uint8)
         self.read_into("frames", np.arange(start, stop), np.arange(stop - start), out)
