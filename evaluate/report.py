@@ -17,9 +17,9 @@ from evaluate import figures, metrics
 from evaluate.published import published_rows
 from evaluate.results import Row, SplitResult, detailed_row, mean_rows
 from pipeline import atomic
+from pipeline.flow_colours import flow_colours, full_colour_speed
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress, open_shard
-from pipeline.view import flow_colours, full_colour_speed
 from train.checkpoint import Checkpoint
 from train.log import read_log
 from train.volume_spec import VolumeSpec
