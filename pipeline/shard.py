@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pipeline import hdf5
 from pipeline.codec import BLOCK, Floats, Levels, image_size, lowest_level, value_table
 from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
-from pipeline.errors import Damaged, InputError, OtherFormat
+from pipeline.errors import Damaged, InputError, OtherFormat, unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.text import shortened
 
@@ -317,7 +317,7 @@ class Shard:
                 file = self._descriptor = Descriptor(self.address.file)
             data = os.pread(file.number, end - begin, streams.begin + begin)
         except OSError as error:
-            raise hdf5.unreadable(self.address, error) from error
+            raise unreadable(self.address, error) from error
         if len(data) != end - begin:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
         return StreamBlock(data, streams.start, streams.crc32, start)

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,40 @@ def test_whatever_keeps_a_file_from_being_written_is_an_error_with_its_path_and_
     with pytest.raises(InputError, match="written: Input/output error: /elsewhere"), writing(tmp_path / "x"):
         raise error
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("writing", [atomic.writing, atomic.writing_folder])
+def test_a_signal_that_comes_during_the_removal_leaves_nothing(tmp_path, monkeypatch, writing):
+    remove, calls = atomic.remove, []
+
+    def interrupted(path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(atomic, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "x") as temporary:
+        if temporary.is_dir():
+            (temporary / "file").write_text("")
+        else:
+            temporary.write_text("")
+        raise ValueError
+    assert names(tmp_path) == []
+
+
+def test_a_signal_that_comes_once_a_temporary_folder_is_there_leaves_nothing(tmp_path, monkeypatch):
+    make = Path.mkdir
+
+    def interrupted(path, *arguments, **more):
+        make(path, *arguments, **more)
+        if atomic.is_temporary(path.name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic.writing_folder(tmp_path / "x"):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path):
