@@ -12,7 +12,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from pathlib import Path
 
 import pytest
 
@@ -121,12 +120,8 @@ def test_a_signal_that_comes_during_the_removal_leaves_nothing(tmp_path, monkeyp
 
     monkeypatch.setattr(atomic, "remove", interrupted)
     with pytest.raises(KeyboardInterrupt), writing(tmp_path / "x") as temporary:
-        if temporary.is_dir():
-            (temporary / "file").write_text("")
-        else:
-            temporary.write_text("")
-        raise ValueError
-    assert names(tmp_path) == []
+        (temporary / "file" if temporary.is_dir() else temporary).write_text("")
+    assert names(tmp_path) == ["x"]
 
 
 def test_a_signal_that_comes_once_a_temporary_folder_is_there_leaves_nothing(tmp_path, monkeypatch):
