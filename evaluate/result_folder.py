@@ -63,8 +63,8 @@ def read_settings(about: Path) -> dict[str, Any] | None:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, found {type(values).__name__}")
-        if checked_json.KEY in values:  # those of earlier versions have neither checksum nor version
-            if fault := checked_json.fault(values, values):
+        if {checked_json.KEY, "format"} & values.keys():  # those of earlier versions have neither
+            if fault := checked_json.fault(values, ()):
                 raise ValueError(fault)
             _check_version(values, about)
     except (ValueError, RecursionError) as error:
