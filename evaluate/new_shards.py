@@ -25,7 +25,8 @@ from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.paths import OutputPaths
 from pipeline.request import Request
-from pipeline.shard import DIRECTIONS, ShardAddress
+from pipeline.shard import ShardAddress
+from pipeline.shard_file import DIRECTIONS
 
 
 @dataclass(frozen=True)

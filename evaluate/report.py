@@ -334,7 +334,7 @@ def _clip_pictures(address: ShardAddress) -> ClipPictures:
         if shard.has_frames:
             frame = shard.frames(middle, middle + 1)[0]
         for direction in shard.directions[:1]:
-            middle = min(middle, shard.flow_count(direction) - 1)
+            middle = min(middle, shard.flow_counts[direction] - 1)
             if middle >= 0:
                 flow = shard.flows(middle, middle + 1, direction)[0]
     return ClipPictures(frame, flow)
