@@ -24,7 +24,8 @@ from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.progress import progress
 from pipeline.request import Request, request_of
-from pipeline.shard import SUFFIX, Source, open_shard
+from pipeline.shard import Source, open_shard
+from pipeline.shard_file import SUFFIX
 from pipeline.shard_writer import ShardWriter
 from pipeline.text import printable, some
 
@@ -338,6 +339,6 @@ def shard_path(video: str, options: ImportFlowOptions) -> Path:
 def outcome_of(video: str, path: Path, options: ImportFlowOptions) -> Outcome:
     """The record of an imported shard, which `status` reads."""
     with open_shard(path) as shard:
-        flows = shard.flow_count(options.direction)
+        flows = shard.flow_counts[options.direction]
     size = path.stat().st_size
     return Outcome(video, "done", flows=flows, bytes=size, method="imported", shard_set=options.shards)

@@ -119,7 +119,7 @@ def tsn_layout(report: Report) -> None:
     ):
         assert result.exit_code == 0, result.output
         with open_shard(report.folder / output / "Walk/v1.h5") as shard:
-            assert (shard.frame_count, shard.flow_count()) == (10, 9)
+            assert (shard.frame_count, shard.flow_count) == (10, 9)
 
 
 def thumbnails(report: Report) -> None:

@@ -167,7 +167,7 @@ def test_what_export_writes_comes_back_right_through_both_commands(tmp_path, sha
     ):
         frames, flow = first.frames(0, 5).astype(int), first.flows(0, 4)
         for shard in (extracted, imported):
-            assert (shard.video, shard.frame_count, shard.flow_count()) == ("A/v", 5, 4)
+            assert (shard.video, shard.frame_count, shard.flow_count) == ("A/v", 5, 4)
         # The frames in their order, and no image of flow among them: each is nearer to its own than to any other.
         found = extracted.frames(0, 5).astype(int)
         distances = [[np.abs(one - other).mean() for other in frames] for one in found]
@@ -216,7 +216,7 @@ def test_step_and_direction_survive_export_and_import(tmp_path, step, direction)
     run(import_flow.command, *given, "--output", tmp_path / "out")
     with open_shard(tmp_path / "out" / "v.h5") as shard:
         assert shard.directions == (direction,)
-        assert (shard.flow_count(direction), shard.frame_count) == (3, 3 + step)
+        assert (shard.flow_counts[direction], shard.frame_count) == (3, 3 + step)
         assert shard.step(direction) == step
     export_again = ["--layout", "denseflow", "--direction", direction, "--output", tmp_path / "again"]
     run(export.command, tmp_path / "out", *export_again)

@@ -447,3 +447,18 @@ def test_a_record_with_a_name_of_a_cluster_that_is_an_option_is_passed_over(tmp_
     bad = record.Submitted("flow", "12", None, (), "--all")
     record.save(record.Chain(1000.0, (), (bad,)), tmp_path)
     assert record.latest(tmp_path) is None
+
+
+def test_a_record_that_cannot_be_read_is_an_error_and_no_older_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chain-7.json").write_text("{}")
+    assert record.latest(tmp_path) is None
+    assert record.latest(tmp_path / "nowhere") is None
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"chain-7\.json: could not be read: Permission denied"):
+        record.latest(tmp_path)
