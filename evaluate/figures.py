@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.view import flow_colours
+from pipeline.flow_colours import flow_colours
 
 STREAM_COLOURS = {"spatial": "#0072b2", "temporal": "#c8500a"}
 LINES = ("-", "--", ":", "-.")

@@ -19,11 +19,11 @@ from evaluate.published import published_rows
 from evaluate.results import Row, SplitResult, detailed_rows, mean_rows
 from evaluate.score_file import Scores
 from pipeline import atomic
+from pipeline.flow_colours import flow_colours, full_colour_speed
 from pipeline.request import Request
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress, open_shard
 from pipeline.text import many
-from pipeline.view import flow_colours, full_colour_speed
 from train.checkpoint import Checkpoint
 from train.log import read_log
 from train.volume_spec import VolumeSpec
