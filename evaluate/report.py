@@ -475,12 +475,15 @@ def _doubts(
     return found
 
 
-def _curves(runs: Sequence[RunStory]) -> str:
+def _curves(runs: Sequence[RunStory]) -> list[dict[str, str]]:
     logs: dict[str, list[tuple[str, Sequence[Mapping[str, float]]]]] = {}
     for story in runs:
         if story.log:
             logs.setdefault(story.volume.stream, []).append((story.run, story.log))
-    return _embedded(figures.curves_chart(logs)) if logs else ""
+    return [
+        {"stream": stream, "picture": _embedded(figures.curves_chart(stream, of_stream))}
+        for stream, of_stream in logs.items()
+    ]
 
 
 def _filters_caption(volume: VolumeSpec) -> str:
