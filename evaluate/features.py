@@ -33,11 +33,11 @@ from evaluate.new_shards import NewVideo, make_shards
 from evaluate.new_videos import Failures, untrained_checkpoint, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions
 from evaluate.progress import progress_of
-from evaluate.result_folder import claim
+from evaluate.result_folder import claim, read_settings
 from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic, hdf5
-from pipeline.errors import DiskFull, InputError, OtherFormat
+from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
@@ -79,7 +79,13 @@ class FeatureFolder:
         """
         path = self.file(video)
         try:
-            rows = np.load(path, allow_pickle=False)
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: it was there a moment ago; run the same command again") from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        try:
+            rows = np.load(io.BytesIO(data), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path}: damaged features ({error}); remove the file") from error
         if rows.dtype != np.float32 or rows.ndim not in (1, 2):
@@ -253,7 +259,7 @@ def prepare(path: Path, overwrite: bool) -> None:
             )
         _check_version(path)
         path = parts_of(path)
-    if overwrite and (path / ABOUT).is_file():
+    if overwrite and read_settings(path / ABOUT) is not None:
         shutil.rmtree(path)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from pipeline.text import many, some
 from train.checkpoint import Checkpoint
 
 SAVE_SECONDS = 30.0
+PART = re.compile(r"part-.+\.h5")
 
 
 @dataclass(frozen=True)
@@ -346,18 +348,15 @@ def _collect(
 
 def _score_files(measurement: Measurement) -> list[Path]:
     """The score file, whether it is there or not, one where earlier versions kept it, and the parts not merged yet."""
-    parts = sorted(measurement.parts.glob("part-*.h5")) if measurement.parts.is_dir() else []
+    folder = measurement.parts
+    # Not glob, which takes a folder that may not be listed for an empty one.
+    parts = sorted(path for path in folder.iterdir() if PART.fullmatch(path.name)) if folder.is_dir() else []
     files = [measurement.file]
     if measurement.other:
+        name, own = f"{measurement.part}-{measurement.views}", measurement.checkpoint.run.dataset
         with contextlib.suppress(Damaged, OtherFormat):
-            name = f"{measurement.part}-{measurement.views}"
-            own = measurement.checkpoint.run.dataset
-            files = list(
-                dict.fromkeys(
-                    [*files, score_file.score_path(measurement.run, own, measurement.dataset.name, name)]
-                )
-            )
-    return [*files, *parts]
+            files.append(score_file.score_path(measurement.run, own, measurement.dataset.name, name))
+    return [*dict.fromkeys(files), *parts]
 
 
 def _remove_parts(folder: Path) -> None:

@@ -55,7 +55,7 @@ def write_flo(shard: Shard, folder: Path, direction: str) -> None:
 
 def write_npy(shard: Shard, folder: Path, direction: str) -> None:
     """flow.npy, float32[n,2,H,W] in pixels, and frames.npy, uint8[n,H,W,3], written a piece at a time."""
-    flow_shape = (shard.flow_count(direction), 2, shard.height, shard.width)
+    flow_shape = (len(shard.part(direction)), 2, shard.height, shard.width)
     with npy_file(folder / "flow.npy", np.float32, flow_shape) as file:
         for start in range(0, flow_shape[0], BATCH):
             file.write(shard.flows(start, min(start + BATCH, flow_shape[0]), direction).tobytes())
@@ -86,7 +86,7 @@ def write_frames(shard: Shard, folder: Path, first: int) -> None:
 
 def each_flow(shard: Shard, direction: str) -> Any:
     """(index, flow float32[2,H,W]) of each flow, decoded a few at a time."""
-    count = shard.flow_count(direction)
+    count = len(shard.part(direction))
     for start in range(0, count, BATCH):
         yield from enumerate(shard.flows(start, min(start + BATCH, count), direction), start)
 

@@ -28,7 +28,8 @@ from pipeline.options import (
 )
 from pipeline.ownership import owning_folder
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.shard import SUFFIX, VERSION, ShardAddress, faults, open_shard
+from pipeline.shard import ShardAddress, faults, open_shard
+from pipeline.shard_file import SUFFIX, VERSION
 from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.shard_writer import copy_shard, verify_written
