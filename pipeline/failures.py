@@ -36,13 +36,20 @@ def _without_path(name: str, reason: str) -> str:
 def reason_lines(failed: Reasons, noun: str = "video", word: str = "failed") -> list[str]:
     """A line for each of the first `SHOWN` reasons: `failed: 13,000 videos (a, b and 12,998 more): reason`."""
     lines = []
+    prefix = f"{word}: " if word else ""
     for shared, failures in list(by_reason(failed).items())[:SHOWN]:
         names = [printable(name) for name, _ in failures]
         if len(names) == 1:
-            lines.append(f"{word}: {names[0]}: {failures[0][1]}")
+            lines.append(f"{prefix}{names[0]}: {failures[0][1]}")
         else:
-            lines.append(f"{word}: {many(len(names), noun)} ({some(names, NAMED, quoted=False)}): {shared}")
+            lines.append(f"{prefix}{many(len(names), noun)} ({some(names, NAMED, quoted=False)}): {shared}")
     return lines
+
+
+def file_beside(path: Path) -> Path:
+    """Where `report_failures` writes what failed of a command whose results, or whose shards, are at `path`."""
+    path = path.absolute()
+    return path.with_name(f"{path.name}.failed.txt") if path.name else path / "failed.txt"
 
 
 def report_failures(failed: Reasons, file: Path, noun: str = "video", word: str = "failed") -> list[str]:
@@ -53,7 +60,7 @@ def report_failures(failed: Reasons, file: Path, noun: str = "video", word: str 
         file: where they are written, a name and its reason on a line; in the folder for temporary files where this
             one cannot be written.
         noun: what the names are of.
-        word: what happened to them.
+        word: what happened to them, at the beginning of each line; "" for nothing.
     """
     lines = reason_lines(failed, noun, word)
     alike = by_reason(failed)

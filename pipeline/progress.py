@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
@@ -37,7 +37,9 @@ class Progress:
         noun: what one thing is called.
         weights: of each thing by its number, where they differ, for example bytes.
         amount: what is counted within things and gives the rate, for example "pair"; "": the things themselves.
+        done: how many things were done before; they are no part of the rate.
         plain: lines instead of a bar; None: unless stderr is a terminal.
+        say: called with the lines where there is no bar; None: they are printed on stderr.
     """
 
     def __init__(
@@ -48,17 +50,22 @@ class Progress:
         *,
         weights: Mapping[int, int] | None = None,
         amount: str = "",
+        done: int = 0,
         plain: bool | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._label, self._total, self._noun, self._amount = label, total, noun, amount
         self._weights = {number: max(1, weight) for number, weight in (weights or {}).items()}
         self._whole = sum(self._weights.values()) if self._weights else total
         self._parts: dict[int, float] = {}
         self._amounts: dict[int, int] = {}
-        self._finished = self._failed = self._finished_weight = self._finished_amount = 0
+        self._finished = self._finished_weight = self._before = done
+        self._failed = self._finished_amount = 0
+        self._detail = ""
         self._started = self._shown = clock()
         self._gap = FIRST_LINE
         self._last_line = ""
+        self._say = say or _print
         plain = not sys.stderr.isatty() if plain is None else plain
         self._bar = None if plain else _bar()
 
@@ -73,12 +80,17 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._finished:
+        if self._finished > self._before:
             self._line_of_progress()
 
     def start(self) -> None:
         """Start the clock now: loading libraries and compiling does not count towards rate and time left."""
         self._started = self._shown = clock()
+
+    @property
+    def seconds(self) -> float:
+        """Time of the work so far."""
+        return clock() - self._started
 
     def leave_out(self, seconds: float) -> None:
         """Some seconds that just passed do not count towards rate and time left."""
@@ -112,12 +124,16 @@ class Progress:
         """The next thing ended, where they have no numbers."""
         self.finish(self._finished, failed=failed)
 
+    def set_detail(self, text: str) -> None:
+        """What else is shown from now on, for example the loss."""
+        self._detail = text
+
     def line(self, text: str) -> None:
         """Print a line on stderr without disturbing the bar."""
         if self._bar is not None:
             self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(printable(text), file=sys.stderr, flush=True)
+            self._say(printable(text))
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -130,22 +146,22 @@ class Progress:
 
     def describe(self) -> str:
         """For example `12/72 videos, 912 pairs, 403.1 pairs/s, 1 min 3 s left`."""
-        seconds = max(clock() - self._started, 1e-3)
+        seconds = max(self.seconds, 1e-3)
         text = f"{self._label}: " if self._label else ""
         text += f"{self._finished:,}/{many(self._total, self._noun)}"
         if self._failed:
             text += f", {self._failed:,} failed"
-        count = self._finished
+        count = self._finished - self._before
         if self._amount:
             count = self._finished_amount + sum(self._amounts.values())
             text += f", {many(count, self._amount)}"
         text += f", {rate(count / seconds)} {many(2, self._amount or self._noun).partition(' ')[2]}/s"
-        done = self._done()
-        if 0 < done < 1:
-            text += f", {duration(seconds * (1 - done) / done)} left"
-        return printable(text)
+        begun, done = self._before / max(1, self._whole), self._part_done()
+        if begun < done < 1:
+            text += f", {duration(seconds * (1 - done) / (done - begun))} left"
+        return printable(f"{text}; {self._detail}" if self._detail else text)
 
-    def _done(self) -> float:
+    def _part_done(self) -> float:
         running = sum(self._weights.get(number, 1) * part for number, part in self._parts.items())
         return (self._finished_weight + running) / max(1, self._whole)
 
@@ -155,7 +171,7 @@ class Progress:
             return
         self._shown = now
         if self._bar is not None:
-            self._bar.update(self._row, completed=self._done(), text=self.describe(), refresh=True)
+            self._bar.update(self._row, completed=self._part_done(), text=self.describe(), refresh=True)
         else:
             self._gap = max(LINE_EVERY, LINE_GAP * (now - self._started))
             self._line_of_progress()
@@ -176,6 +192,10 @@ def progress(
         for item in items:
             yield item
             shown.advance()
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def rate(value: float) -> str:

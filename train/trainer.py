@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.progress import Progress
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
 from pipeline.text import first_line
@@ -202,8 +203,13 @@ class Trainer:
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
         validate_every = options.validation_interval(recipe.iterations)
         checkpoint_every = options.checkpoint_interval(recipe.iterations)
-        with self.logging() as log, self.loading(self.reader, schedule) as batches:
-            meter = Meter(list(self.data.heads), recipe.iterations, log, self.say)
+        with (
+            self.logging() as log,
+            self.progress_of_iterations() as shown,
+            shown.compiling(),
+            self.loading(self.reader, schedule) as batches,
+        ):
+            meter = Meter(list(self.data.heads), log, shown.set_detail)
             while self.iteration < recipe.iterations:
                 lr = recipe.learning_rate_at(self.iteration)
                 self.step(batches, schedule.micro_batches, lr, recipe.clip, meter)
@@ -212,6 +218,7 @@ class Trainer:
                 last = stopped_by or self.iteration == recipe.iterations
                 if last or self.iteration % options.log_every == 0:
                     self.flush(meter)
+                shown.advance()
                 if self.data.validation and not stopped_by and (last or self.iteration % validate_every == 0):
                     self.flush(meter)
                     self.validate(log)
@@ -225,6 +232,13 @@ class Trainer:
         if self.world.first:
             draw_curves(self.run.folder)
         return self.finish(stopped_by)
+
+    def progress_of_iterations(self) -> Progress:
+        """The progress of the run, shown by the first process."""
+        plain = None if self.world.first else True
+        return Progress(
+            "train", self.recipe.iterations, "iteration", done=self.iteration, plain=plain, say=self.say
+        )
 
     def step(
         self,
