@@ -243,7 +243,7 @@ def killed(stage: Stage, root: Path, numbers: list[int], after: float | None) ->
 
 def content(root: Path) -> Content:
     """Everything stored below `root` by name, as digests of what its readers give; "TORN ..." where they refuse it."""
-    from pipeline.shard import SUFFIX
+    from pipeline.shard_file import SUFFIX
     from pipeline.shard_index import PACK_SUFFIX, index_shards
 
     found: Content = {}
@@ -540,7 +540,7 @@ def failing(root: Path, call: str, number: int, nth: int, stays: bool) -> dict[s
 
 def flip_kinds(work: Path) -> dict[str, list[tuple[Path, Path]]]:
     """(state's folder, file) of everything that has a reader, by kind."""
-    from pipeline.shard import SUFFIX
+    from pipeline.shard_file import SUFFIX
     from pipeline.shard_index import PACK_SUFFIX
 
     last, packed = work / f"state-{len(STAGES)}", work / "state-3"

@@ -26,7 +26,8 @@ from pipeline.machine import usable_cores
 from pipeline.paths import OutputPaths
 from pipeline.progress import Progress
 from pipeline.request import Request
-from pipeline.shard import DIRECTIONS, ShardAddress
+from pipeline.shard import ShardAddress
+from pipeline.shard_file import DIRECTIONS
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ def _pictures(address: ShardAddress) -> tuple[str, str]:
         if shard.has_frames:
             frame = _embedded(figures.png(shard.frames(middle, middle + 1)[0]))
         for direction in shard.directions[:1]:
-            middle = min(middle, shard.flow_count(direction) - 1)
+            middle = min(middle, shard.flow_counts[direction] - 1)
             if middle >= 0:
                 field = shard.flows(middle, middle + 1, direction)[0]
                 flow = _embedded(figures.png(flow_colours(field, full_colour_speed(field))))

@@ -19,14 +19,16 @@ from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
 from pipeline.errors import DiskFull, InputError, command_errors
 from pipeline.export import inside
+from pipeline.failures import file_beside, report_failures
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.progress import progress
 from pipeline.request import Request, request_of
-from pipeline.shard import SUFFIX, Source, open_shard
+from pipeline.shard import Source, open_shard
+from pipeline.shard_file import SUFFIX
 from pipeline.shard_writer import ShardWriter
-from pipeline.text import printable, some
+from pipeline.text import some
 
 FLOW_IMAGE = re.compile(r"flow_(?P<component>[xy])_(?P<number>\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 FRAME_IMAGE = re.compile(r"(?:img|image)_(?P<number>\d+)\.jpe?g", re.IGNORECASE)
@@ -285,8 +287,9 @@ def command(**values: Any) -> None:
     log = None
     if options.dataset:
         log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
-    failed = there = 0
-    for video, folder in progress(list(found.items()), "import"):
+    there = 0
+    failed: list[tuple[str, str]] = []
+    for video, folder in progress(found.items(), "import-flow"):
         try:
             if known is not None and video not in known:
                 raise InputError(
@@ -300,9 +303,10 @@ def command(**values: Any) -> None:
         except DiskFull:
             raise
         except InputError as error:
-            failed += 1
-            click.echo(f"failed: {printable(str(error))}", err=True)
-    click.echo(f"{len(found) - there - failed} imported, {there} there already, {failed} failed")
+            failed.append((video, str(error)))
+    for line in report_failures(failed, file_beside(shards_folder(options))):
+        click.echo(line, err=True)
+    click.echo(f"{len(found) - there - len(failed)} imported, {there} there already, {len(failed)} failed")
     if failed:
         sys.exit(1)
 
@@ -327,6 +331,13 @@ def videos_of(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
+def shards_folder(options: ImportFlowOptions) -> Path:
+    """The folder of all shards."""
+    if options.output is not None:
+        return options.output
+    return DatasetPaths(data_root(options.data), str(options.dataset)).shards(options.shards)
+
+
 def shard_path(video: str, options: ImportFlowOptions) -> Path:
     """Where the shard of a video goes; InputError where its name would lead out of that folder."""
     if options.output is not None:
@@ -337,6 +348,6 @@ def shard_path(video: str, options: ImportFlowOptions) -> Path:
 def outcome_of(video: str, path: Path, options: ImportFlowOptions) -> Outcome:
     """The record of an imported shard, which `status` reads."""
     with open_shard(path) as shard:
-        flows = shard.flow_count(options.direction)
+        flows = shard.flow_counts[options.direction]
     size = path.stat().st_size
     return Outcome(video, "done", flows=flows, bytes=size, method="imported", shard_set=options.shards)

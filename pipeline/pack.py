@@ -29,7 +29,8 @@ from pipeline.options import (
 from pipeline.ownership import owning_folder
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.progress import Progress, progress
-from pipeline.shard import SUFFIX, VERSION, ShardAddress, faults, open_shard
+from pipeline.shard import ShardAddress, faults, open_shard
+from pipeline.shard_file import SUFFIX, VERSION
 from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.shard_writer import copy_shard, verify_written
@@ -179,10 +180,9 @@ def pack_all(shards: dict[str, ShardAddress], folder: Path, options: PackOptions
             write_pack(path, members, shown.advance)
             with shown.aside():
                 click.echo(f"{path}: {len(members)} shards, {size_in_bytes(path.stat().st_size)}")
-            if not options.keep:
-                for member in members:
-                    if member.group == "/":
-                        member.file.unlink(missing_ok=True)
+            for member in members if not options.keep else []:
+                if member.group == "/":
+                    member.file.unlink(missing_ok=True)
     return sum(map(len, packs.values())), len(packs)
 
 

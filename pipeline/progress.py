@@ -64,7 +64,7 @@ class Progress:
         self._detail = ""
         self._started = self._shown = clock()
         self._gap = FIRST_LINE
-        self._last_line = ""
+        self._said = done
         self._say = say or _print
         plain = not sys.stderr.isatty() if plain is None else plain
         self._bar = None if plain else _bar()
@@ -80,7 +80,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._finished > self._before:
+        if self._finished > self._said:
             self._line_of_progress()
 
     def start(self) -> None:
@@ -95,6 +95,7 @@ class Progress:
     def leave_out(self, seconds: float) -> None:
         """Some seconds that just passed do not count towards rate and time left."""
         self._started += seconds
+        self._shown += seconds
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
@@ -150,7 +151,7 @@ class Progress:
         text = f"{self._label}: " if self._label else ""
         text += f"{self._finished:,}/{many(self._total, self._noun)}"
         if self._failed:
-            text += f", {self._failed:,} failed"
+            text += f", {many(self._failed, 'failure')}"
         count = self._finished - self._before
         if self._amount:
             count = self._finished_amount + sum(self._amounts.values())
@@ -177,10 +178,8 @@ class Progress:
             self._line_of_progress()
 
     def _line_of_progress(self) -> None:
-        text = self.describe()
-        if text != self._last_line:
-            self._last_line = text
-            self.line(text)
+        self._said = self._finished
+        self.line(self.describe())
 
 
 def progress(

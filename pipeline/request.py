@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.shard import DIRECTIONS, Shard, ShardAddress, damaged, open_shard
+from pipeline.shard import Shard, ShardAddress, open_shard
+from pipeline.shard_file import DIRECTIONS, damaged
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import h5py
 from pipeline import atomic, hdf5
 from pipeline.errors import InputError
 from pipeline.hdf5 import Foreign, Invalid
-from pipeline.shard import SUFFIX, VERSION, ShardAddress, damaged, file_root, leads_elsewhere, opened
+from pipeline.shard import ShardAddress
+from pipeline.shard_file import SUFFIX, VERSION, damaged, file_root, leads_elsewhere, opened
 from pipeline.text import first_line
 
 PACK_FORMAT = "two-stream pack"

@@ -11,7 +11,8 @@ import click
 from pipeline.errors import InputError
 from pipeline.options import DataOptions, ShardSetOptions, argument, option
 from pipeline.paths import DEFAULT_METHOD, NAME, DatasetPaths, data_root
-from pipeline.shard import SUFFIX, ShardAddress
+from pipeline.shard import ShardAddress
+from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX, index_pack, index_shards
 from pipeline.text import some
 

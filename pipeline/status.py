@@ -129,7 +129,7 @@ def counted(shards: Mapping[str, ShardAddress]) -> dict[str, int]:
     flows = {}
     for video, address in shards.items():
         with contextlib.suppress(InputError), open_shard(address) as shard:
-            flows[video] = sum(shard.flow_count(direction) for direction in shard.directions)
+            flows[video] = sum(shard.flow_counts.values())
     return flows
 
 

@@ -113,7 +113,7 @@ def write_picture(shard: Shard, path: Path, index: int, direction: str) -> None:
 
 def write_video(shard: Shard, path: Path, direction: str) -> None:
     """All flows as H.264 in MP4, colours alike from first to last."""
-    count = shard.flow_count(direction)
+    count = shard.flow_counts[direction]
     sample = np.unique(np.linspace(0, count - 1, BATCH).astype(int))
     fastest = full_colour_speed(np.concatenate([shard.flows(i, i + 1, direction) for i in sample]))
     encode_video(path, pictures(shard, direction, fastest), shard.fps or 25)
@@ -139,7 +139,7 @@ def encode_video(path: Path, pictures: Iterable[Levels], fps: float) -> None:
 
 def pictures(shard: Shard, direction: str, fastest: float) -> Iterator[Levels]:
     """The panels of every flow."""
-    for index in range(shard.flow_count(direction)):
+    for index in range(shard.flow_counts[direction]):
         flow = shard.flows(index, index + 1, direction)[0]
         yield panels(frame_of(shard, index, direction), flow, fastest)
 
@@ -183,7 +183,7 @@ def command(**values: Any) -> None:
             raise InputError(f"{options.shard}: expected flow to show, found frames only")
         output = options.output or Path(f"{shard.video.rpartition('/')[2]}.png")
         direction = options.direction or shard.directions[0]
-        count = shard.flow_count(direction)
+        count = shard.flow_counts[direction]
         if (options.index or 0) >= count:
             raise InputError(
                 f"{options.shard}: holds {count} {direction} flows, so there is no flow {options.index or 0} to show"

@@ -127,7 +127,7 @@ def test_flow_and_frames_are_those_of_the_video(clips: Path, tmp_path: Path) -> 
         with open_shard(address) as shard:
             assert (shard.video, shard.frame_count, shard.fps) == (video, len(gray), 25)
             count = len(gray) - 2
-            assert shard.flow_count("forward") == shard.flow_count("backward") == count
+            assert shard.flow_counts["forward"] == shard.flow_counts["backward"] == count
             steps = np.arange(count)
             for direction, pairs in (("forward", (steps, steps + 2)), ("backward", (steps + 2, steps))):
                 expected = method.run(gray, np.stack(pairs, axis=1), "levels", quantiser)
@@ -216,7 +216,7 @@ def test_a_folder_of_pictures_is_a_video_and_gaps_are_told(tmp_path: Path) -> No
         out, _ = extract(given, "--output", tmp_path / "out", *QUICK)
         assert f"note: {video}: frame 4 is missing" in out
         with open_shard(tmp_path / f"out/{video}.h5") as shard:
-            assert (shard.frame_count, shard.flow_count()) == (8, 7)
+            assert (shard.frame_count, shard.flow_count) == (8, 7)
 
 
 def test_a_video_of_one_frame_has_a_shard_without_flow(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_video_of_one_frame_has_a_shard_without_flow(tmp_path: Path) -> None:
     out, _ = extract(tmp_path / "one.mkv", "--output", tmp_path, *QUICK)
     assert "it has no flow" in out
     with open_shard(tmp_path / "one.h5") as shard:
-        assert (shard.frame_count, shard.flow_count()) == (1, 0)
+        assert (shard.frame_count, shard.flow_count) == (1, 0)
     assert extract(tmp_path / "one.mkv", "--output", tmp_path, *QUICK)[0].startswith("0 done, 1 skipped")
 
 
@@ -253,7 +253,7 @@ def test_a_corrupt_video_fails_or_keeps_its_frames_and_is_marked(tmp_path: Path)
     assert "frames before were kept" in out
     with open_shard(tmp_path / "keep/bad.h5") as shard:
         assert 2 <= shard.frame_count < 40
-        assert shard.flow_count() == shard.frame_count - 1
+        assert shard.flow_count == shard.frame_count - 1
         assert "cannot be decoded" in shard.corrupt
         assert f"after {shard.frame_count} frames" in shard.corrupt
 
@@ -622,5 +622,5 @@ def test_a_small_real_dataset_is_extracted_whole(test_data: Path, tmp_path: Path
         for line in path.read_text().splitlines()
     ]
     assert sum(record["flows"] for record in records) == sum(
-        open_shard(address).flow_count() for address in index_shards(tmp_path).values()
+        open_shard(address).flow_count for address in index_shards(tmp_path).values()
     )

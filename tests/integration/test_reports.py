@@ -129,9 +129,9 @@ def test_the_layout_of_tsn_is_taken_by_both_commands(unpacked: Path) -> None:
     result = run(extract_flow, [str(unpacked / "tsn"), "--output", str(unpacked / "out"), *method])
     assert result.exit_code == 0, result.output
     with open_shard(unpacked / "out/Walk/v1.h5") as shard:
-        assert (shard.frame_count, shard.flow_count()) == (10, 9)
+        assert (shard.frame_count, shard.flow_count) == (10, 9)
     taken = ["import-flow", str(unpacked / "tsn"), "--bound", "20", "--output", str(unpacked / "taken")]
     result = run(pipeline, taken)
     assert result.exit_code == 0, result.output
     with open_shard(unpacked / "taken/Walk/v1.h5") as shard:
-        assert (shard.frame_count, shard.flow_count()) == (10, 9)
+        assert (shard.frame_count, shard.flow_count) == (10, 9)

@@ -181,7 +181,7 @@ def test_step_and_direction_survive_export_and_import(tmp_path, step, direction)
     run(import_flow.command, *given, "--output", tmp_path / "out")
     with open_shard(tmp_path / "out" / "v.h5") as shard:
         assert shard.directions == (direction,)
-        assert (shard.flow_count(direction), shard.frame_count) == (3, 3 + step)
+        assert (shard.flow_counts[direction], shard.frame_count) == (3, 3 + step)
         assert shard.step(direction) == step
     export_again = ["--layout", "denseflow", "--direction", direction, "--output", tmp_path / "again"]
     run(export.command, tmp_path / "out", *export_again)
