@@ -32,8 +32,12 @@ define functions
 python() { .venv/bin/python "$$@"; }
 options=()
 option() { if [[ -n "$${!2}" ]]; then options+=("$$1=$${!2}"); fi; }
-words_of() { mapfile -d '' -t words < <(printf '%s' "$$1" | xargs -r printf '%s\0'); options+=("$${words[@]}"); }
-arguments() { words_of "$$ARGS"; }
+words_of() {
+    printf '%s' "$${!1}" | xargs -r printf '%s\0' > /dev/null || { echo "error: $$1 cannot be split into words" >&2; exit 2; }
+    mapfile -d '' -t words < <(printf '%s' "$${!1}" | xargs -r printf '%s\0')
+    options+=("$${words[@]}")
+}
+arguments() { words_of ARGS; }
 dataset() {
     DATASET="$${DATASET:-demo}"; options+=("--dataset=$$DATASET"); option --data DATA
     if [[ "$$DATASET" == demo ]]; then python -m pipeline demo $${DATA:+"--data=$$DATA"}; fi
@@ -113,7 +117,7 @@ submit: setup  ## submit the whole chain of DATASET to SLURM
 
 test: lint  ## all checks and tests
 	@$(functions)
-	words_of "$$PYTEST_ARGS"
+	words_of PYTEST_ARGS
 	python -m pytest -n 2 --dist loadgroup "$${options[@]}"
 
 lint: setup  ## ruff, mypy and shellcheck

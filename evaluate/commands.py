@@ -84,7 +84,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if options.report:
-        report(folder, paths, fused, chosen, shards, console, options.fusion.details)
+        report(folder, dataset, paths, fused, chosen, shards, console, options.fusion.details)
 
 
 def score(options: ScoreOptions, console: Console) -> None:
@@ -149,7 +149,16 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if with_report:
-        report(folder, paths, fused, chosen, index_shards, console, options.fusion.details)
+        report(
+            folder,
+            dataset,
+            paths,
+            fused,
+            chosen,
+            functools.cache(index_shards),
+            console,
+            options.fusion.details,
+        )
 
 
 def fuse_files(files: Sequence[Path], options: FusionOptions, data: Path | None, console: Console) -> None:
@@ -377,6 +386,7 @@ def save(folder: Path, fused: Sequence[SplitResult], console: Console) -> None:
 
 def report(
     folder: Path,
+    dataset: Dataset,
     paths: DatasetPaths,
     fused: Sequence[SplitResult],
     chosen: Chosen,
@@ -384,8 +394,11 @@ def report(
     console: Console,
     details: str | None = None,
 ) -> Path:
-    """Write the report beside the results, with pictures from the shards that were scored; returns its path."""
+    """Write the report beside the results, with pictures from the shards that were scored, those of a temporal stream
+    where there is one; returns its path.
+    """
     from evaluate import report as reporting
+    from evaluate.provenance import provenance
 
     stories = [
         reporting.run_story(run.paths, run.recipe, load_checkpoint(run.checkpoint))
@@ -393,8 +406,10 @@ def report(
         for run in runs
     ]
     path = folder / "report.html"
-    scored_set = fused[0].streams[0].shards
-    reporting.write_report(path, fused, stories, shards(paths.shards(scored_set)), details)
+    streams = sorted((stream for result in fused for stream in result.streams), key=lambda one: one.stream)
+    sets = {stream.shards: shards(paths.shards(stream.shards)) for stream in streams}
+    pictured = sets[streams[-1].shards]
+    reporting.write_report(path, fused, stories, pictured, details, provenance(dataset, fused, sets))
     console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
     return path
 

@@ -32,11 +32,11 @@ from evaluate.inference import features_forward, load_network, view_outputs
 from evaluate.new_shards import NewVideo, make_shards
 from evaluate.new_videos import Failures, untrained_checkpoint, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions
-from evaluate.result_folder import claim
+from evaluate.result_folder import claim, read_settings
 from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic, hdf5
-from pipeline.errors import DiskFull, InputError, OtherFormat
+from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from pipeline.progress import Progress
@@ -79,7 +79,13 @@ class FeatureFolder:
         """
         path = self.file(video)
         try:
-            rows = np.load(path, allow_pickle=False)
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: it was there a moment ago; run the same command again") from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        try:
+            rows = np.load(io.BytesIO(data), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path}: damaged features ({error}); remove the file") from error
         if rows.dtype != np.float32 or rows.ndim not in (1, 2):
@@ -263,7 +269,7 @@ def prepare(path: Path, overwrite: bool) -> None:
             )
         _check_version(path)
         path = parts_of(path)
-    if overwrite and (path / ABOUT).is_file():
+    if overwrite and read_settings(path / ABOUT) is not None:
         shutil.rmtree(path)
 
 

@@ -21,6 +21,7 @@ from extract_flow.options import Execution
 from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Event, Finished, Link, Lost, Preparing, Ready, Started, supervise
 from extract_flow.worker import Result
+from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.paths import OutputPaths
@@ -95,6 +96,7 @@ def make_shards(
     with contextlib.ExitStack() as stack:
         if keep is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="two-stream-shards-")))
+            stack.enter_context(atomic.removing(folder))
             tasks = [
                 VideoTask(f"video/{number}", video.path, folder / f"{number}.h5")
                 for number, video in enumerate(videos)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from pipeline.text import many, some
 from train.checkpoint import Checkpoint
 
 SAVE_SECONDS = 30.0
+PART = re.compile(r"part-.+\.h5")
 
 
 @dataclass(frozen=True)
@@ -345,7 +347,9 @@ def _collect(
 
 def _score_files(measurement: Measurement) -> list[Path]:
     """The score file, whether it is there or not, and the parts that are not merged yet."""
-    parts = sorted(measurement.parts.glob("part-*.h5")) if measurement.parts.is_dir() else []
+    folder = measurement.parts
+    # Not glob, which takes a folder that may not be listed for an empty one.
+    parts = sorted(path for path in folder.iterdir() if PART.fullmatch(path.name)) if folder.is_dir() else []
     return [measurement.file, *parts]
 
 

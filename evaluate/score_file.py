@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from evaluate import score_file_v1
 from pipeline import atomic, hdf5
-from pipeline.errors import Damaged, InputError, OtherFormat
+from pipeline.errors import Damaged, InputError, OtherFormat, unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.runs import STREAMS, Part
 from pipeline.text import first_line
@@ -172,7 +172,7 @@ def _is_of_version_1(path: Path) -> bool:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise hdf5.unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return head.startswith(hdf5.SIGNATURE) and 0 <= head[-1] < hdf5.OLDEST_SUPERBLOCK
 
 

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -423,6 +424,7 @@ def how_it_died(exit_code: int | None) -> str:
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
     """Keep the stop signals from a process that is being started until it has its own handlers."""
+    resource_tracker.ensure_running()  # its start, with the first process, would end with SIGINT unblocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
         yield

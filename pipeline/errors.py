@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from pipeline.text import printable, printable_lines
+from pipeline.text import printable, printable_lines, system_reason
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -21,6 +21,11 @@ class InputError(Exception):
 
 class Unreadable(InputError):
     """The system did not let a file be read now, which says nothing about what is in it."""
+
+
+def unreadable(path: object, error: OSError) -> Unreadable:
+    """The `Unreadable` of an error of the system."""
+    return Unreadable(f"{path}: could not be read: {system_reason(error)}; it was left as it is")
 
 
 class DiskFull(InputError):

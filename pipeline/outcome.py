@@ -115,7 +115,10 @@ def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outco
         shard_set: only records of that set.
     """
     records: list[Outcome] = []
-    for path in sorted(folder.glob("*.jsonl")):
+    # Not glob, which takes a folder that may not be listed for an empty one.
+    for path in (
+        sorted(path for path in folder.iterdir() if path.suffix == ".jsonl") if folder.is_dir() else []
+    ):
         with path.open("rb") as file:
             records.extend(record for line in _lines(file) if (record := _parse(line)) is not None)
     latest: dict[str, Outcome] = {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, unreadable
 from pipeline.paths import NAME, DatasetPaths, check_name
 from pipeline.text import some
 
@@ -238,7 +238,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder}: expected the folder of a training run, found no {path.name}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: expected a run's resolved recipe, found {error}") from error
 
 

@@ -20,10 +20,9 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import hdf5
 from pipeline.codec import Floats, Levels, lowest_level, value_table
 from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
-from pipeline.errors import InputError
+from pipeline.errors import InputError, unreadable
 from pipeline.shard_file import Contents, Flow, ShardAddress, Source, Streams, damaged, read_contents
 
 BLOCK_BYTES = 1 << 22
@@ -332,7 +331,7 @@ class Shard:
                 file = self._descriptor = Descriptor(self.address.file)
             data = os.pread(file.number, end - begin, streams.begin + begin)
         except OSError as error:
-            raise hdf5.unreadable(self.address, error) from error
+            raise unreadable(self.address, error) from error
         if len(data) != end - begin:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
         return StreamBlock(data, streams.start, streams.crc32, start)

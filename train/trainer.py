@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import itertools
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -197,11 +198,12 @@ class Trainer:
     def loop(self, interrupt: Interrupt) -> int:
         """Iterate to the end or to a signal; the exit status."""
         recipe, options = self.recipe, self.options
-        if self.iteration >= recipe.iterations:
+        if self.iteration >= recipe.iterations and not self.validation_is_due():
+            self.link_best()
             self.say(f"{self.run.folder}: complete, {self.iteration} iterations")
             return 0
+        stopped_by = 0
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
-        validate_every = options.validation_interval(recipe.iterations)
         checkpoint_every = options.checkpoint_interval(recipe.iterations)
         with (
             self.logging() as log,
@@ -209,6 +211,7 @@ class Trainer:
             shown.compiling(),
             self.loading(self.reader, schedule) as batches,
         ):
+            self.catch_up(log)
             meter = Meter(list(self.data.heads), log, shown.set_detail)
             while self.iteration < recipe.iterations:
                 lr = recipe.learning_rate_at(self.iteration)
@@ -219,7 +222,7 @@ class Trainer:
                 if last or self.iteration % options.log_every == 0:
                     self.flush(meter)
                 shown.advance()
-                if self.data.validation and not stopped_by and (last or self.iteration % validate_every == 0):
+                if not stopped_by and self.validation_is_due():
                     self.flush(meter)
                     self.validate(log)
                     meter.restart()
@@ -356,7 +359,7 @@ class Trainer:
     def finish(self, stopped_by: int) -> int:
         """Report how the loop ended; the exit status."""
         iterations = self.recipe.iterations
-        if self.iteration == iterations:
+        if self.iteration == iterations and not self.validation_is_due():
             self.say(f"done: {iterations} iterations, {self.run.folder}")
             return 0
         status = exit_status(stopped_by)
@@ -386,6 +389,31 @@ class Trainer:
 
     # --- validation -------------------------------------------------------------------------------------------------
 
+    def validation_is_due(self) -> bool:
+        """Whether the network as it is now should be validated, and has not been."""
+        iterations = self.recipe.iterations
+        every = self.options.validation_interval(iterations)
+        due = self.iteration > 0 and (self.iteration == iterations or self.iteration % every == 0)
+        return bool(self.data.validation) and due and self.progress.get("validated") != self.iteration
+
+    def catch_up(self, log: RunLog | None) -> None:
+        """Do what was due after the iteration that is resumed from, where a signal came first.
+
+        So a run that was interrupted leaves the same best.pt and records the same best validation as any other.
+        """
+        if not self.validation_is_due():
+            self.link_best()
+            return
+        self.validate(log)
+        self.save()  # the checkpoint's record of what has been validated
+
+    def link_best(self) -> None:
+        """Make best.pt this iteration's checkpoint if it is the best so far and a kill has left that undone."""
+        if self.world.first and self.iteration and self.progress.get("best_iteration") == self.iteration:
+            best, newest = self.run.best, self.run.checkpoint(self.iteration)
+            if not best.exists() or not filecmp.cmp(best, newest, shallow=False):
+                link_best(self.run, self.iteration)
+
     def validate(self, log: RunLog | None) -> None:
         """Validate, record the result, and save a checkpoint if it is the best so far."""
         results = validation_results(list(self.data.heads), self.validation_totals())
@@ -398,11 +426,11 @@ class Trainer:
                 f"accuracy {result['accuracy']:.1%}{top5}"
             )
         accuracy = next(iter(results.values()))["accuracy"] if results else 0.0
+        self.progress |= {"validated": self.iteration}
         if accuracy > self.progress.get("best_accuracy", -1.0):
-            self.progress = {"best_accuracy": accuracy, "best_iteration": self.iteration}
+            self.progress |= {"best_accuracy": accuracy, "best_iteration": self.iteration}
             self.save()
-            if self.world.first:
-                link_best(self.run, self.iteration)
+            self.link_best()
 
     def validation_totals(self) -> Tensor:
         """`validation_stats` summed over the validation videos and all processes."""

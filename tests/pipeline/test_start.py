@@ -134,6 +134,40 @@ def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path, room: str) -> No
     assert (process.returncode, errors) == (130, "")
 
 
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_that_comes_while_a_command_imports_a_module_leaves_no_half_of_one(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    """The module that imports the other swallows what is raised, as some of C do, and uses the half that it gets."""
+    (tmp_path / "inner.py").write_text(
+        "import os, sys, time\nos.kill(os.getpid(), int(sys.argv[1]))\ntime.sleep(0.1)\nvalue = 1\n"
+    )
+    (tmp_path / "outer.py").write_text("try:\n    import inner\nexcept BaseException:\n    inner = None\n")
+    body = DESTROYING.replace("    Slow()\n", "    import outer\n    outer.inner.value\n")
+    done = python("-c", body, int(number), timeout=30, env=os.environ | {"PYTHONPATH": f"{tmp_path}"})
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_ctrl_c_during_the_imports_of_the_installed_command_ends_quietly(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    script = tmp_path / "two-stream"
+    script.write_text("from two_stream.__main__ import command\ncommand()\n")
+    process = subprocess.Popen(
+        [sys.executable, script, "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{PROJECT}"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+
+
 def test_ctrl_c_that_reaches_every_process_is_said_by_none(tmp_path: Path) -> None:
     """As a terminal sends it, while other processes work or are being started."""
     (tmp_path / "waits.py").write_text(

@@ -467,3 +467,18 @@ def test_the_wrapper_of_a_public_report_submits_the_chain(site: Site, test_data:
     refusing: Callable[[JobId], str] = lambda found: "it never starts"  # noqa: E731
     site.monkeypatch.setattr(scheduler, "never_starts", refusing)
     assert "could not be cancelled: job 519608 (pending; scancel: Invalid job id)" in site.fault()
+
+
+def test_a_record_that_cannot_be_read_is_an_error_and_no_older_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chain-7.json").write_text("{}")
+    assert record.latest(tmp_path) is None
+    assert record.latest(tmp_path / "nowhere") is None
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"chain-7\.json: could not be read: Permission denied"):
+        record.latest(tmp_path)
