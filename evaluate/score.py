@@ -226,12 +226,17 @@ def score(
         InputError: a shard is damaged or lacks what the stream needs, or the disk is full.
     """
     atomic.sweep(measurement.file.parent)
-    listed = [measurement.dataset.videos[video] for video in measurement.videos]
-    mine = {video.id for video in share(listed, task, tasks)}
-    names = [video for video in state.todo if video in mine]
+    names = share_of(measurement, state, task, tasks)
     if names:
         _score_videos(measurement, {name: state.todo[name] for name in names}, compute or Compute(), progress)
     return merge(measurement, state)
+
+
+def share_of(measurement: Measurement, state: ScoringState, task: int, tasks: int) -> list[str]:
+    """The videos that are left of one task's share of the list."""
+    listed = [measurement.dataset.videos[video] for video in measurement.videos]
+    mine = {video.id for video in share(listed, task, tasks)}
+    return [video for video in state.todo if video in mine]
 
 
 def merge(measurement: Measurement, state: ScoringState) -> ScoringState:

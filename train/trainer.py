@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.progress import Progress
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
 from pipeline.text import duration, first_line, many
@@ -208,9 +209,14 @@ class Trainer:
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
         checkpoint_every = options.checkpoint_interval(recipe.iterations)
         begun, first_measured = self.iteration, 0.0
-        with self.logging() as log, self.loading(self.reader, schedule) as batches:
+        with (
+            self.logging() as log,
+            self.progress_of_iterations() as shown,
+            shown.compiling(),
+            self.loading(self.reader, schedule) as batches,
+        ):
             self.catch_up(log)
-            meter = Meter(list(self.data.heads), recipe.iterations, log, self.say)
+            meter = Meter(list(self.data.heads), log, shown.set_detail)
             while self.iteration < recipe.iterations:
                 lr = recipe.learning_rate_at(self.iteration)
                 self.step(batches, schedule.micro_batches, lr, recipe.clip, meter)
@@ -225,6 +231,7 @@ class Trainer:
                 last = stopped_by or self.iteration == recipe.iterations
                 if last or self.iteration % options.log_every == 0:
                     self.flush(meter)
+                shown.advance()
                 if not stopped_by and self.validation_is_due():
                     self.flush(meter)
                     self.validate(log)
@@ -245,6 +252,13 @@ class Trainer:
         self.say(
             f"expected time: about {duration(seconds * left)} for {many(left, 'more iteration')}, {seconds:.2f} s each"
             + (", and validation" if self.data.validation else "")
+        )
+
+    def progress_of_iterations(self) -> Progress:
+        """The progress of the run, shown by the first process."""
+        plain = None if self.world.first else True
+        return Progress(
+            "train", self.recipe.iterations, "iteration", done=self.iteration, plain=plain, say=self.say
         )
 
     def step(
