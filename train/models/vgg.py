@@ -68,6 +68,8 @@ class Vgg16Gap(Network):
     """VGG-16's convolutions, global average pooling and one linear layer (Zhou et al. 2016, VGGnet-GAP).
 
     14.7 M parameters; without the two hidden layers it can learn from few videos, and start from convolutions alone.
+    Pooled features are scaled to one length, the square root of their number (as Liu et al. 2015, ParseNet): those of
+    published VGG weights differ tenfold in size, so that no learning rate would suit them all.
     """
 
     first, last, without = "features.0", "fc", ("classifier.",)
@@ -80,5 +82,6 @@ class Vgg16Gap(Network):
         initialise_layers(self)
 
     def penultimate(self, inputs: Tensor, keys: Tensor | None = None) -> Tensor:
-        dropped: Tensor = self.dropout(self.features(inputs).mean(dim=(2, 3)), keys)
+        pooled = self.features(inputs).mean(dim=(2, 3))
+        dropped: Tensor = self.dropout(F.normalize(pooled) * pooled.shape[1] ** 0.5, keys)
         return dropped
