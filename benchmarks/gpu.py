@@ -12,7 +12,6 @@ if there is no GPU or a result is wrong; rates do not decide it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,6 +262,8 @@ def batches(report: Report, small: bool) -> None:
 
 # --- speed -------------------------------------------------------------------------------------------------------
 
+OPERATIONS = {"iterate": 45, "relax": 26}
+"""Floating-point operations per pixel of an iteration of TV-L1 (docs/explanation/tvl1.md) and of a sweep of Brox."""
 PLANES_MOVED = {
     "iterate": 17, "warp_and_linearise": 15, "take_flow": 4, "relax": 11, "make_equations": 17, "linearise": 22
 }  # fmt: skip
@@ -298,12 +299,47 @@ def kernels(report: Report) -> None:
 
 
 def traffic(kernel: str, times: list[float], solver: Any, pairs: int) -> str:
-    """GB/s of a kernel's longest launch, which is one of the finest level, and its share of the memory's."""
+    """GB/s and GFLOP/s of a kernel's longest launch, one of the finest level, and their shares of the limits."""
     if kernel not in PLANES_MOVED:
         return ""
-    found = 4 * PLANES_MOVED[kernel] * solver.sizes[0].area * pairs / max(times) / 1e6
-    share = f" ({100 * found / bandwidth():.0f} % of the memory's)" if bandwidth() else ""
-    return f", at least {found:.0f} GB/s in it{share}"
+    height, width = solver.sizes[0][:2]
+    moved = 4 * PLANES_MOVED[kernel] * solver.sizes[0].area * pairs / max(times) / 1e6
+    found = [f"at least {moved:.0f} GB/s{share_of(moved, bandwidth(), 'memory')}"]
+    if kernel in OPERATIONS:
+        computed = OPERATIONS[kernel] * rounds(kernel, solver) * height * width * pairs / max(times) / 1e6
+        found.append(f"{computed:.0f} GFLOP/s{share_of(computed, arithmetic(), 'arithmetic')} without halos")
+    return f", in it {' and '.join(found)}"
+
+
+def share_of(found: float, limit: float, what: str) -> str:
+    """In words, the share of a limit; nothing where the limit is unknown."""
+    return f" ({100 * found / limit:.0f} % of the {what}'s)" if limit else ""
+
+
+def rounds(kernel: str, solver: Any) -> int:
+    """Iterations or sweeps of a launch that does most."""
+    if kernel == "iterate":
+        from extract_flow.tvl1.cuda.solver import HALO
+
+        return HALO
+    from extract_flow.brox.cuda.solver import launches_of
+
+    return max(launches_of(solver.parameters.solver_iterations))
+
+
+def arithmetic() -> float:
+    """GFLOP/s in float32, a multiplication with an addition counted as two; 0 where the driver reports no clock."""
+    from cuda.bindings import driver
+
+    from extract_flow.cuda.device import Device
+
+    kinds = driver.CUdevice_attribute
+    clock, processors = (
+        driver.cuDeviceGetAttribute(kind, 0)[1]
+        for kind in (kinds.CU_DEVICE_ATTRIBUTE_CLOCK_RATE, kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+    )
+    lanes = 64 if Device(0).capability in ((7, 0), (7, 2), (7, 5), (8, 0)) else 128
+    return 2 * lanes * processors * clock / 1e6
 
 
 def timed_launches(loaded: Any, stream: Any, run: Callable[[], Any]) -> dict[str, list[float]]:
@@ -390,10 +426,9 @@ def extraction(report: Report, folder: Path) -> None:
         command = [sys.executable, "-m", "extract_flow", str(videos), "--output", str(output), "--method", name,
                    "--device", "cuda:0", "--processes", str(processes), *([] if rgb else ["--no-rgb"])]  # fmt: skip
         began = time.time()
-        with busy_share() as busy:
-            finished = subprocess.run(
-                command, cwd=PROJECT, capture_output=True, text=True, timeout=200, check=False
-            )
+        finished = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, timeout=200, check=False
+        )
         what = f"{name}, {processes} processes{'' if rgb else ', flow only'}"
         if finished.returncode != 0:
             report.add("extraction", what, finished.stderr.strip()[-300:], False)
@@ -401,10 +436,13 @@ def extraction(report: Report, folder: Path) -> None:
         ends = sorted(path.stat().st_mtime for path in output.glob("*.h5"))
         from_here = len(ends) // 4  # when every process has long been at work
         steady = (len(ends) - 1 - from_here) * (FRAMES_OF_A_CLIP - 1) / max(1e-9, ends[-1] - ends[from_here])
-        stages = finished.stdout.strip().splitlines()[-1]
+        printed = (finished.stderr + finished.stdout).splitlines()
+        said = [
+            line for line in printed if line.startswith(("GPU busy", "computing")) or "starting took" in line
+        ]
         report.add(
             "extraction", what, f"{steady:.0f} pairs/s once it runs", None,
-            f"first shard after {ends[0] - began:.1f} s; GPU busy {busy()}; {stages}",
+            f"first shard after {ends[0] - began:.1f} s; {'; '.join(said)}",
         )  # fmt: skip
 
 
@@ -427,24 +465,6 @@ def rendered_videos(folder: Path) -> Path:
     for number in range(1, CLIPS):
         shutil.copy(videos / "clip00.mp4", videos / f"clip{number:02}.mp4")
     return videos
-
-
-@contextlib.contextmanager
-def busy_share() -> Iterator[Callable[[], str]]:
-    """What nvidia-smi calls the utilisation of the GPU while the block runs, on average."""
-    if shutil.which("nvidia-smi") is None:
-        yield lambda: "unknown (no nvidia-smi)"
-        return
-    sampler = subprocess.Popen(
-        ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    samples: list[float] = []
-    try:
-        yield lambda: f"{np.mean(samples or [np.nan]):.0f} % on average"
-    finally:
-        sampler.terminate()
-        samples += [float(line) for line in sampler.communicate()[0].splitlines() if line.strip().isdigit()]
 
 
 def peers(report: Report, folder: Path | None) -> None:

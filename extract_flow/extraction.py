@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from extract_flow.clip import VideoTask, existing_standing, other_settings
+from extract_flow.gpu_use import busy_share
 from extract_flow.options import Execution
 from extract_flow.progress import ProgressDisplay
 from extract_flow.settings import ExtractionSettings
@@ -146,12 +148,18 @@ def _extract_in_workers(
         patience=execution.patience or None,
     )
     outcomes: dict[int, Outcome] = {}
-    with ProgressDisplay(
-        {number: _weight(video.path) for number, video in enumerate(videos)}, plain
-    ) as display:
+    with (
+        ProgressDisplay(
+            {number: _weight(video.path) for number, video in enumerate(videos)}, plain
+        ) as display,
+        ExitStack() as watching,
+    ):
+        busy: Callable[[], float | None] | None = None
         try:
             for event in events:
                 _show(event, display, settings.method, len(videos))
+                if isinstance(event, Started) and event.ready.workers is not None:  # on a GPU
+                    busy = watching.enter_context(busy_share(execution.device))
                 if (outcome := _outcome(event, videos)) is None:
                     continue
                 assert isinstance(event, Finished | Lost)
@@ -166,15 +174,20 @@ def _extract_in_workers(
                     )
         finally:
             events.close()  # ends the workers
+        if busy is not None:
+            share = busy()
+            known = f"{share:.0%} of the time" if share is not None else "unknown, nvidia-smi says nothing"
+            display.line(f"GPU busy: {known}")
     return outcomes
 
 
 def _show(event: Event, display: ProgressDisplay, method: str, videos: int) -> None:
     if isinstance(event, Started):
-        display.start()
+        started = display.start()
+        note = f" {event.ready.note}" if event.ready.note else ""
         display.line(
-            f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}, "
-            f"{many(videos, 'video')} to do"
+            f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}{note}, "
+            f"{many(videos, 'video')} to do; starting took {started:.1f} s"
         )
     elif isinstance(event, Preparing):
         display.line(event.what)

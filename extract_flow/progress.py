@@ -49,9 +49,11 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def start(self) -> None:
-        """Start the clock now: loading libraries does not count towards the speed."""
-        self._started = self._shown = time.monotonic()
+    def start(self) -> float:
+        """Start the clock now: what came before, so many seconds (returned), does not count towards the speed."""
+        before, self._started = self._started, time.monotonic()
+        self._shown = self._started
+        return self._started - before
 
     def progress(self, number: int, flows: int, part: float) -> None:
         """A video has that many flows so far, and about that part (0..1) of it is done."""
