@@ -180,6 +180,11 @@ class Clip:
             self._reader = VideoReader(
                 self.task.path, self.settings.selection, rgb="frames" in self._missing, on_frame=on_frame
             )
+        if not self.settings.size_was_asked and self._reader.height > self._reader.source_height:
+            self._notes.append(
+                f"smaller than {self.settings.selection.short_side} pixels, and scaled up to that, so that all can be "
+                "trained on alike: --short-side none keeps each video's own size"
+            )
         self._writer = ShardWriter(self.task.shard, request, self.settings.codec, self._keep)
         for part in self._missing:  # a video of one frame has no flow, yet its shard says so
             self._writer.begin(part)
