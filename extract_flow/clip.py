@@ -76,15 +76,12 @@ def check_source(task: VideoTask) -> int:
 
     Raises:
         InputError: a name that cannot be stored.
-        VideoError: no such file or folder, or an empty one.
+        VideoError: no such file or folder.
     """
     for part in task.video.split("/"):
         if fault := fault_of_part(part):
             raise InputError(f"{str(task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it")
-    size = source_bytes(task.path)
-    if not size and task.path.is_file():
-        raise VideoError(task.path, "the file is empty")
-    return size
+    return source_bytes(task.path)
 
 
 def existing_standing(task: VideoTask, settings: ExtractionSettings) -> Standing | None:
