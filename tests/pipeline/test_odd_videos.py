@@ -261,6 +261,9 @@ def test_a_cut_or_shifted_jpeg_has_a_fault() -> None:
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (97, 131, 3), np.uint8), (3, 3), 1)
     data = cv2.imencode(".jpg", image)[1].tobytes()
     assert jpeg_scan.fault(data[: len(data) * 2 // 3]) == "the data ends too early"
+    progressive = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    assert jpeg_scan.fault(progressive) is None
+    assert jpeg_scan.fault(progressive[: len(progressive) * 2 // 3]) == "the data ends too early"
     middle = len(data) * 2 // 3
     assert jpeg_scan.fault(data[:middle] + data[middle + 40 :])
     assert jpeg_scan.fault(data[:middle] + data[middle - 60 :])
