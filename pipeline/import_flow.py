@@ -29,7 +29,7 @@ from pipeline.shard_file import SUFFIX
 from pipeline.shard_writer import ShardWriter
 from pipeline.text import printable, some
 
-FLOW_IMAGE = re.compile(r"flow_(?P<component>[xy])_(?P<number>\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+FLOW_IMAGE = re.compile(r"(?:flow_)?(?P<component>[xy])_(?P<number>\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 FRAME_IMAGE = re.compile(r"(?:img|image)_(?P<number>\d+)\.jpe?g", re.IGNORECASE)
 LARGEST_IMAGE_FILE = 1 << 28
 
@@ -277,8 +277,9 @@ def frame_stream(path: Path, data: bytes, height: int, width: int) -> bytes:
 def command(**values: Any) -> None:
     """Make shards from folders of flow images.
 
-    Looks in and below FOLDERS for flow_x_*.jpg and flow_y_*.jpg (TSN or denseflow names, JPEG or PNG), with img_*.jpg
-    beside them if there are frames. The path below a given folder becomes the video's name. Bytes are kept exactly.
+    Looks in and below FOLDERS for flow_x_*.jpg and flow_y_*.jpg (TSN or denseflow names, JPEG or PNG; x_*.jpg and
+    y_*.jpg too), with img_*.jpg beside them if there are frames. The path below a given folder becomes the video's
+    name. Bytes are kept exactly.
     """
     options = from_options(ImportFlowOptions, values)
     known = load_dataset(options.dataset, options.data).videos if options.dataset else None
