@@ -19,6 +19,7 @@ from evaluate.options import (
     NewVideoOptions,
     PredictOptions,
     ReproduceOptions,
+    ReproduceRealOptions,
     ScoreOptions,
 )
 from pipeline import start
@@ -172,6 +173,20 @@ def reproduce_command(**values: Any) -> None:
     from evaluate import reproduce
 
     reproduce.reproduce_table(options, make_console())
+
+
+@main.command("reproduce-real", context_settings=CONTEXT)
+@options_of(ReproduceRealOptions)
+@command_errors
+def reproduce_real_command(**values: Any) -> None:
+    """Measure both streams, their variants and fusions on small sets of real videos, over all splits.
+
+    Imports, extracts, trains, scores and fuses with the other commands; what exists is used as it is.
+    """
+    options = from_options(ReproduceRealOptions, values)
+    from evaluate import reproduce_real
+
+    reproduce_real.reproduce_real(options, make_console())
 
 
 @contextlib.contextmanager
