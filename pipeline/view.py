@@ -317,7 +317,9 @@ def view_clip(choice: Choice, options: ViewOptions) -> None:
                     f"{output}: expected at most {LONGEST_GIF} flows for a GIF, found {count:,}; name an .mp4"
                 )
             write_moving(
-                output, (picture_of(view, i) for i in progress(range(count), "view")), shard.fps or 25
+                output,
+                (picture_of(view, i) for i in progress(range(count), "view", noun="picture")),
+                shard.fps or 25,
             )
             click.echo(f"{printable(str(output))}: {many(count, f'{direction} flow')} of {video}; {scale}")
             return
