@@ -71,6 +71,22 @@ class Piece(NamedTuple):
     pairs: Mapping[str, npt.NDArray[np.int64]]
 
 
+def check_source(task: VideoTask) -> int:
+    """Size of a video in bytes, if it is there and its name can be stored; nothing is decoded.
+
+    Raises:
+        InputError: a name that cannot be stored.
+        VideoError: no such file or folder, or an empty one.
+    """
+    for part in task.video.split("/"):
+        if fault := fault_of_part(part):
+            raise InputError(f"{str(task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it")
+    size = source_bytes(task.path)
+    if not size and task.path.is_file():
+        raise VideoError(task.path, "the file is empty")
+    return size
+
+
 def existing_standing(task: VideoTask, settings: ExtractionSettings) -> Standing | None:
     """How the task's existing shard answers what is asked; None if there is none that opens. No stream is read."""
     address = task.existing()
@@ -155,12 +171,7 @@ class Clip:
             VideoError: no frame can be decoded.
             InputError: the existing shard was made with other settings, or a name that cannot be stored.
         """
-        for part in self.task.video.split("/"):
-            if fault := fault_of_part(part):
-                raise InputError(
-                    f"{str(self.task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it"
-                )
-        self._source_bytes = source_bytes(self.task.path)
+        self._source_bytes = check_source(self.task)
         request = self.settings.request(self._source_bytes)
         self._missing = self._missing_parts(request)
         if not self._missing:

@@ -67,7 +67,7 @@ def links_not_followed(found: Found, root: Path, most: int = 5) -> str:
     shown = [f"{path!r} ({leads})" for path, leads in found.links.items()]
     return (
         f"links: {many(len(shown), 'link')} that lead outside {root}, nowhere or in a loop: "
-        f"{some(shown, most, quoted=False)} (--follow-links accepts those that lead outside)"
+        f"{some(shown, most, quoted=False)} (--follow-links accepts those that lead outside; remove the others)"
     )
 
 
