@@ -322,7 +322,7 @@ def fuse_runs(
     """
     fused = []
     for split, of_split in chosen.items():
-        test = [score_file.read_scores(run.paths.scores(f"test-{views}")) for run in of_split]
+        test = [read_list(run, dataset, f"test-{views}") for run in of_split]
         train: list[Scores] = []
         if "svm" in options.fusions and len(of_split) > 1:
             train = svm_scores(dataset, paths, split, of_split, train_views, options.svm_scores)
@@ -363,7 +363,12 @@ def svm_scores(
                 f"no held-out scores of {lacking} with {views} views: make them with "
                 f"python -m evaluate --dataset {dataset.name} --split {split} --fusion svm --svm-scores held-out"
             )
-    return [score_file.read_scores(run.paths.scores(f"train-{views}")) for run in runs]
+    return [read_list(run, dataset, f"train-{views}") for run in runs]
+
+
+def read_list(run: TrainedRun, dataset: Dataset, part: str) -> Scores:
+    """A run's scores of a part of a dataset; InputError if they are missing or damaged."""
+    return score_file.read_scores(score_file.score_path(run.paths, run.record.dataset, dataset.name, part))
 
 
 def default_results_name(splits: Sequence[int]) -> str:

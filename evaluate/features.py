@@ -129,7 +129,7 @@ def list_features(measurement: Measurement, options: FeaturesOptions, console: C
         InputError: shards are missing and that was not allowed, or the file is there or cannot be written.
     """
     name = f"features-{measurement.part}-{measurement.views}-{options.per}"
-    path = options.output or measurement.run.scores(name)
+    path = options.output or measurement.run.scores(name, measurement.other)
     if options.output is None:
         atomic.sweep(path.parent)
     prepare(path, options.overwrite)
