@@ -44,10 +44,10 @@ dataset() {
 }
 endef
 
-.PHONY: help setup demo import flow status verify train evaluate report reproduce submit test lint docs benchmark opencv-cuda clean
+.PHONY: help setup demo import flow status verify train evaluate report reproduce reproduce-real submit test lint docs benchmark opencv-cuda clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	echo
 	echo "Values: DATASET=demo DATA=data SPLIT= STREAM= METHOD= JOBS= RECIPE= RUN= FUSION= TABLE= SET= (shard set) ARGS='more options'"
 
@@ -108,6 +108,11 @@ reproduce: setup  ## the paper's experiments: TABLE=1a|1b|2|3|4 DATASET=name
 	@$(functions)
 	dataset; option --table TABLE; arguments
 	python -m evaluate reproduce "$${options[@]}"
+
+reproduce-real: setup  ## both streams on small sets of real videos, within an hour on two cores (TWO_STREAM_TEST_DATA)
+	@$(functions)
+	option --data DATA; option --split SPLIT; option --dataset DATASET; arguments
+	python -m evaluate reproduce-real "$${options[@]}"
 
 submit: setup  ## submit the whole chain of DATASET to SLURM
 	@$(functions)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
-import time
+import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from evaluate.options import (
     ScoredShardsOptions,
     ScoreOptions,
 )
-from evaluate.progress import progress_of
 from evaluate.results import SplitResult
 from evaluate.runs import TrainedRun, choose_runs
 from evaluate.score import Measurement, ScoringState
@@ -34,6 +34,7 @@ from pipeline.errors import InputError
 from pipeline.options import DatasetOptions, ShareOptions
 from pipeline.ownership import owning_name
 from pipeline.paths import DatasetPaths, data_root
+from pipeline.progress import Progress, rate
 from pipeline.runs import Fusion, SvmScores
 from pipeline.shard import ShardAddress
 from pipeline.shard_index import index_shards
@@ -289,18 +290,20 @@ def _score_list(
     place = ", ".join(compute.device for compute in computes)
     part = f", share {share.task} of {share.tasks}" if share.tasks > 1 else ""
     say(f"{many(len(state.todo), 'video')} to score on {place}{part}{missing}")
-    begun = time.monotonic()
-    with progress_of(console, label, len(state.todo)) as advance:
+    mine = scoring.share_of(measurement, state, share.task, share.tasks)
+    with Progress(label, len(mine)) as shown:
         if len(computes) == 1:
-            after = scoring.score(measurement, state, computes[0], share.task, share.tasks, advance)
+            with shown.compiling():
+                after = scoring.score(
+                    measurement, state, computes[0], share.task, share.tasks, lambda video: shown.advance()
+                )
         else:
-            after = _score_on_all(measurement, state, computes, share)
-    seconds = time.monotonic() - begun
+            after = _score_on_all(measurement, state, computes, share, shown)
+        seconds = shown.seconds
     if after.todo:
         say(f"this share took {duration(seconds)}; {many(len(after.todo), 'video')} left to other tasks")
     else:
-        rate = len(state.todo) / max(seconds, 1e-9)
-        say(f"took {duration(seconds)}, {rate:.2f} videos/s: {measurement.file}")
+        say(f"took {duration(seconds)}, {rate(len(mine) / max(seconds, 1e-9))} videos/s: {measurement.file}")
 
 
 def fuse_runs(
@@ -319,7 +322,7 @@ def fuse_runs(
     """
     fused = []
     for split, of_split in chosen.items():
-        test = [score_file.read_scores(run.paths.scores(f"test-{views}")) for run in of_split]
+        test = [read_list(run, dataset, f"test-{views}") for run in of_split]
         train: list[Scores] = []
         if "svm" in options.fusions and len(of_split) > 1:
             train = svm_scores(dataset, paths, split, of_split, train_views, options.svm_scores)
@@ -360,7 +363,12 @@ def svm_scores(
                 f"no held-out scores of {lacking} with {views} views: make them with "
                 f"python -m evaluate --dataset {dataset.name} --split {split} --fusion svm --svm-scores held-out"
             )
-    return [score_file.read_scores(run.paths.scores(f"train-{views}")) for run in runs]
+    return [read_list(run, dataset, f"train-{views}") for run in runs]
+
+
+def read_list(run: TrainedRun, dataset: Dataset, part: str) -> Scores:
+    """A run's scores of a part of a dataset; InputError if they are missing or damaged."""
+    return score_file.read_scores(score_file.score_path(run.paths, run.record.dataset, dataset.name, part))
 
 
 def default_results_name(splits: Sequence[int]) -> str:
@@ -412,20 +420,33 @@ def report(
 
 
 def _score_on_all(
-    measurement: Measurement, state: ScoringState, computes: Sequence[Compute], share: ShareOptions
+    measurement: Measurement,
+    state: ScoringState,
+    computes: Sequence[Compute],
+    share: ShareOptions,
+    shown: Progress,
 ) -> ScoringState:
     """One process for each GPU; each takes its share of this task's videos."""
     context = multiprocessing.get_context("spawn")
     count = len(computes)
+    scored = context.Queue()
     processes = [
         context.Process(
             target=scoring.score,
-            args=(measurement, state, compute, share.task * count + number, share.tasks * count),
+            args=(measurement, state, compute, share.task * count + number, share.tasks * count, scored.put),
         )
         for number, compute in enumerate(computes)
     ]
     for process in processes:
         process.start()
+    with contextlib.suppress(queue.Empty):
+        while True:
+            try:
+                scored.get(timeout=0.5)
+                shown.advance()
+            except queue.Empty:
+                if not any(process.is_alive() for process in processes):
+                    raise
     for process in processes:
         process.join()
     failed = [

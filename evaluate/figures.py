@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.view import flow_colours
+from pipeline.flow_colours import wheel_picture
 
 STREAM_COLOURS = {"spatial": "#0072b2", "temporal": "#c8500a"}
 LINES = ("-", "--", ":", "-.")
@@ -18,30 +18,29 @@ DPI = 130
 JPEG_QUALITY = 88
 
 
-def curves_chart(runs: Mapping[str, Sequence[tuple[str, Sequence[Mapping[str, float]]]]]) -> bytes:
-    """Training loss over iterations as PNG: a panel for each stream, a line for each of its runs.
+def curves_chart(stream: str, logs: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> bytes:
+    """Training loss over iterations as PNG, a line for each run of a stream.
 
     Faint: every entry of the log; strong: a running mean over a thirtieth of the run.
 
     Args:
-        runs: stream -> name and log of each run; an entry of a log has `iteration` and `loss`.
+        stream: its name, which gives the colour.
+        logs: name and log of each run; an entry of a log has `iteration` and `loss`.
     """
-    figure = Figure(figsize=(4.4 * len(runs), 3.2), dpi=DPI, layout="constrained")
-    for axes, (stream, logs) in zip(
-        figure.subplots(1, len(runs), squeeze=False).flat, runs.items(), strict=True
-    ):
-        for number, (name, entries) in enumerate(logs):
-            iterations = np.array([entry["iteration"] for entry in entries])
-            losses = np.array([entry["loss"] for entry in entries])
-            window = max(1, len(losses) // 30)
-            smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-            colour, line = STREAM_COLOURS[stream], LINES[number % len(LINES)]
-            axes.plot(iterations, losses, color=colour, alpha=0.2, linewidth=1)
-            axes.plot(iterations[window - 1 :], smooth, color=colour, linestyle=line, label=name)
-        axes.set(xlabel="iteration", ylabel="training loss", ylim=(0, None), title=f"{stream} stream")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, loc="upper right")
+    figure = Figure(figsize=(4.6, 3.1), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, entries) in enumerate(logs):
+        iterations = np.array([entry["iteration"] for entry in entries])
+        losses = np.array([entry["loss"] for entry in entries])
+        window = max(1, len(losses) // 30)
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        colour, line = STREAM_COLOURS[stream], LINES[number % len(LINES)]
+        axes.plot(iterations, losses, color=colour, alpha=0.2, linewidth=1)
+        axes.plot(iterations[window - 1 :], smooth, color=colour, linestyle=line, label=name)
+    axes.set(xlabel="iteration", ylabel="training loss", ylim=(0, None), title=f"{stream} stream")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="upper right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
     return buffer.getvalue()
@@ -72,9 +71,8 @@ def filters_picture(filters: npt.NDArray[np.float32], flow: bool, count: int = 2
 def flow_wheel(side: int = 120) -> bytes:
     """The colours of flow as PNG: a disc whose centre is no motion and whose edge is the speed of full colour."""
     across = (np.arange(side) - (side - 1) / 2) / (side / 2)
-    field = np.stack(np.meshgrid(across, across)).astype(np.float32)
-    disc = np.where(np.hypot(*field) <= 1, 255, 0).astype(np.uint8)
-    return _png(np.dstack([flow_colours(field, 1.0), disc]))
+    disc = np.where(np.hypot(*np.meshgrid(across, across)) <= 1, 255, 0).astype(np.uint8)
+    return _png(np.dstack([wheel_picture(side), disc]))
 
 
 def jpeg(picture: npt.NDArray[np.uint8], width: int) -> bytes:

@@ -203,8 +203,8 @@ def write_overlay(path: Path, video: Path, line: TimeLine, flow: ShardAddress | 
     import contextlib
     import dataclasses
 
+    from pipeline.picture_files import encode_video
     from pipeline.video import Selection, VideoReader
-    from pipeline.view import encode_video
 
     whole = Selection(None, None, 1, selection.start, selection.end)
     with contextlib.ExitStack() as stack:
@@ -217,7 +217,7 @@ def write_overlay(path: Path, video: Path, line: TimeLine, flow: ShardAddress | 
 
 
 def _pictures(reader: Any, line: TimeLine, shard: Shard | None) -> Iterator[npt.NDArray[np.uint8]]:
-    from pipeline.view import flow_colours, full_colour_speed
+    from pipeline.flow_colours import flow_colours, full_colour_speed
 
     inset: npt.NDArray[np.uint8] | None = None
     fastest, shown_flow, number = 1.0, -1, 0

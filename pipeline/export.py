@@ -17,11 +17,11 @@ from pipeline.codec import (
     Levels,
 )
 from pipeline.errors import DiskFull, InputError, command_errors
+from pipeline.failures import file_beside, report_failures
 from pipeline.options import CONTEXT, REQUIRED, from_options, option, options_of
-from pipeline.progress import progress
+from pipeline.progress import Progress
 from pipeline.shard import Shard, open_shard
 from pipeline.shard_sets import ShardArguments, Target, gather
-from pipeline.text import printable
 
 FLO_TAG = np.float32(202021.25).tobytes()  # "PIEH", the Middlebury format's mark
 BATCH = 16
@@ -171,18 +171,23 @@ def command(**values: Any) -> None:
     options = from_options(ExportOptions, values)
     found = gather(options)
     atomic.sweep(options.output)
-    failed = there = 0
-    for target in progress(found, "export"):
-        try:
-            there += not export_shard(target, options)
-        except DiskFull:
-            raise
-        except InputError as error:
-            failed += 1
-            click.echo(f"failed: {printable(str(error))}", err=True)
-    done = len(found) - there - failed
+    there = 0
+    failed: list[tuple[str, str]] = []
+    with Progress("export", len(found)) as shown, shown.compiling():
+        for target in found:
+            before = len(failed)
+            try:
+                there += not export_shard(target, options)
+            except DiskFull:
+                raise
+            except InputError as error:
+                failed.append((target.video or str(target.address), str(error)))
+            shown.advance(failed=len(failed) > before)
+    for line in report_failures(failed, file_beside(options.output)):
+        click.echo(line, err=True)
+    done = len(found) - there - len(failed)
     click.echo(
-        f"{options.output}: {done} exported, {there} there already (--overwrite replaces them), {failed} failed"
+        f"{options.output}: {done} exported, {there} there already (--overwrite replaces them), {len(failed)} failed"
     )
     if failed:
         sys.exit(1)

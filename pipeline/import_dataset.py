@@ -209,7 +209,7 @@ def probe_all(paths: Sequence[Path], jobs: int = -1) -> list[Header]:
 
     jobs = jobs if len(paths) > 100 else 1  # starting processes takes longer than a hundred headers
     try:
-        return list(progress(in_processes(probe, paths, jobs), "reading headers", len(paths)))
+        return list(progress(in_processes(probe, paths, jobs), "read headers", len(paths)))
     except BrokenProcessPool as error:
         raise InputError(
             "a process that read headers died, because of a damaged video or because it ran out of memory: import "

@@ -19,6 +19,7 @@ from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
 from pipeline.errors import DiskFull, InputError, command_errors
 from pipeline.export import inside
+from pipeline.failures import file_beside, report_failures
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
@@ -27,9 +28,9 @@ from pipeline.request import Request, request_of
 from pipeline.shard import Source, open_shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_writer import ShardWriter
-from pipeline.text import printable, some
+from pipeline.text import some
 
-FLOW_IMAGE = re.compile(r"flow_(?P<component>[xy])_(?P<number>\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+FLOW_IMAGE = re.compile(r"(?:flow_)?(?P<component>[xy])_(?P<number>\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 FRAME_IMAGE = re.compile(r"(?:img|image)_(?P<number>\d+)\.jpe?g", re.IGNORECASE)
 LARGEST_IMAGE_FILE = 1 << 28
 
@@ -277,8 +278,9 @@ def frame_stream(path: Path, data: bytes, height: int, width: int) -> bytes:
 def command(**values: Any) -> None:
     """Make shards from folders of flow images.
 
-    Looks in and below FOLDERS for flow_x_*.jpg and flow_y_*.jpg (TSN or denseflow names, JPEG or PNG), with img_*.jpg
-    beside them if there are frames. The path below a given folder becomes the video's name. Bytes are kept exactly.
+    Looks in and below FOLDERS for flow_x_*.jpg and flow_y_*.jpg (TSN or denseflow names, JPEG or PNG; x_*.jpg and
+    y_*.jpg too), with img_*.jpg beside them if there are frames. The path below a given folder becomes the video's
+    name. Bytes are kept exactly.
     """
     options = from_options(ImportFlowOptions, values)
     known = load_dataset(options.dataset, options.data).videos if options.dataset else None
@@ -286,8 +288,9 @@ def command(**values: Any) -> None:
     log = None
     if options.dataset:
         log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
-    failed = there = 0
-    for video, folder in progress(list(found.items()), "import"):
+    there = 0
+    failed: list[tuple[str, str]] = []
+    for video, folder in progress(found.items(), "import-flow"):
         try:
             if known is not None and video not in known:
                 raise InputError(
@@ -301,9 +304,10 @@ def command(**values: Any) -> None:
         except DiskFull:
             raise
         except InputError as error:
-            failed += 1
-            click.echo(f"failed: {printable(str(error))}", err=True)
-    click.echo(f"{len(found) - there - failed} imported, {there} there already, {failed} failed")
+            failed.append((video, str(error)))
+    for line in report_failures(failed, file_beside(shards_folder(options))):
+        click.echo(line, err=True)
+    click.echo(f"{len(found) - there - len(failed)} imported, {there} there already, {len(failed)} failed")
     if failed:
         sys.exit(1)
 
@@ -326,6 +330,13 @@ def videos_of(folders: Sequence[Path]) -> dict[str, Path]:
     if not found:
         raise InputError(f"{some(map(str, folders))}: expected flow_x_00001.jpg and the like, found none")
     return found
+
+
+def shards_folder(options: ImportFlowOptions) -> Path:
+    """The folder of all shards."""
+    if options.output is not None:
+        return options.output
+    return DatasetPaths(data_root(options.data), str(options.dataset)).shards(options.shards)
 
 
 def shard_path(video: str, options: ImportFlowOptions) -> Path:

@@ -70,6 +70,8 @@ class Request:
         for name in names:
             asked, found = getattr(self, name), getattr(made, name)
             if name == "parameters":
+                if self.method != made.method:
+                    continue  # those of different methods mean different things
                 asked, found = _plain(asked), _plain(found)
                 for key in sorted(asked.keys() | found.keys()):
                     if asked.get(key) != found.get(key):

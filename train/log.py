@@ -128,3 +128,8 @@ def draw_curves(folder: Path) -> Path:
     with atomic.writing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return path
+
+
+def training_seconds(folder: Path) -> float:
+    """How long the iterations of a run took, by its log; 0 if the log does not say."""
+    return float(sum(record.get("seconds", 0.0) for record in read_log(folder)))

@@ -6,6 +6,7 @@ import contextlib
 import filecmp
 import itertools
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.progress import Progress
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
-from pipeline.text import first_line
+from pipeline.text import duration, first_line, many
 from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input
 from train.checkpoint import (
     Checkpoint,
@@ -54,6 +56,8 @@ from train.volume_spec import VolumeSpec
 
 VALIDATION_SNIPPETS = 5
 CPU_MICRO_BATCH = 32
+FORECAST_FIRST, FORECAST_LAST = 2, 5
+"""Iterations of this process after which the time for all is measured: the first few are slower than the rest."""
 LARGEST_INPUT = 1e5
 """Far beyond any motion in pixels or any colour."""
 
@@ -204,17 +208,30 @@ class Trainer:
         stopped_by = 0
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
         checkpoint_every = options.checkpoint_interval(recipe.iterations)
-        with self.logging() as log, self.loading(self.reader, schedule) as batches:
+        begun, first_measured = self.iteration, 0.0
+        with (
+            self.logging() as log,
+            self.progress_of_iterations() as shown,
+            shown.compiling(),
+            self.loading(self.reader, schedule) as batches,
+        ):
             self.catch_up(log)
-            meter = Meter(list(self.data.heads), recipe.iterations, log, self.say)
+            meter = Meter(list(self.data.heads), log, shown.set_detail)
             while self.iteration < recipe.iterations:
                 lr = recipe.learning_rate_at(self.iteration)
                 self.step(batches, schedule.micro_batches, lr, recipe.clip, meter)
                 self.iteration += 1
+                if self.iteration - begun == FORECAST_FIRST:
+                    self.read(meter)  # waits for a GPU
+                    first_measured = time.perf_counter()
+                elif self.iteration - begun == FORECAST_LAST:
+                    self.read(meter)
+                    self.forecast((time.perf_counter() - first_measured) / (FORECAST_LAST - FORECAST_FIRST))
                 stopped_by = self.stop_signal(interrupt)
                 last = stopped_by or self.iteration == recipe.iterations
                 if last or self.iteration % options.log_every == 0:
                     self.flush(meter)
+                shown.advance()
                 if not stopped_by and self.validation_is_due():
                     self.flush(meter)
                     self.validate(log)
@@ -228,6 +245,21 @@ class Trainer:
         if self.world.first:
             draw_curves(self.run.folder)
         return self.finish(stopped_by)
+
+    def forecast(self, seconds: float) -> None:
+        """Report how long the iterations that are left take, at so many seconds each."""
+        left = self.recipe.iterations - self.iteration
+        self.say(
+            f"expected time: about {duration(seconds * left)} for {many(left, 'more iteration')}, {seconds:.2f} s each"
+            + (", and validation" if self.data.validation else "")
+        )
+
+    def progress_of_iterations(self) -> Progress:
+        """The progress of the run, shown by the first process."""
+        plain = None if self.world.first else True
+        return Progress(
+            "train", self.recipe.iterations, "iteration", done=self.iteration, plain=plain, say=self.say
+        )
 
     def step(
         self,

@@ -285,7 +285,7 @@ def test_all_clips_share_one_scale_of_flow_beside_its_wheel(tmp_path: Path) -> N
     pictures = {}
     for name, speed in ((slow, 1.0), (fast, 3.0)):
         field = np.full((2, 18, 33), speed / np.sqrt(2), np.float32)
-        pictures[name] = report.ClipPictures(None, field)
+        pictures[name] = report.ClipPictures(None, field, speed)
     assert report._one_scale(pictures) == pytest.approx(2.0)
     best = result.rows[-1]
     shades = [report._clip(result, best, video, pictures, 2.0)["flow"] for video in (0, 1)]
@@ -420,3 +420,28 @@ def test_the_command_writes_its_own_making_into_the_report(own_data: DatasetPath
     ):
         assert fact in text, fact
     assert text.count("optical flow of") == text.count('<article class="clip">')
+
+
+def test_words_stand_out_from_their_ground_by_day_and_by_night() -> None:
+    style = (Path(report.__file__).parent / "report.html").read_text(encoding="utf-8")
+    schemes = [
+        dict(re.findall(r"--(\w+): (#[0-9a-f]+)", rules)) for rules in re.findall(r":root \{([^}]*)\}", style)
+    ]
+    assert len(schemes) == 3  # light, dark, print
+    for scheme in schemes:
+        for ink in ("ink", "faint", "good", "bad"):
+            for ground in ("paper", "card"):
+                assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground)
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast of two colours as in WCAG 2.1."""
+    bright, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    channels = np.array([int(digits[place : place + 2], 16) for place in (0, 2, 4)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])

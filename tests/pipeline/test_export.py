@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import HEIGHT, WIDTH, make_shard
 
+from extract_flow.__main__ import main as extract_flow
 from pipeline import catalog, export, import_flow, status
 from pipeline.catalog import Dataset, Video
 from pipeline.shard import open_shard
@@ -147,6 +148,40 @@ def test_names_survive_export_and_import(tmp_path, name, layout):
     run(import_flow.command, tmp_path / "out", "--bound", 20, "--output", tmp_path / "back")
     with open_shard(tmp_path / "back" / "Class" / f"{name}.h5") as shard:
         assert shard.video == f"Class/{name}"
+
+
+@pytest.mark.parametrize("layout", ["tsn", "denseflow", "mmaction2's older names"])
+def test_what_export_writes_comes_back_right_through_both_commands(tmp_path, shard_file, layout):
+    out, folder = tmp_path / "out", tmp_path / "out" / "A" / "v"
+    run(export.command, shard_file, "--layout", layout if layout == "denseflow" else "tsn", "--output", out)
+    if layout.startswith("mmaction2"):
+        for path in folder.glob("flow_*"):
+            path.rename(folder / path.name.removeprefix("flow_"))  # x_00001.jpg
+    method = ["--method", "dis", "--preset", "ultrafast", "--short-side", "none", "--jobs", 1]
+    run(extract_flow, out, "--output", tmp_path / "extracted", *method)
+    run(import_flow.command, out, "--bound", 20, "--output", tmp_path / "imported")
+    with (
+        open_shard(shard_file) as first,
+        open_shard(tmp_path / "extracted" / "A" / "v.h5") as extracted,
+        open_shard(tmp_path / "imported" / "A" / "v.h5") as imported,
+    ):
+        frames, flow = first.frames(0, 5).astype(int), first.flows(0, 4)
+        for shard in (extracted, imported):
+            assert (shard.video, shard.frame_count, shard.flow_count) == ("A/v", 5, 4)
+        # The frames in their order, and no image of flow among them: each is nearer to its own than to any other.
+        found = extracted.frames(0, 5).astype(int)
+        distances = [[np.abs(one - other).mean() for other in frames] for one in found]
+        assert np.argmin(distances, axis=1).tolist() == [0, 1, 2, 3, 4]
+        assert np.array_equal(imported.frames(0, 5), frames)
+        assert np.abs(imported.flows(0, 4) - flow).max() < 3 * 40 / 255  # a level of either coding, and JPEG
+
+
+def test_several_sequences_in_a_folder_are_refused_with_both_names(tmp_path):
+    names = [f"{side}_{i:05d}.jpg" for side in ("left", "right") for i in (1, 2, 3)]
+    images(tmp_path / "in" / "v", *names)
+    output = run(extract_flow, tmp_path / "in", "--output", tmp_path / "out", "--method", "dis", status=1)
+    assert "left_00001.jpg" in output
+    assert "right_00001.jpg" in output
 
 
 def test_imported_flow_is_the_images_bytes_exactly(tmp_path, shard_file):

@@ -6,8 +6,6 @@ The stand-ins for SLURM's programs keep the queue as a folder with a file for ea
 from __future__ import annotations
 
 import os
-import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -449,24 +447,6 @@ def test_a_record_with_a_name_of_a_cluster_that_is_an_option_is_passed_over(tmp_
     bad = record.Submitted("flow", "12", None, (), "--all")
     record.save(record.Chain(1000.0, (), (bad,)), tmp_path)
     assert record.latest(tmp_path) is None
-
-
-# --- a public report ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.realdata
-def test_the_wrapper_of_a_public_report_submits_the_chain(site: Site, test_data: Path) -> None:
-    archive = test_data / "reports" / "slurm_wrapper_with_banner.tar.gz"
-    if not archive.is_file():
-        pytest.skip(f"no {archive}")
-    with tarfile.open(archive) as packed:
-        packed.extractall(site.folder / "report", filter="data")
-    site.set(PATH=f"{site.folder / 'report' / 'banner'}:{os.environ['PATH']}", FAKE_SLURM=str(site.folder))
-    assert [each.job for each in site.submit()] == ["519605", "519606", "519607"]
-    # Its scancel fails and its squeue has every job pending: nothing may be called cancelled.
-    refusing: Callable[[JobId], str] = lambda found: "it never starts"  # noqa: E731
-    site.monkeypatch.setattr(scheduler, "never_starts", refusing)
-    assert "could not be cancelled: job 519608 (pending; scancel: Invalid job id)" in site.fault()
 
 
 def test_a_record_that_cannot_be_read_is_an_error_and_no_older_one_is_taken(

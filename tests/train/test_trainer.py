@@ -389,7 +389,7 @@ def test_a_loss_that_is_not_finite_is_seen_before_the_update(material: TrainingD
     schedule = Schedule(trainer.indices, trainer.micro_batch, 0, 1)
     batches = (trainer.reader.__getitems__(keys) for keys in schedule)
     with pytest.raises(InputError, match=r"the loss is nan at iteration 1 .* stopped before the update"):
-        trainer.step(batches, schedule.micro_batches, 0.05, 0.0, Meter(["tiny"], 1, None, print))
+        trainer.step(batches, schedule.micro_batches, 0.05, 0.0, Meter(["tiny"], None, print))
     for name, parameter in trainer.network.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
