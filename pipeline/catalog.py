@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import atomic, checked_json
 from pipeline.errors import InputError, OtherFormat, unreadable
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
-from pipeline.text import quoted, some
+from pipeline.text import quoted, shortened, some
 
 FORMAT = "two-stream dataset"
 VERSION = 1
@@ -309,9 +309,8 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
             raise ValueError(fault)
         return dataset
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{paths.record}: damaged record ({type(error).__name__}: {error}); import the dataset again"
-        ) from error
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise InputError(f"{paths.record}: damaged record ({reason}); import the dataset again") from error
 
 
 def parse_record(record: Any, name: str, folder: Path) -> Dataset:
