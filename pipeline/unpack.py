@@ -59,26 +59,28 @@ def _unpacked(archive: Path, name: str, folder: Path, depth: int = 1) -> Iterato
     try:
         with libarchive.file_reader(str(archive)) as entries:
             for entry in entries:
-                if entry.isdir:
-                    continue
-                target = member_path(name, entry.pathname, folder, entry.isfile)
-                if target.suffix.lower() not in SUFFIXES:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    _write(target, entry.get_blocks())
+                for _ in () if entry.isdir else _member(entry, name, folder, depth):
                     count += 1
                     yield count, entries.bytes_read
-                    continue
-                if depth == DEEPEST:
-                    raise InputError(f"{name}: {entry.pathname}: an archive in an archive in an archive")
-                with tempfile.TemporaryDirectory(dir=folder, prefix=".inner-") as beside:
-                    held = Path(beside) / "archive"
-                    _write(held, entry.get_blocks())
-                    before = count
-                    for more, _ in _unpacked(held, f"{name}/{entry.pathname}", folder, depth + 1):
-                        count = before + more
-                        yield count, entries.bytes_read
     except libarchive.ArchiveError as error:
         raise InputError(f"{name}: is not an archive, or a damaged one: {error}") from error
+
+
+def _member(entry: Any, name: str, folder: Path, depth: int) -> Iterator[Path]:
+    """Unpack one member, and what is in it where it is an archive; yields each file."""
+    target = member_path(name, entry.pathname, folder, entry.isfile)
+    if target.suffix.lower() not in SUFFIXES:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(target, entry.get_blocks())
+        yield target
+        return
+    if depth == DEEPEST:
+        raise InputError(f"{name}: {entry.pathname}: an archive in an archive in an archive")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".inner-") as beside:
+        held = Path(beside) / "archive"
+        _write(held, entry.get_blocks())
+        for _ in _unpacked(held, f"{name}/{entry.pathname}", folder, depth + 1):
+            yield target
 
 
 def _write(target: Path, blocks: Iterator[bytes]) -> None:
