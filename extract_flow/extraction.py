@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from extract_flow.clip import VideoTask, existing_standing, other_settings
+from extract_flow.clip import VideoTask, check_source, existing_standing, other_settings
 from extract_flow.gpu_use import busy_share
 from extract_flow.options import Execution
-from extract_flow.progress import ProgressDisplay
 from extract_flow.settings import ExtractionSettings
-from extract_flow.supervisor import Event, Finished, Lost, Preparing, Progress, Started, Stopped, supervise
+from extract_flow.supervisor import Event, Finished, Lost, Preparing, Started, Stopped, supervise
+from extract_flow.supervisor import Progress as Report
 from extract_flow.worker import serve
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.failures import report_failures
 from pipeline.machine import usable_cores
-from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
+from pipeline.outcome import (
+    Outcome,
+    OutcomeLog,
+    describe,
+    read_outcomes,
+    seconds_of_work,
+    summarise,
+)
+from pipeline.progress import Progress
 from pipeline.request import Standing
 from pipeline.shard_index import index_shards
-from pipeline.text import many, printable
+from pipeline.text import many, shortened
 from pipeline.video import VideoError, source_bytes
 
 MANY = 2000
@@ -51,6 +59,7 @@ def extract(
     settings: ExtractionSettings,
     execution: Execution,
     destination: Destination,
+    known: Mapping[int, Outcome] | None = None,
     *,
     plain: bool | None = None,
 ) -> list[Outcome]:
@@ -61,6 +70,7 @@ def extract(
         settings: what to make of each.
         execution: on which device, with how many processes; changes no byte.
         destination: where shards and outcome records go.
+        known: what `known_outcomes` found, if it was called.
         plain: progress as lines instead of a bar; None: unless stderr is a terminal.
 
     Returns:
@@ -70,29 +80,18 @@ def extract(
         InputError: nothing can be made at all: the method or device is not available, or the disk is full.
         Stopped: a signal stopped it; the outcomes of finished videos are recorded.
     """
-    cores = execution.jobs or usable_cores()
-    atomic.sweep(destination.shards)
+    outcomes = dict(known_outcomes(videos, settings, execution, destination) if known is None else known)
     there = index_shards(destination.shards)
-    videos = [video._replace(packed=there.get(video.video)) for video in videos]
-    outcomes: dict[int, Outcome] = {}
-    for number, standing in _standings(videos, settings, cores).items():
-        video = videos[number].video
-        if standing.done:
-            outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
-        elif standing.differences and not settings.overwrite:
-            reason = other_settings(standing, settings)
-            outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
+    left = [number for number in range(len(videos)) if number not in outcomes]
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
         _record_skipped(log, destination, [o for o in outcomes.values() if o.status == "skipped"])
         log.append(*(o for o in outcomes.values() if o.status == "failed"))
-        left = [number for number in range(len(videos)) if number not in outcomes]
         if left:
             made = _extract_in_workers(
-                [videos[number] for number in left],
+                [videos[number]._replace(packed=there.get(videos[number].video)) for number in left],
                 settings,
                 execution,
-                cores,
                 destination.shard_set,
                 log,
                 plain,
@@ -102,6 +101,55 @@ def extract(
         log.close()
         atomic.sweep(destination.shards)  # what killed workers left
     return [outcomes[number] for number in range(len(videos))]
+
+
+def known_outcomes(
+    videos: Sequence[VideoTask],
+    settings: ExtractionSettings,
+    execution: Execution,
+    destination: Destination,
+) -> dict[int, Outcome]:
+    """What is known before any worker starts, by number: videos that are done, and those that cannot be made.
+
+    Existing shards are compared with what is asked, and the videos must be there; nothing is decoded.
+    """
+    atomic.sweep(destination.shards)
+    there = index_shards(destination.shards)
+    videos = [video._replace(packed=there.get(video.video)) for video in videos]
+    outcomes: dict[int, Outcome] = {}
+    for number, standing in _standings(videos, settings, _cores(execution)).items():
+        video = videos[number].video
+        if standing.done:
+            outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
+        elif standing.differences and not settings.overwrite:
+            reason = other_settings(standing, settings)
+            outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
+    for number in range(len(videos)):
+        if number not in outcomes:
+            try:
+                check_source(videos[number])
+            except InputError as error:
+                reason = shortened(str(error))
+                outcomes[number] = Outcome(
+                    videos[number].video, "failed", reason, shard_set=destination.shard_set
+                )
+    return outcomes
+
+
+def _cores(execution: Execution) -> int:
+    return execution.jobs or usable_cores()
+
+
+def failure_report(outcomes: Sequence[Outcome], destination: Destination, when: str) -> list[str]:
+    """Lines about those that failed; a file beside the outcome records holds what they do not name.
+
+    Args:
+        outcomes: of which those that failed count.
+        destination: of the extraction.
+        when: part of the file's name, "before" or "during" the work.
+    """
+    failed = [(outcome.video, outcome.reason) for outcome in outcomes if outcome.status == "failed"]
+    return report_failures(failed, destination.outcomes / f"failed-{when}-task{destination.task}.txt")
 
 
 def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Outcome]) -> None:
@@ -134,12 +182,12 @@ def _extract_in_workers(
     videos: list[VideoTask],
     settings: ExtractionSettings,
     execution: Execution,
-    cores: int,
     shard_set: str,
     log: OutcomeLog,
     plain: bool | None,
 ) -> dict[int, Outcome]:
     """Give the videos to workers, and record how each ends; outcomes by the video's number."""
+    cores = _cores(execution)
     events = supervise(
         videos,
         serve,
@@ -148,16 +196,15 @@ def _extract_in_workers(
         patience=execution.patience or None,
     )
     outcomes: dict[int, Outcome] = {}
+    weights = {number: _weight(video.path) for number, video in enumerate(videos)}
     with (
-        ProgressDisplay(
-            {number: _weight(video.path) for number, video in enumerate(videos)}, plain
-        ) as display,
+        Progress("", len(videos), weights=weights, amount="pair", plain=plain) as shown,
         ExitStack() as watching,
     ):
         busy: Callable[[], float | None] | None = None
         try:
             for event in events:
-                _show(event, display, settings.method, len(videos))
+                _show(event, shown, settings.method, len(videos))
                 if isinstance(event, Started) and event.ready.workers is not None:  # on a GPU
                     busy = watching.enter_context(busy_share(execution.device))
                 if (outcome := _outcome(event, videos)) is None:
@@ -165,9 +212,7 @@ def _extract_in_workers(
                 assert isinstance(event, Finished | Lost)
                 outcomes[event.task] = dataclasses.replace(outcome, shard_set=shard_set)
                 log.append(outcomes[event.task])
-                if outcome.status == "failed":
-                    display.line(f"failed: {printable(outcome.video)}: {printable(outcome.reason)}")
-                display.finish(event.task, outcome.flows)
+                shown.finish(event.task, outcome.flows, outcome.status == "failed")
                 if isinstance(event, Finished) and event.result.disk_full:
                     raise InputError(
                         f"{outcome.reason} (the extraction was stopped; earlier shards are intact)"
@@ -177,22 +222,23 @@ def _extract_in_workers(
         if busy is not None:
             share = busy()
             known = f"{share:.0%} of the time" if share is not None else "unknown, nvidia-smi says nothing"
-            display.line(f"GPU busy: {known}")
+            shown.line(f"GPU busy: {known}")
     return outcomes
 
 
-def _show(event: Event, display: ProgressDisplay, method: str, videos: int) -> None:
+def _show(event: Event, shown: Progress, method: str, videos: int) -> None:
     if isinstance(event, Started):
-        started = display.start()
+        starting = shown.seconds
+        shown.start()
         note = f" {event.ready.note}" if event.ready.note else ""
-        display.line(
+        shown.line(
             f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}{note}, "
-            f"{many(videos, 'video')} to do; starting took {started:.1f} s"
+            f"{many(videos, 'video')} to do; starting took {starting:.1f} s"
         )
     elif isinstance(event, Preparing):
-        display.line(event.what)
-    elif isinstance(event, Progress):
-        display.progress(event.task, *event.report)
+        shown.line(event.what)
+    elif isinstance(event, Report):
+        shown.report(event.task, *event.report)
 
 
 def _outcome(event: Event, videos: Sequence[VideoTask]) -> Outcome | None:
@@ -213,9 +259,27 @@ def _weight(path: Path) -> int:
         return 1
 
 
-def summary_lines(outcomes: list[Outcome], began: float) -> list[str]:
-    """The lines that end an extraction which began at that `time.monotonic()`."""
-    return describe(summarise(outcomes), time.monotonic() - began)
+def summary_lines(
+    outcomes: Sequence[Outcome],
+    settings: ExtractionSettings,
+    destination: Destination,
+    reported: Sequence[Outcome] = (),
+) -> list[str]:
+    """The lines that end an extraction: what was made, how fast, where it is, and what failed.
+
+    Args:
+        outcomes: one for each video.
+        settings: of the extraction.
+        destination: of the extraction.
+        reported: failures that were reported already.
+    """
+    said = {outcome.video for outcome in reported}
+    failures = failure_report([o for o in outcomes if o.video not in said], destination, "during")
+    lines = describe(summarise(outcomes), seconds_of_work(outcomes), settings.rgb, failures)
+    if any(outcome.status != "failed" for outcome in outcomes):
+        named = f" (shard set {destination.shard_set})" if destination.shard_set else ""
+        lines.append(f"shards: {destination.shards}{named}")
+    return lines
 
 
-__all__ = ["Destination", "Stopped", "extract", "summary_lines"]
+__all__ = ["Destination", "Stopped", "extract", "failure_report", "known_outcomes", "summary_lines"]

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import atomic, checked_json
-from pipeline.errors import InputError, OtherFormat
+from pipeline.errors import InputError, OtherFormat, unreadable
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
-from pipeline.text import quoted, some
+from pipeline.text import quoted, shortened, some
 
 FORMAT = "two-stream dataset"
 VERSION = 1
@@ -36,13 +36,31 @@ class Facts:
     videos: int
     splits: Mapping[int, tuple[int, int]]
     """split number -> videos to train on, videos to test on"""
+    lists: str
+    """address of the archive of its official lists"""
+    archive: str
+    """address of the archive of its videos"""
 
 
 FACTS: Mapping[str, Facts] = {
     # Soomro, Zamir, Shah: UCF101, CRCV-TR-12-01, and its official lists for action recognition.
-    "ucf101": Facts("UCF-101", 101, 13_320, {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)}),
+    "ucf101": Facts(
+        "UCF-101",
+        101,
+        13_320,
+        {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)},
+        "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
+        "https://www.crcv.ucf.edu/data/UCF101/UCF101.rar",
+    ),
     # Kuehne et al.: HMDB, ICCV 2011: 70 clips to train on and 30 to test on per class; the others are unused.
-    "hmdb51": Facts("HMDB-51", 51, 6_766, {number: (51 * 70, 51 * 30) for number in (1, 2, 3)}),
+    "hmdb51": Facts(
+        "HMDB-51",
+        51,
+        6_766,
+        {number: (51 * 70, 51 * 30) for number in (1, 2, 3)},
+        "http://serre-lab.clps.brown.edu/wp-content/uploads/2013/10/test_train_splits.rar",
+        "http://serre-lab.clps.brown.edu/wp-content/uploads/2013/10/hmdb51_org.rar",
+    ),
 }
 
 
@@ -231,9 +249,20 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise OtherFormat if a record that is there is of a later version; a damaged one may be replaced."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        _check_version(json.loads(path.read_text(encoding="utf-8")), path)
+    """Raise an InputError if a record that is there may not be replaced; a damaged one may.
+
+    Raises:
+        OtherFormat: it is of a later version.
+        Unreadable: the system does not let it be read, so that nobody knows what would be replaced.
+    """
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with contextlib.suppress(ValueError, RecursionError):
+        _check_version(json.loads(text), path)
 
 
 def _check_version(record: Any, path: Path) -> None:
@@ -268,8 +297,10 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
             f"dataset {name!r} is not known in {paths.data} (known: {known}); make it known with: "
             f"python -m pipeline {command.get(name, f'import folder --videos DIR --name {name}')}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{paths.record}: the dataset's record cannot be read: {error}") from error
+    except OSError as error:
+        raise unreadable(paths.record, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{paths.record}: damaged record ({error}); import the dataset again") from error
     try:
         record = json.loads(text)
         _check_version(record, paths.record)
@@ -278,9 +309,8 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
             raise ValueError(fault)
         return dataset
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{paths.record}: damaged record ({type(error).__name__}: {error}); import the dataset again"
-        ) from error
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise InputError(f"{paths.record}: damaged record ({reason}); import the dataset again") from error
 
 
 def parse_record(record: Any, name: str, folder: Path) -> Dataset:

@@ -10,9 +10,10 @@ from typing import Any
 import h5py
 
 from pipeline import atomic, hdf5
-from pipeline.errors import InputError
+from pipeline.errors import InputError, unreadable
 from pipeline.hdf5 import Foreign, Invalid
-from pipeline.shard import SUFFIX, VERSION, ShardAddress, damaged, file_root, leads_elsewhere, opened
+from pipeline.shard import ShardAddress
+from pipeline.shard_file import SUFFIX, VERSION, damaged, file_root, leads_elsewhere, opened
 from pipeline.text import first_line
 
 PACK_FORMAT = "two-stream pack"
@@ -57,7 +58,7 @@ def index_shards(folder: str | Path, unusable: list[ShardAddress] | None = None)
 def _folder_unreadable(error: OSError) -> None:
     """A folder that is not there has no shards; one that cannot be listed may have some."""
     if not isinstance(error, FileNotFoundError):
-        raise hdf5.unreadable(error.filename, error) from error
+        raise unreadable(error.filename, error) from error
 
 
 def index_pack(path: Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:

@@ -98,7 +98,7 @@ def shard_positions(shard: Shard, spec: VolumeSpec) -> int:
         return shard.frame_count if shard.has_frames else 0
     if not set(spec.directions) <= set(shard.directions):
         return 0
-    flows = min(shard.flow_count(direction) for direction in spec.directions)
+    flows = min(shard.flow_counts[direction] for direction in spec.directions)
     return position_count(spec, shard.frame_count, flows, shard.step(spec.directions[0]))
 
 
@@ -207,7 +207,7 @@ def _flows_and_step(shard: Shard, spec: VolumeSpec) -> tuple[Any, Any]:
     """Flows that each direction has, and frames between the two of a pair, as NumPy scalars; any for frames."""
     if spec.stream == "spatial":
         return np.int64(1), np.int64(1)
-    flows = min(shard.flow_count(direction) for direction in spec.directions)
+    flows = min(len(shard.part(direction)) for direction in spec.directions)
     return np.int64(flows), np.int64(shard.step(spec.directions[0]))
 
 
