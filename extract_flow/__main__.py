@@ -52,7 +52,7 @@ def main(**values: Any) -> None:
             failed if len(known) < len(videos) else []
         )  # else the summary, which follows at once, names them
         for line in failure_report(reported, destination, "before"):
-            print(line, flush=True)
+            print(line, file=sys.stderr, flush=True)
         outcomes = extract(videos, settings, options.execution, destination, known)
     except Stopped as stopped:
         print(f"{stopped}: finished videos are kept; the same command resumes", file=sys.stderr)

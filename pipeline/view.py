@@ -336,7 +336,7 @@ def view_sheet(found: Sequence[Choice], options: ViewOptions) -> int:
     chosen = spread(found, options.clips)
     clips, failed = [], 0
     labels: set[str] = set()
-    for choice in chosen:
+    for choice in progress(chosen, "view", noun="clip"):
         try:
             with opened(choice, options) as view:
                 note = f"flow {view.index}, full colour: {view.fastest:.1f} px"
