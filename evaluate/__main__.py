@@ -13,6 +13,7 @@ import click
 
 from evaluate.options import (
     EvaluateOptions,
+    ExportScoresOptions,
     FeaturesOptions,
     FuseOptions,
     NewVideoOptions,
@@ -100,6 +101,23 @@ def report_command(**values: Any) -> None:
     from evaluate import commands
 
     commands.fuse(options, make_console(), with_report=True)
+
+
+@main.command("export-scores", context_settings=CONTEXT)
+@options_of(ExportScoresOptions)
+@click.pass_context
+@command_errors
+def export_scores_command(context: click.Context, **values: Any) -> None:
+    """Write scores as CSV with probabilities, or as mmaction2's pickle: of the dataset's runs, or of score FILEs."""
+    options = from_options(ExportScoresOptions, values)
+    of_files = {"--format", "--output"}
+    if options.files and (others := [name for name in given_options(context) if name not in of_files]):
+        raise click.UsageError(
+            f"{others[0]} chooses scores of a dataset's runs; leave it out with score FILEs"
+        )
+    from evaluate import export_scores
+
+    export_scores.export_scores(options, make_console())
 
 
 @main.command("predict", context_settings=CONTEXT)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.flow_colours import flow_colours
+from pipeline.flow_colours import wheel_picture
 
 STREAM_COLOURS = {"spatial": "#0072b2", "temporal": "#c8500a"}
 LINES = ("-", "--", ":", "-.")
@@ -71,9 +71,8 @@ def filters_picture(filters: npt.NDArray[np.float32], flow: bool, count: int = 2
 def flow_wheel(side: int = 120) -> bytes:
     """The colours of flow as PNG: a disc whose centre is no motion and whose edge is the speed of full colour."""
     across = (np.arange(side) - (side - 1) / 2) / (side / 2)
-    field = np.stack(np.meshgrid(across, across)).astype(np.float32)
-    disc = np.where(np.hypot(*field) <= 1, 255, 0).astype(np.uint8)
-    return _png(np.dstack([flow_colours(field, 1.0), disc]))
+    disc = np.where(np.hypot(*np.meshgrid(across, across)) <= 1, 255, 0).astype(np.uint8)
+    return _png(np.dstack([wheel_picture(side), disc]))
 
 
 def jpeg(picture: npt.NDArray[np.uint8], width: int) -> bytes:

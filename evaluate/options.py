@@ -180,6 +180,27 @@ class FuseOptions:
         _check_train_views(self.train_views, self.fusion)
 
 
+ScoreFormat = Literal["csv", "mmaction2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportScoresOptions:
+    """`python -m evaluate export-scores`."""
+
+    files: tuple[Path, ...] = argument((), metavar="[FILE]...", multiple=True)
+    dataset: DatasetOptions
+    choose: RunOptions
+    part: Part = option("test", "List of the split.")
+    views: Views
+    format: ScoreFormat = option(
+        "csv",
+        "csv: a probability of each class; mmaction2: the pickle of its --dump, for its report_accuracy.py.",
+    )
+    output: Path | None = option(
+        None, "Folder for the files.", metavar="DIR", shown_default="beside the score files"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewVideoOptions:
     """How shards of videos outside any dataset are made."""

@@ -19,11 +19,13 @@ from evaluate.published import published_rows
 from evaluate.results import Row, SplitResult, detailed_rows, mean_rows
 from evaluate.score_file import Scores
 from pipeline import atomic
-from pipeline.flow_colours import flow_colours, full_colour_speed
+from pipeline.flow_colours import flow_colours
 from pipeline.request import Request
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress, open_shard
 from pipeline.text import many
+from pipeline.typical_flow import typical_flow
+from pipeline.view import frame_number
 from train.checkpoint import Checkpoint
 from train.log import read_log
 from train.volume_spec import VolumeSpec
@@ -65,10 +67,13 @@ class RunStory:
 
 @dataclass(frozen=True)
 class ClipPictures:
-    """The middle frame uint8[H,W,3] of a clip and the flow float32[2,H,W] from there on, None where there is none."""
+    """A frame uint8[H,W,3] of a clip and the flow float32[2,H,W] from there on, a typical one of the clip, None where
+    there is none; and the speed of full colour that suits the clip, in pixels.
+    """
 
     frame: npt.NDArray[np.uint8] | None
     flow: npt.NDArray[np.float32] | None
+    fastest: float = 0.0
 
 
 def run_story(paths: RunPaths, recipe: str, checkpoint: Checkpoint) -> RunStory:
@@ -328,23 +333,23 @@ def _pictures(videos: Iterable[str], shards: Mapping[str, ShardAddress]) -> dict
 
 
 def _clip_pictures(address: ShardAddress) -> ClipPictures:
-    frame = flow = None
     with open_shard(address) as shard:
-        middle = shard.frame_count // 2
-        if shard.has_frames:
-            frame = shard.frames(middle, middle + 1)[0]
-        for direction in shard.directions[:1]:
-            middle = min(middle, shard.flow_counts[direction] - 1)
-            if middle >= 0:
-                flow = shard.flows(middle, middle + 1, direction)[0]
-    return ClipPictures(frame, flow)
+        place = shard.frame_count // 2
+        flow, fastest = None, 0.0
+        if shard.directions and shard.flow_counts[shard.directions[0]]:
+            direction = shard.directions[0]
+            typical = typical_flow(shard, direction)
+            place, fastest = frame_number(shard, typical.index, direction), typical.fastest
+            flow = shard.flows(typical.index, typical.index + 1, direction)[0]
+        frame = shard.frames(place, place + 1)[0] if shard.has_frames else None
+    return ClipPictures(frame, flow, fastest)
 
 
 def _one_scale(pictures: Mapping[str, ClipPictures]) -> float:
-    """The speed of full colour in all pictures, so that they can be compared: the median of what each would take for
-    itself; 0 where there is no flow.
+    """The speed of full colour in all pictures, so that they can be compared: the median of the clips' own; 0 where
+    there is no flow.
     """
-    speeds = [full_colour_speed(shown.flow[None]) for shown in pictures.values() if shown.flow is not None]
+    speeds = [shown.fastest for shown in pictures.values() if shown.flow is not None]
     return float(np.median(speeds)) if speeds else 0.0
 
 

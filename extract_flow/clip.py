@@ -76,15 +76,12 @@ def check_source(task: VideoTask) -> int:
 
     Raises:
         InputError: a name that cannot be stored.
-        VideoError: no such file or folder, or an empty one.
+        VideoError: no such file or folder.
     """
     for part in task.video.split("/"):
         if fault := fault_of_part(part):
             raise InputError(f"{str(task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it")
-    size = source_bytes(task.path)
-    if not size and task.path.is_file():
-        raise VideoError(task.path, "the file is empty")
-    return size
+    return source_bytes(task.path)
 
 
 def existing_standing(task: VideoTask, settings: ExtractionSettings) -> Standing | None:
@@ -179,6 +176,11 @@ class Clip:
         with self.stage("decode"):
             self._reader = VideoReader(
                 self.task.path, self.settings.selection, rgb="frames" in self._missing, on_frame=on_frame
+            )
+        if not self.settings.size_was_asked and self._reader.height > self._reader.source_height:
+            self._notes.append(
+                f"smaller than {self.settings.selection.short_side} pixels, and scaled up to that, so that all can be "
+                "trained on alike: --short-side none keeps each video's own size"
             )
         self._writer = ShardWriter(self.task.shard, request, self.settings.codec, self._keep)
         for part in self._missing:  # a video of one frame has no flow, yet its shard says so

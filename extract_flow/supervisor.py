@@ -12,7 +12,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from pipeline import start
 from pipeline.errors import InputError
 
 SECONDS_TO_CLEAN_UP = 5.0
@@ -47,12 +47,14 @@ class Ready(NamedTuple):
         workers: how many such workers make sense, given its device; None leaves it to the caller.
         ahead: how many tasks it works on at a time.
         gpus: how many GPUs all workers share.
+        note: what else the user should know of how they work.
     """
 
     device: str
     workers: int | None
     ahead: int
     gpus: int = 1
+    note: str = ""
 
 
 class Refused(NamedTuple):
@@ -489,15 +491,11 @@ def _worker_main(
     # The terminal sends Ctrl-C to all; the parent decides, and ends its workers by SIGTERM, which lets them clean up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    signal.signal(signal.SIGTERM, start.exit_by_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     # If the parent is gone, nobody is left to report to.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         serve(Link(connection), slot, *arguments)
-
-
-def _exit_on_signal(number: int, _: object) -> None:
-    sys.exit(128 + number)
 
 
 def _die_with(parent: int) -> None:

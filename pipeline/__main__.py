@@ -11,6 +11,12 @@ COMMANDS: dict[str, LazyCommand] = {
     "import": LazyCommand(
         "pipeline.import_dataset", "command", "Check a dataset's videos against its lists and record it."
     ),
+    "fetch-lists": LazyCommand(
+        "pipeline.fetch_lists", "command", "Fetch the official lists of UCF-101 or HMDB-51, and check them."
+    ),
+    "unpack": LazyCommand(
+        "pipeline.unpack", "command", "Unpack a dataset's archive (RAR, ZIP, ...) and the archives in it."
+    ),
     "datasets": LazyCommand(
         "pipeline.status", "datasets_command", "List the known datasets and how complete they are."
     ),
@@ -22,9 +28,7 @@ COMMANDS: dict[str, LazyCommand] = {
         "pipeline.verify", "command", "Re-read shards, check their checksums and name each bad one."
     ),
     "plan": LazyCommand("pipeline.plan", "command", "Show how the work splits over array tasks."),
-    "view": LazyCommand(
-        "pipeline.view", "command", "Show flow beside its frames: a clip, or a contact sheet of many."
-    ),
+    "view": LazyCommand("pipeline.view", "command", "Show flow beside frames: a clip, or many on a sheet."),
     "export": LazyCommand("pipeline.export", "command", "Write shards in another tool's layout."),
     "import-flow": LazyCommand("pipeline.import_flow", "command", "Make shards from folders of flow images."),
     "pack": LazyCommand(

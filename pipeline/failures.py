@@ -33,11 +33,11 @@ def _without_path(name: str, reason: str) -> str:
     return rest if colon and stem and stem in PurePath(path).name else reason
 
 
-def reason_lines(failed: Reasons, noun: str = "video", word: str = "failed") -> list[str]:
-    """A line for each of the first `SHOWN` reasons: `failed: 13,000 videos (a, b and 12,998 more): reason`."""
+def reason_lines(failed: Reasons, noun: str = "video", word: str = "failed", most: int = SHOWN) -> list[str]:
+    """A line for each of the first reasons: `failed: 13,000 videos (a, b and 12,998 more): reason`."""
     lines = []
     prefix = f"{word}: " if word else ""
-    for shared, failures in list(by_reason(failed).items())[:SHOWN]:
+    for shared, failures in list(by_reason(failed).items())[:most]:
         names = [printable(name) for name, _ in failures]
         if len(names) == 1:
             lines.append(f"{prefix}{names[0]}: {failures[0][1]}")

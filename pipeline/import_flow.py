@@ -1,4 +1,4 @@
-"""Shards of flow that other tools left as images: `python -m pipeline import-flow`."""
+"""Shards of flow that other tools left as images, .flo or .npy files: `python -m pipeline import-flow`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,12 +14,20 @@ from typing import Any, Literal, NamedTuple
 import click
 import numpy as np
 
-from pipeline import atomic
+from pipeline import atomic, jpeg_scan
 from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
 from pipeline.errors import DiskFull, InputError, command_errors
 from pipeline.export import inside
 from pipeline.failures import file_beside, report_failures
+from pipeline.flow_files import (
+    FRAME_ARRAY,
+    FlowNumbers,
+    add_file,
+    flow_numbers,
+    flow_places,
+    load_frames,
+)
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
@@ -27,42 +35,67 @@ from pipeline.progress import progress
 from pipeline.request import Request, request_of
 from pipeline.shard import Source, open_shard
 from pipeline.shard_file import SUFFIX
-from pipeline.shard_writer import ShardWriter
+from pipeline.shard_writer import ShardWriter, encode_frame
 from pipeline.text import some
 
-FLOW_IMAGE = re.compile(r"(?:flow_)?(?P<component>[xy])_(?P<number>\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+FLOW_IMAGE = re.compile(
+    r"(?:flow_)?(?P<component>[xy])_(?:(?P<sign>[pm])(?P<step>\d+)_)?(?P<number>\d+)\.(?:jpe?g|png)",
+    re.IGNORECASE,
+)
+"""p2 and m2 are denseflow's words for flow over two frames, to a later or to an earlier one."""
+FRAMES_QUALITY = 95
 FRAME_IMAGE = re.compile(r"(?:img|image)_(?P<number>\d+)\.jpe?g", re.IGNORECASE)
 LARGEST_IMAGE_FILE = 1 << 28
 
 
 def flow_folders(root: Path) -> dict[str, Path]:
-    """Folders of flow images at or below `root` by the video they stand for: their path from `root`, or its name."""
+    """Folders of flow, and files of a video each, at or below `root` by the video they stand for: their path from
+    `root`, or its name.
+    """
     folders = {}
     below = []
     for parent, names, _ in os.walk(root, onerror=_unreadable):
         # A link to a folder is looked into, but not below it.
         below += [Path(parent), *(path for name in names if (path := Path(parent, name)).is_symlink())]
     for folder in sorted(below):
-        if not atomic.is_temporary(folder.name) and any(
-            FLOW_IMAGE.fullmatch(path.name) for path in folder.iterdir()
-        ):
-            folders[root.name if folder == root else folder.relative_to(root).as_posix()] = folder
+        if atomic.is_temporary(folder.name):
+            continue
+        for name, place in {"": folder}.items() if has_images(folder) else flow_places(folder).items():
+            inside_root = folder.relative_to(root) / name
+            folders[root.name if inside_root == Path() else inside_root.as_posix()] = place
     return folders
+
+
+def has_images(place: Path) -> bool:
+    """Whether a place is a folder of flow images."""
+    return place.is_dir() and any(FLOW_IMAGE.fullmatch(path.name) for path in place.iterdir())
 
 
 def _unreadable(error: OSError) -> None:
     raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
-def image_pairs(folder: Path) -> list[tuple[Path, Path]]:
+def image_pairs(folder: Path, step: int, direction: str) -> list[tuple[Path, Path]]:
     """The (x, y) images of a folder in order.
 
     Raises:
-        InputError: an x without its y or the other way, a number twice, or a gap in the numbers.
+        InputError: an x without its y or the other way, a number twice, a gap in the numbers, or names that say another
+            step or direction.
     """
     found: dict[str, dict[int, Path]] = {"x": {}, "y": {}}
+    first = 1
     for path in sorted(folder.iterdir()):
         if match := FLOW_IMAGE.fullmatch(path.name):
+            if match["sign"]:
+                named = (int(match["step"]), "forward" if match["sign"].lower() == "p" else "backward")
+                if named != (step, direction):
+                    raise InputError(
+                        f"{path}: its name says step {named[0]}, {named[1]}: give --step {named[0]} --direction "
+                        f"{named[1]}, and keep images of other steps in folders of their own"
+                    )
+                first = (
+                    1 if direction == "forward" else 1 + step
+                )  # named after the frame that a flow starts from
             images, number = found[match["component"].lower()], int(match["number"])
             if number in images:
                 raise InputError(f"{path}: the same number as {images[number].name}; remove one of them")
@@ -74,7 +107,7 @@ def image_pairs(folder: Path) -> list[tuple[Path, Path]]:
         )
     numbers = sorted(found["x"])
     missing = sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers))
-    if numbers[0] > 1 or missing:
+    if numbers[0] > first or missing:
         missing = missing or list(range(numbers[0]))
         raise InputError(
             f"{folder}: expected numbers from 0 or 1 without gaps, missing {some(map(str, missing))}"
@@ -88,17 +121,23 @@ def frame_images(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(match["number"]), path) for match, path in matches if match)]
 
 
+def check_whole(path: Path, data: bytes) -> None:
+    """Raise InputError for a JPEG that is cut short or damaged, which decoders fill with gray."""
+    if data.startswith(b"\xff\xd8") and (fault := jpeg_scan.fault(data)):
+        raise InputError(f"{path}: is damaged: {fault}")
+
+
 def read_gray(path: Path) -> Levels:
     """A gray image uint8[H,W]; InputError if it cannot be decoded or its file is far too large for one."""
     import cv2
 
     if path.stat().st_size > LARGEST_IMAGE_FILE:
         raise InputError(f"{path}: {path.stat().st_size} bytes is too much for a flow image")
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.stat().st_size else None
+    data = path.read_bytes()
+    check_whole(path, data)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
-        raise InputError(
-            f"{path}: expected a JPEG or PNG image, found {path.stat().st_size} bytes that are none"
-        )
+        raise InputError(f"{path}: expected a JPEG or PNG image, found {len(data)} bytes that are none")
     return np.asarray(image, np.uint8)
 
 
@@ -112,8 +151,11 @@ class ImportFlowOptions(DataOptions):
     """Which images to import, what they mean, and where the shards go."""
 
     folders: tuple[Path, ...] = argument(REQUIRED, metavar="FOLDERS...", multiple=True)
-    bound: float = option(
-        REQUIRED, "Pixels that level 255 stands for in the images.", minimum=0.01, maximum=10000
+    bound: float | None = option(
+        None,
+        "Pixels that level 255 stands for in images; goes with images, which do not record it.",
+        minimum=0.01,
+        maximum=10000,
     )
     output: Path | None = option(None, "Folder for the shards, one per video below it.")
     dataset: str | None = option(
@@ -123,7 +165,9 @@ class ImportFlowOptions(DataOptions):
         "imported", "Name of the shard set, with --dataset.", metavar="NAME", replaces="--set"
     )
     preset: Literal["default", "high-fidelity", "linear", "paper"] | None = option(
-        None, "Recode, smaller but not exact.", shown_default="the images' bytes exactly"
+        None,
+        "Recode images, smaller but not exact; how numbers are coded.",
+        shown_default="the images' bytes exactly; default for .flo and .npy",
     )
     fps: float = option(25.0, "Frames per second of the videos.", above=0)
     step: int = option(1, "Frames between the two of a pair.", minimum=1)
@@ -135,9 +179,13 @@ class ImportFlowOptions(DataOptions):
             raise click.UsageError("give either --output FOLDER or --dataset NAME")
 
     @property
-    def codec(self) -> Codec:
-        """The codec of the shards."""
-        return codec(self.preset) if self.preset else exact_codec(self.bound)
+    def given_bound(self) -> float:
+        """The bound of images; InputError where none was given."""
+        if self.bound is None:
+            raise InputError(
+                "images of flow do not record what their levels mean: give --bound PIXELS, often 20"
+            )
+        return self.bound
 
 
 class Images(NamedTuple):
@@ -161,53 +209,111 @@ class Images(NamedTuple):
         return sum(file.stat().st_size for file in files)
 
 
-def images_of(folder: Path, step: int) -> Images:
+class Numbers(NamedTuple):
+    """The flow of one video as .flo or .npy files.
+
+    Attributes:
+        flow: the fields.
+        frames: files of the RGB frames, which may be none; a single .npy file holds all of them.
+    """
+
+    flow: FlowNumbers
+    frames: list[Path]
+
+    @property
+    def height(self) -> int:
+        return self.flow.height
+
+    @property
+    def width(self) -> int:
+        return self.flow.width
+
+    @property
+    def bytes(self) -> int:
+        """Of all the files together."""
+        return sum(file.stat().st_size for file in (*self.flow.files, *self.frames))
+
+
+def source_of(place: Path, step: int, direction: str) -> Images | Numbers:
+    """What there is to import at a place that `flow_folders` found.
+
+    Raises:
+        InputError: something is missing, or a number of frames that does not fit that of the flows at that step.
+    """
+    if has_images(place):
+        return images_of(place, step, direction)
+    flow = flow_numbers(place)
+    frames: list[Path] = []
+    if place.is_dir():
+        frames = [place / FRAME_ARRAY] if (place / FRAME_ARRAY).is_file() else frame_images(place)
+    if frames:
+        is_array = frames[0].name == FRAME_ARRAY
+        count = len(load_frames(frames[0], flow.height, flow.width)) if is_array else len(frames)
+        check_frames(place, count, flow.count, step)
+    return Numbers(flow, frames)
+
+
+def check_frames(place: Path, frames: int, flows: int, step: int) -> None:
+    """InputError unless there are as many frames as flows, or as many more as a step needs."""
+    if frames - flows not in (0, step):
+        raise InputError(
+            f"{place}: expected as many frames as flows, or {step} more (--step), found {frames} frames "
+            f"and {flows} flows"
+        )
+
+
+def images_of(folder: Path, step: int, direction: str) -> Images:
     """The flow images and frames of a folder.
 
     Raises:
         InputError: images missing, or a number of frames that does not fit that of the flows at that step.
     """
-    pairs, frames = image_pairs(folder), frame_images(folder)
-    if frames and len(frames) - len(pairs) not in (0, step):
-        raise InputError(
-            f"{folder}: expected as many frames as flows, or {step} more (--step), found {len(frames)} frames "
-            f"and {len(pairs)} flows"
-        )
+    pairs, frames = image_pairs(folder, step, direction), frame_images(folder)
+    if frames:
+        check_frames(folder, len(frames), len(pairs), step)
     height, width = read_gray(pairs[0][0]).shape
     return Images(pairs, frames, height, width)
 
 
-def request_for(images: Images, options: ImportFlowOptions) -> Request:
-    """What a shard of these images must match to count as imported already."""
-    coding = options.codec
+def codec_of(source: Images | Numbers, options: ImportFlowOptions) -> Codec:
+    """The codec of a shard: that of the wanted preset; else the images' bytes exactly, or the default for numbers."""
+    if options.preset is None and isinstance(source, Images):
+        return exact_codec(options.given_bound)
+    return codec(options.preset or "default")
+
+
+def request_for(source: Images | Numbers, options: ImportFlowOptions) -> Request:
+    """What a shard of these files must match to count as imported already."""
+    coding = codec_of(source, options)
+    means = {"bound": options.given_bound} if isinstance(source, Images) else {"format": source.flow.format}
     return Request(
-        source_bytes=images.bytes,
+        source_bytes=source.bytes,
         directions=(options.direction,),
         method="imported",
-        parameters={"bound": options.bound},
+        parameters=means,
         step=options.step,
         quantiser=coding.quantiser.name,
         image=coding.image,
         quality=coding.quality,
-        frames=bool(images.frames),
-        frames_quality=95 if images.frames else None,
+        frames=bool(source.frames),
+        frames_quality=FRAMES_QUALITY if source.frames else None,
     )
 
 
 def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptions) -> bool:
-    """Make the shard `path` of a folder of flow images (and frames); False if it is there already, made the same way.
+    """Make the shard `path` of a place that holds flow (and frames); False if it is there already, made the same way.
 
     Args:
-        folder: with flow_x_*, flow_y_* and perhaps img_* images, numbered from 0 or 1.
+        folder: with images, .flo or .npy files, or a .npy file of all flow of the video.
         video: the shard's video id.
         path: the shard.
-        options: what the images mean, and how they are stored.
+        options: what the files mean, and how they are stored.
 
     Raises:
-        InputError: images missing or of different sizes, or a different shard is there.
+        InputError: files missing, damaged or of different sizes, or a different shard is there.
     """
-    images = images_of(folder, options.step)
-    request = request_for(images, options)
+    source = source_of(folder, options.step, options.direction)
+    request = request_for(source, options)
     if path.exists() and not options.overwrite:
         with open_shard(path) as shard:
             differences = request.differences(request_of(shard))
@@ -218,25 +324,52 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
             )
         return False
     digest = hashlib.sha256()
-    with ShardWriter(path, request, options.codec) as writer:
-        for pair in images.pairs:
-            levels = np.stack(
-                [read_gray_of_size(image, images.height, images.width, digest) for image in pair]
-            )
-            writer.add_flows(options.direction, requantise(levels[None], options))
-        for picture in images.frames:
-            data = picture.read_bytes()
-            digest.update(data)
-            writer.add_streams("frames", [frame_stream(picture, data, images.height, images.width)])
+    flows = frames = 0
+    with ShardWriter(path, request, codec_of(source, options)) as writer:
+        for quantised in each_flow(source, options, digest):
+            writer.add_flows(options.direction, quantised)
+            flows += 1
+        for stream in each_frame(source, digest):
+            writer.add_streams("frames", [stream])
+            frames += 1
         writer.finish(
             video=video,
-            source=Source(request.source_bytes, digest.hexdigest(), images.width, images.height),
+            source=Source(request.source_bytes, digest.hexdigest(), source.width, source.height),
             fps=options.fps,
-            frames=len(images.frames) or len(images.pairs) + options.step,
-            width=images.width,
-            height=images.height,
+            frames=frames or flows + options.step,
+            width=source.width,
+            height=source.height,
         )
     return True
+
+
+def each_flow(source: Images | Numbers, options: ImportFlowOptions, digest: Any) -> Iterator[Quantised]:
+    """The flows in order, one at a time; the bytes they are read from go into the digest."""
+    if isinstance(source, Images):
+        for pair in source.pairs:
+            levels = np.stack(
+                [read_gray_of_size(image, source.height, source.width, digest) for image in pair]
+            )
+            yield requantise(levels[None], options)
+        return
+    for file in source.flow.files:
+        add_file(digest, file)
+    quantiser = codec_of(source, options).quantiser
+    for field in source.flow.fields():
+        yield quantiser.quantise(field[None])
+
+
+def each_frame(source: Images | Numbers, digest: Any) -> Iterator[bytes]:
+    """The frames in order as JPEGs, those of image files as they are; their bytes go into the digest."""
+    if source.frames and source.frames[0].name == FRAME_ARRAY:
+        add_file(digest, source.frames[0])
+        for frame in load_frames(source.frames[0], source.height, source.width):
+            yield encode_frame(np.ascontiguousarray(frame), FRAMES_QUALITY)
+        return
+    for picture in source.frames:
+        data = picture.read_bytes()
+        digest.update(data)
+        yield frame_stream(picture, data, source.height, source.width)
 
 
 def read_gray_of_size(path: Path, height: int, width: int, digest: Any) -> Levels:
@@ -254,9 +387,9 @@ def requantise(levels: Levels, options: ImportFlowOptions) -> Quantised:
     """Imported levels uint8[n,2,H,W] as they are, or through the quantiser of the wanted preset."""
     count = len(levels)
     ones, zeros = np.ones((count, 2), np.float32), np.zeros((count, 2), np.float32)
-    flow = dequantise(levels, field_quantiser(options.bound).table, ones, zeros)
+    flow = dequantise(levels, field_quantiser(options.given_bound).table, ones, zeros)
     if options.preset is not None:
-        return options.codec.quantiser.quantise(flow)
+        return codec(options.preset).quantiser.quantise(flow)
     mean = flow.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
     return Quantised(levels, ones, zeros, mean, np.zeros(count, np.float32))
 
@@ -269,6 +402,7 @@ def frame_stream(path: Path, data: bytes, height: int, width: int) -> bytes:
         raise InputError(f"{path}: {error}") from error
     if found != (height, width):
         raise InputError(f"{path}: expected {width}x{height} as the flow, found {found[1]}x{found[0]}")
+    check_whole(path, data)
     return data
 
 
@@ -276,15 +410,26 @@ def frame_stream(path: Path, data: bytes, height: int, width: int) -> bytes:
 @options_of(ImportFlowOptions)
 @command_errors
 def command(**values: Any) -> None:
-    """Make shards from folders of flow images.
+    """Make shards of flow that other tools made.
 
     Looks in and below FOLDERS for flow_x_*.jpg and flow_y_*.jpg (TSN or denseflow names, JPEG or PNG; x_*.jpg and
-    y_*.jpg too), with img_*.jpg beside them if there are frames. The path below a given folder becomes the video's
-    name. Bytes are kept exactly.
+    y_*.jpg too), with img_*.jpg beside them if there are frames. Their bytes are kept
+    exactly; --bound says what they mean.
+
+    Also for .flo files, numbered; for .npy files float [n,2,H,W] or [n,H,W,2], one per video, or [2,H,W] or [H,W,2],
+    one per field; for flow.npy with frames.npy, as export writes them. The path below a given folder becomes the
+    video's name.
     """
     options = from_options(ImportFlowOptions, values)
     known = load_dataset(options.dataset, options.data).videos if options.dataset else None
     found = videos_of(options.folders)
+    images = [place for place in found.values() if has_images(place)]
+    if images and options.bound is None:
+        raise click.UsageError(
+            f"{images[0]}: images of flow do not record what their levels mean; give --bound PIXELS, often 20"
+        )
+    if not images and options.bound is not None:
+        raise click.UsageError("--bound goes with images of flow, and there are only .flo and .npy files")
     log = None
     if options.dataset:
         log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
@@ -313,7 +458,7 @@ def command(**values: Any) -> None:
 
 
 def videos_of(folders: Sequence[Path]) -> dict[str, Path]:
-    """Folders of flow images at or below the given ones, by video.
+    """Where flow lies at or below the given folders, by video.
 
     Raises:
         InputError: none, or two that would be the same video.
@@ -321,14 +466,16 @@ def videos_of(folders: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in folders:
         if not root.is_dir():
-            raise InputError(f"{root}: no such folder of flow images")
+            raise InputError(f"{root}: no such folder of flow")
         for video, folder in flow_folders(root).items():
             if found.setdefault(video, folder) != folder:
                 raise InputError(
                     f"{folder}: would be the same video {video!r} as {found[video]}; import them apart"
                 )
     if not found:
-        raise InputError(f"{some(map(str, folders))}: expected flow_x_00001.jpg and the like, found none")
+        raise InputError(
+            f"{some(map(str, folders))}: expected flow_x_00001.jpg and the like, .flo or .npy files, found none"
+        )
     return found
 
 

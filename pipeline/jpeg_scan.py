@@ -3,7 +3,7 @@
 Decoders conceal damage in a JPEG: a wrong code shifts all blocks behind it, and the picture comes out without an error.
 Here the Huffman codes are read and counted, without making a picture, at a small part of a decoder's cost. Baseline and
 extended sequential JPEGs of 8 bits are checked, which is what Motion JPEG and frames in folders are; of progressive,
-lossless and arithmetic ones nothing is said.
+lossless and arithmetic ones only whether they have an end.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ STANDARD = {
 }
 
 
+END = bytes((0xFF, EOI))
 PROBLEMS = (
     "",
     "an invalid code",
@@ -106,7 +107,7 @@ def fault(data: bytes) -> str | None:
 
 def _picture(data: bytes, array: Bytes, start: int) -> tuple[int, str | None]:
     """Check one picture; its end (-1 if it is of a kind that is not checked), and what is wrong."""
-    from pipeline.jpeg_kernel import read_scan
+    from pipeline.jpeg_kernel import TOO_SHORT, read_scan
 
     head: list[bytes] = []
     position = start + 2
@@ -119,7 +120,7 @@ def _picture(data: bytes, array: Bytes, start: int) -> tuple[int, str | None]:
         if marker == EOI:
             break
         if marker in OTHER_FRAMES:
-            return -1, None
+            return -1, None if data.find(END, position) >= 0 else PROBLEMS[TOO_SHORT]
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
         if marker in DECIDING:
             head.append(data[position:end])

@@ -158,6 +158,11 @@ def command(**values: Any) -> None:
     with owning_folder(folder):
         atomic.sweep(folder)
         shards = index_shards(folder)
+        if not shards:
+            raise InputError(
+                f"{folder}: expected shards ({SUFFIX} or {PACK_SUFFIX} files), found none; "
+                "make some with: two-stream extract-flow"
+            )
         if options.unpack:
             done = unpack_all(shards, folder, options.keep)
             click.echo(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")

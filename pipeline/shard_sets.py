@@ -115,7 +115,13 @@ def targets_at(path: Path) -> list[Target]:
     """The shards of a folder or pack, a loose one, or one of a pack as `FILE.h5pack/class/stem`."""
     if path.is_dir():
         return targets_in(path)
-    if path.is_file() and path.suffix != PACK_SUFFIX:
+    if path.is_file() and path.suffix not in (SUFFIX, PACK_SUFFIX):
+        # `verify --delete` must not take someone's video for a shard that is damaged.
+        raise InputError(
+            f"{path}: expected a shard ({SUFFIX}), a pack ({PACK_SUFFIX}) or a folder of them, found a file of another "
+            "kind; make a shard of a video with: two-stream extract-flow VIDEO --output FOLDER"
+        )
+    if path.is_file() and path.suffix == SUFFIX:
         return [Target("", ShardAddress(path))]
     pack = next(
         (file for file in (path, *path.parents) if file.suffix == PACK_SUFFIX and file.is_file()), None

@@ -34,7 +34,7 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
         signal.signal(signal.SIGINT, _interrupt)
     for number in ENDED_BY.values():
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _exit)
+            signal.signal(number, exit_by_signal)
     sys.unraisablehook = _raise_again
     status: Any = 1
     try:
@@ -67,7 +67,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _exit(number: int, frame: FrameType | None) -> None:
+def exit_by_signal(number: int, frame: FrameType | None) -> None:
+    """A handler that ends the process with the status of a signal, cleaning up; only once, and not in an import."""
     if _importing(frame):
         _send_again(number)
         return
@@ -97,7 +98,7 @@ def _raise_again(swallowed: sys.UnraisableHookArgs) -> None:
     if isinstance(swallowed.exc_value, KeyboardInterrupt):
         number, handler = signal.SIGINT, _interrupt
     elif isinstance(swallowed.exc_value, SystemExit) and swallowed.exc_value.code in ENDED_BY:
-        number, handler = ENDED_BY[swallowed.exc_value.code], _exit
+        number, handler = ENDED_BY[swallowed.exc_value.code], exit_by_signal
     else:
         sys.__unraisablehook__(swallowed)
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import click
 
 from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
-from pipeline.options import CONTEXT, DataOptions, DatasetOptions, from_options, option, options_of
+from pipeline.failures import by_reason, reason_lines
+from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, read_outcomes
-from pipeline.paths import NAME, DatasetPaths, data_root
+from pipeline.paths import NAME, DatasetPaths, OutputPaths, data_root
 from pipeline.shard import ShardAddress, open_shard
 from pipeline.shard_index import index_shards
 from pipeline.shard_sets import shard_sets
@@ -31,8 +32,8 @@ class SetStatus:
     """How far one shard set is.
 
     Attributes:
-        shard_set: its name.
-        videos: in the dataset.
+        shard_set: its name, or the folder of --output.
+        videos: in the dataset; of a folder, those that were tried.
         done: videos with a shard.
         failed: videos without a shard whose last attempt failed -> the reason.
         stale: videos with a shard whose last attempt failed, for example with other settings -> the reason.
@@ -100,8 +101,43 @@ def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: boo
         for video, record in latest(folder, shard_set).items()
         if video in dataset.videos
     }
-    index = index_shards(paths.shards(shard_set))
-    there = index.keys() & dataset.videos.keys()
+    return status_of(shard_set, tuple(dataset.videos), index_shards(paths.shards(shard_set)), outcomes, count)
+
+
+def folder_status(folder: Path, count: bool = False) -> SetStatus:
+    """The state of a folder that an extraction wrote to with `--output`: its videos are those that it has tried.
+
+    Raises:
+        InputError: no such folder, or nothing in it that an extraction leaves.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    outcomes, index = latest(OutputPaths(folder).outcomes), index_shards(folder)
+    if not outcomes and not index:
+        raise InputError(
+            f"{folder}: expected shards or records of an extraction, found neither; make some with: "
+            f"python -m extract_flow VIDEO_OR_FOLDER... --output {folder}"
+        )
+    return status_of(str(folder), tuple(sorted({*outcomes, *index})), index, outcomes, count)
+
+
+def status_of(
+    name: str,
+    videos: Sequence[str],
+    index: Mapping[str, ShardAddress],
+    outcomes: Mapping[str, Outcome],
+    count: bool,
+) -> SetStatus:
+    """The state of a set of shards, from what there is and what is recorded.
+
+    Args:
+        name: of the set.
+        videos: that it should have.
+        index: the shards that there are.
+        outcomes: the last record of each video.
+        count: open the shards whose flows are in no record, and count them.
+    """
+    there = index.keys() & set(videos)
     made = {video: outcomes[video] for video in there & outcomes.keys() if outcomes[video].flows}
     failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
     flows = {video: record.flows for video, record in made.items()}
@@ -109,13 +145,13 @@ def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: boo
         flows |= counted({video: index[video] for video in there - made.keys()})
     timed = [record for record in made.values() if record.seconds > 0]
     return SetStatus(
-        shard_set=shard_set,
-        videos=len(dataset.videos),
+        shard_set=name,
+        videos=len(videos),
         done=len(there),
         failed={video: reason for video, reason in failed.items() if video not in there},
         stale={video: reason for video, reason in failed.items() if video in there},
-        missing=tuple(video for video in dataset.videos if video not in there and video not in failed),
-        foreign=tuple(sorted(index.keys() - dataset.videos.keys())),
+        missing=tuple(video for video in videos if video not in there and video not in failed),
+        foreign=tuple(sorted(index.keys() - set(videos))),
         flows=sum(flows.values()),
         unrecorded=len(there) - len(flows),
         bytes=sum(file.stat().st_size for file in {index[video].file for video in there}),
@@ -148,9 +184,10 @@ def describe(status: SetStatus, show: int) -> list[str]:
         lines.append(amount)
     kinds = (("failed", status.failed), ("failed, an earlier shard is there", status.stale))
     for kind, videos in kinds:
-        lines += [f"  {kind}: {video}: {reason}" for video, reason in list(videos.items())[:show]]
-        if len(videos) > show:
-            lines.append(f"  {kind}: {len(videos) - show:,} more (--show N shows more)")
+        failures = list(videos.items())
+        lines += [f"  {line}" for line in reason_lines(failures, word=kind, most=show)]
+        if (hidden := len(by_reason(failures)) - show) > 0:
+            lines.append(f"  {kind}: {hidden:,} more (--show N shows more)")
     for kind, names in (("missing", status.missing), ("not in the dataset", status.foreign)):
         if names:
             more = f" and {len(names) - show:,} more" if len(names) > show else ""
@@ -162,6 +199,7 @@ def describe(status: SetStatus, show: int) -> list[str]:
 class StatusOptions(DatasetOptions):
     """What to show."""
 
+    folder: Path | None = argument(None, metavar="[FOLDER]")
     shards: str | None = option(
         None, "This shard set only.", metavar="NAME", shown_default="all there are", replaces="--set"
     )
@@ -169,13 +207,37 @@ class StatusOptions(DatasetOptions):
     count: bool = option(False, "Open shards whose flows are in no record, and count them.")
     json: bool = option(False, "Everything, as JSON.")
 
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other (click.UsageError)."""
+        if self.folder is not None and (self.dataset or self.data or self.shards):
+            raise click.UsageError(
+                "give either FOLDER, which an extraction wrote to with --output, or --dataset and its options"
+            )
+
 
 @click.command(context_settings=CONTEXT)
 @options_of(StatusOptions)
 @command_errors
 def command(**values: Any) -> None:
-    """Show what is done, missing and failed, and why, for each shard set."""
+    """Show what is done, missing and failed, and why, for each shard set.
+
+    Of a dataset, or of a FOLDER that an extraction wrote to with --output.
+    """
     options = from_options(StatusOptions, values)
+    statuses = (
+        _of_dataset(options) if options.folder is None else [folder_status(options.folder, options.count)]
+    )
+    if options.json:
+        click.echo(
+            json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
+        )
+        return
+    for status in statuses:
+        click.echo("\n".join(describe(status, options.show)))
+
+
+def _of_dataset(options: StatusOptions) -> list[SetStatus]:
+    """The wanted shard sets of a dataset; says so where there is none."""
     dataset = choose_dataset(options.dataset, options.data)
     if options.dataset is None:
         click.echo(f"dataset: {dataset}", err=True)
@@ -187,17 +249,10 @@ def command(**values: Any) -> None:
             f"dataset {dataset} has no shard set {options.shards!r} (it has: {', '.join(names) or 'none'}); "
             f"make one with: python -m extract_flow --dataset {dataset}"
         )
-    wanted = [options.shards] if options.shards else names
-    statuses = [set_status(known, paths, name, options.count) for name in wanted]
-    if options.json:
-        click.echo(
-            json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
-        )
-        return
-    for status in statuses:
-        click.echo("\n".join(describe(status, options.show)))
-    if not statuses:
+    if not names and not options.json:
         click.echo(f"{dataset}: no shards yet; make them with: python -m extract_flow --dataset {dataset}")
+    wanted = [options.shards] if options.shards else names
+    return [set_status(known, paths, name, options.count) for name in wanted]
 
 
 @click.command(context_settings=CONTEXT)

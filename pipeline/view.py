@@ -26,7 +26,6 @@ from pipeline.shard_index import PACK_SUFFIX
 from pipeline.shard_sets import Target, choose_shard_set, targets_at, targets_in
 from pipeline.text import many, printable, some
 from pipeline.typical_flow import typical_flow
-from pipeline.video import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from pipeline.flow_pictures import Shown
@@ -65,7 +64,8 @@ class ViewOptions(ShardSetOptions, DataOptions):
     full_colour: float | None = option(
         None,
         "Speed shown in full colour, in pixels; gives pictures of several clips one scale.",
-        above=0,
+        minimum=0.01,
+        maximum=100_000,
         shown_default="what nearly all pixels of the clip keep to",
     )
     clips: int = option(24, "Most clips on a contact sheet.", minimum=1, maximum=1000)
@@ -146,11 +146,6 @@ def _of_dataset(options: ViewOptions) -> list[Target]:
 def _of_paths(paths: Sequence[Path]) -> list[Target]:
     found = []
     for path in paths:
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-            raise InputError(
-                f"{path}: expected a shard, found a video; extract its flow first: "
-                f"two-stream extract-flow VIDEO --output FOLDER, then view the FOLDER"
-            )
         below = targets_in(path, named=True) if path.is_dir() else targets_at(path)
         if not below:
             raise InputError(
@@ -341,7 +336,7 @@ def view_sheet(found: Sequence[Choice], options: ViewOptions) -> int:
     chosen = spread(found, options.clips)
     clips, failed = [], 0
     labels: set[str] = set()
-    for choice in chosen:
+    for choice in progress(chosen, "view", noun="clip"):
         try:
             with opened(choice, options) as view:
                 note = f"flow {view.index}, full colour: {view.fastest:.1f} px"

@@ -89,6 +89,7 @@ def scores(
         softmax=(powers / powers.sum(axis=1, keepdims=True)).astype(np.float32),
         views=np.full(len(labels), 250, np.int32),
     )
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stream}-{split}-{part}.h5"
     write_scores(path, made)
     return read_scores(path)

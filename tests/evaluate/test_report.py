@@ -285,7 +285,7 @@ def test_all_clips_share_one_scale_of_flow_beside_its_wheel(tmp_path: Path) -> N
     pictures = {}
     for name, speed in ((slow, 1.0), (fast, 3.0)):
         field = np.full((2, 18, 33), speed / np.sqrt(2), np.float32)
-        pictures[name] = report.ClipPictures(None, field)
+        pictures[name] = report.ClipPictures(None, field, speed)
     assert report._one_scale(pictures) == pytest.approx(2.0)
     best = result.rows[-1]
     shades = [report._clip(result, best, video, pictures, 2.0)["flow"] for video in (0, 1)]

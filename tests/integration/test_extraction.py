@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -624,3 +625,33 @@ def test_a_small_real_dataset_is_extracted_whole(test_data: Path, tmp_path: Path
     assert sum(record["flows"] for record in records) == sum(
         open_shard(address).flow_count for address in index_shards(tmp_path).values()
     )
+
+
+def test_small_videos_are_scaled_up_with_a_word_that_names_the_way_out(tmp_path: Path) -> None:
+    for number in range(2):
+        clip(tmp_path / "in" / f"v{number}.avi", 3, 48, 32)
+    way = ("--method", "dis", "--preset", "ultrafast", "--no-rgb")
+    out, _ = extract(tmp_path / "in", "--output", tmp_path / "out", *way)
+    assert out.count("--short-side none") == 1, "one line for all"
+    assert "note: 2 videos (v0, v1)" in out
+    assert "frames included" not in out, "there are none"
+    assert f"shards: {tmp_path / 'out'}" in out
+    out, _ = extract(tmp_path / "in", "--output", tmp_path / "own", *way, "--short-side", "none")
+    assert "scaled up" not in out
+
+
+def test_what_another_method_made_is_reported_before_any_work_and_only_once(tmp_path: Path) -> None:
+    for number in range(3):
+        clip(tmp_path / "in" / f"v{number}.avi", 3, 48, 32)
+    way = ("--no-rgb", "--short-side", 32, "--preset", "ultrafast", "--method", "dis")
+    extract(tmp_path / "in", "--output", tmp_path / "out", *way)
+    clip(tmp_path / "in" / "new.avi", 3, 48, 32)
+    other = ("--no-rgb", "--short-side", 32, "--method", "farneback")
+    out, err = extract(tmp_path / "in", "--output", tmp_path / "out", *other, status=1)
+    (first,) = (line for line in err.splitlines() if line.startswith("failed"))
+    assert first.startswith("failed: 3 videos")
+    assert "method: asked farneback, the shard has dis" in first
+    assert not re.search(r"asked None|has None|finest", first), "parameters of two methods are not compared"
+    assert err.index("failed") < err.index("1 video to do")
+    assert out.startswith("1 done, 0 skipped (already valid), 3 failed")
+    assert "failed: " not in out, "they were reported before"

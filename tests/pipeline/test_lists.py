@@ -158,6 +158,21 @@ def test_frames_and_labels_of_folders_and_of_videos_are_still_read(videos: Path)
 # --- duplicates -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("row", ["{path},{label}\n", '"{path}",{label}\n', '"{path}","{label}"\n'])
+@pytest.mark.parametrize("header", ["", "path,label\n"])
+def test_a_csv_with_and_without_a_header_or_quotes_is_the_same_list(
+    videos: Path, header: str, row: str
+) -> None:
+    lists = videos.parent / "lists"
+    lists.mkdir()
+    for side, number in (("train", 1), ("val", 2)):
+        rows = [row.format(path=f"{name}{number}.mp4", label=k) for k, name in enumerate(("run/a", "walk/b"))]
+        (lists / f"{side}.csv").write_text(header + "".join(rows))
+    made = import_dataset("folder", "x", videos, lists).dataset
+    assert made.classes == ("run", "walk")
+    assert sides(made) == ({"run/a1", "walk/b1"}, {"run/a2", "walk/b2"})
+
+
 def test_identical_rows_are_accepted_with_a_count(videos: Path) -> None:
     text = f"run/a1.mp4 0\nwalk/b1.mp4 1\nrun/a1.mp4 0\n{videos}/run/a1.mp4 0\n"
     made = imported(videos, train__txt=text, val__txt="run/a2.mp4 0\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -13,7 +15,7 @@ import pytest
 from av.stream import Disposition
 from rendered_clips import clip, moving_texture, write_video
 
-from pipeline import jpeg_scan
+from pipeline import jpeg_scan, nal_units
 from pipeline.import_dataset import probe
 from pipeline.video import Selection, VideoError, VideoReader
 
@@ -197,6 +199,47 @@ def test_damage_is_found_and_the_frames_before_it_are_sound(
     assert np.array_equal(kept, sound[: len(kept)])
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("libx264", "avi"), ("libx264", "mp4"), ("libx264", "ts"), ("libx265", "mkv"), ("libx265", "ts")],
+)
+def test_a_sector_of_zeros_is_found_where_the_decoder_takes_it_for_a_picture(
+    tmp_path: Path, codec: str, suffix: str
+) -> None:
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    frames = np.random.default_rng(0).integers(0, 255, (12, 96, 128, 3), np.uint8)
+    path = write_video(tmp_path / f"a.{suffix}", frames, codec=codec, bf="0", **options)
+    assert decoded(path)[1] == ""
+    data, place = bytearray(path.read_bytes()), packets_of(path)[6]
+    start = place.pos + 400 if suffix == "ts" else place.pos + place.size // 3
+    data[start : start + 100] = bytes(100)
+    broken = tmp_path / f"broken.{suffix}"
+    broken.write_bytes(data)
+    kept, failure, _ = decoded(broken)
+    assert "damaged" in failure
+    assert len(kept) <= 6
+
+
+@pytest.mark.parametrize(
+    ("data", "broken"),
+    [
+        (b"\x65\x11\x00\x00\x03\x00\x12", False),  # as encoders write two zeros and a third
+        (b"\x65\x11\x00\x00\x00\x00\x12", True),
+        (b"\x65\x11\x00\x00\x02\x12", True),
+        (b"\x65\x11\x00\x00\x03\x12", True),
+        (b"\x65\x11\x80" + bytes(40), False),  # padding
+    ],
+)
+def test_bytes_that_must_not_be_in_a_nal_unit_are_seen_behind_lengths_and_start_codes(
+    data: bytes, broken: bool
+) -> None:
+    sound = b"\x41\x22\x33"
+    by_length = b"".join(len(unit).to_bytes(4) + unit for unit in (sound, data, sound))
+    by_start_code = b"\0\0\0\1" + sound + bytes(300) + b"\0\0\1" + data + b"\0\0\1" + sound
+    assert nal_units.is_broken(by_length, 4) == broken
+    assert nal_units.is_broken(by_start_code, 0) == broken
+
+
 def test_readers_side_by_side_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = clip(tmp_path / "a.mp4", frames=30, width=160, height=96, codec="libx264", bf="3")
     bad = spoiled(path, tmp_path / "b.mp4", packet=12)
@@ -259,6 +302,9 @@ def test_a_cut_or_shifted_jpeg_has_a_fault() -> None:
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (97, 131, 3), np.uint8), (3, 3), 1)
     data = cv2.imencode(".jpg", image)[1].tobytes()
     assert jpeg_scan.fault(data[: len(data) * 2 // 3]) == "the data ends too early"
+    progressive = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    assert jpeg_scan.fault(progressive) is None
+    assert jpeg_scan.fault(progressive[: len(progressive) * 2 // 3]) == "the data ends too early"
     middle = len(data) * 2 // 3
     assert jpeg_scan.fault(data[:middle] + data[middle + 40 :])
     assert jpeg_scan.fault(data[:middle] + data[middle - 60 :])
@@ -300,16 +346,25 @@ def test_stamps_decide_nothing_unless_seconds_are_asked_for(stamps: list[int]) -
     assert all(after > before for before, after in pairwise(times))
 
 
-def test_a_torn_download_is_noted_with_both_figures(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.mkv", frames=60)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mkv", {}),
+        ("a.wmv", {"codec": "wmv2"}),
+        ("a.mxf", {"codec": "mpeg2video"}),
+    ],
+)
+def test_a_torn_download_is_noted_with_both_figures(tmp_path: Path, name: str, options: Any) -> None:
+    path = clip(tmp_path / name, frames=60, width=160, height=120, **options)
     assert decoded(path)[2] == ()
     whole = path.read_bytes()
-    torn = tmp_path / "torn.mkv"
+    torn = tmp_path / f"torn{path.suffix}"
     torn.write_bytes(whole[: packets_of(path)[25].pos])
     frames, failure, notes = decoded(torn)
     assert failure == ""
+    assert 1 < len(frames) <= 25
     assert len(notes) == 1
-    assert f"says 2.40 s, it holds {len(frames) / 25:.2f} s ({len(frames)} frames)" in notes[0]
+    assert re.fullmatch(rf"its header says 2\.40 s, it holds [01]\.\d\d s \({len(frames)} frames\)", notes[0])
 
 
 def test_a_header_two_frames_high_is_no_news(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import signal
 import subprocess
 import sys
@@ -148,6 +149,61 @@ def test_a_signal_that_comes_while_a_command_imports_a_module_leaves_no_half_of_
     body = DESTROYING.replace("    Slow()\n", "    import outer\n    outer.inner.value\n")
     done = python("-c", body, int(number), timeout=30, env=os.environ | {"PYTHONPATH": f"{tmp_path}"})
     assert (done.returncode, done.stderr) == (status, "")
+
+
+# Python imports this first of all; it says when our code begins.
+BEGINNING = """
+import os, sys
+class Watch:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "pipeline.text":
+            sys.meta_path.remove(Watch)
+            os.write(int(os.environ["BEGUN"]), b"begun")
+sys.meta_path.insert(0, Watch)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pipeline", "demo"),
+        ("extract_flow", "videos", "--output", "out", "--method", "dis"),
+        ("train", "--images", "images"),
+        ("evaluate", "score"),
+        ("slurm", "submit", "--dry-run"),
+        ("two_stream", "train", "--images", "images"),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_from_our_first_line_on_is_no_traceback(
+    tmp_path: Path, command: tuple[str, ...], number: signal.Signals
+) -> None:
+    """At two random moments of the first second, in which modules are imported and the work begins."""
+    (tmp_path / "sitecustomize.py").write_text(BEGINNING)
+    draw = random.Random(f"{command} {number}")
+    for delay in (draw.uniform(0, 0.3), draw.uniform(0.3, 1.0)):
+        receiver, sender = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{PROJECT}", "BEGUN": str(sender)},
+            pass_fds=[sender],
+        )
+        os.close(sender)
+        assert os.read(receiver, 5) == b"begun"
+        os.close(receiver)
+        time.sleep(delay)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        # 1 where there is nothing to work on, which it said before the signal came.
+        assert process.returncode in (1, 128 + number, *([-number] if number == signal.SIGTERM else [])), (
+            errors
+        )
 
 
 def test_ctrl_c_during_the_imports_of_the_installed_command_ends_quietly(tmp_path: Path) -> None:
@@ -334,6 +390,16 @@ def test_a_reason_is_at_most_300_characters() -> None:
     assert len(long) <= 300
     assert long.startswith("begin ")
     assert long.endswith(" end")
+
+
+def test_a_message_with_much_of_a_file_in_it_is_cut() -> None:
+    script = (
+        "import click\nfrom pipeline.errors import InputError, command_errors\n"
+        "@click.command()\n@command_errors\ndef main(): raise InputError('a\\n' + 'x' * 100_000)\nmain()"
+    )
+    errors = python("-c", script).stderr
+    assert errors.startswith("error: a\nxxx")
+    assert len(errors) < 3000
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1"])

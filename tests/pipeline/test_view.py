@@ -280,7 +280,7 @@ def test_what_cannot_be_shown_is_said(tmp_path):
     assert "no such" in run(tmp_path / "none.h5", status=1)
     assert "expected one clip for an MP4" in run(path, path, "--output", tmp_path / "v.mp4", status=1)
     (tmp_path / "v.mp4").write_bytes(b"")
-    assert "found a video" in run(tmp_path / "v.mp4", status=1)
+    assert "found a file of another kind" in run(tmp_path / "v.mp4", status=1)
     (tmp_path / "empty").mkdir()
     assert "expected shards" in run(tmp_path / "empty", status=1)
     frames = make_shard(tmp_path / "f.h5", directions=(), frames=True)
