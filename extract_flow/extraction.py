@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from extract_flow.clip import VideoTask, existing_standing, other_settings
+from extract_flow.clip import VideoTask, other_settings
 from extract_flow.options import Execution
 from extract_flow.progress import ProgressDisplay
 from extract_flow.settings import ExtractionSettings
@@ -18,14 +17,11 @@ from extract_flow.worker import serve
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.machine import usable_cores
+from pipeline.manifest import Facts, ShardSet, Stamp, read_shard_set, record
 from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
-from pipeline.request import Standing
-from pipeline.shard_index import index_shards
+from pipeline.request import Standing, standing
 from pipeline.text import many, printable
 from pipeline.video import VideoError, source_bytes
-
-MANY = 2000
-"""Shards from which on several processes check them; starting a process costs about as much as checking a thousand."""
 
 
 class Destination(NamedTuple):
@@ -70,15 +66,15 @@ def extract(
     """
     cores = execution.jobs or usable_cores()
     atomic.sweep(destination.shards)
-    there = index_shards(destination.shards)
+    there = read_shard_set(destination.shards)
     videos = [video._replace(packed=there.get(video.video)) for video in videos]
     outcomes: dict[int, Outcome] = {}
-    for number, standing in _standings(videos, settings, cores).items():
+    for number, answer in _standings(videos, settings, there, cores).items():
         video = videos[number].video
-        if standing.done:
+        if answer.done:
             outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
-        elif standing.differences and not settings.overwrite:
-            reason = other_settings(standing, settings)
+        elif answer.differences and not settings.overwrite:
+            reason = other_settings(answer, settings)
             outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
@@ -87,13 +83,7 @@ def extract(
         left = [number for number in range(len(videos)) if number not in outcomes]
         if left:
             made = _extract_in_workers(
-                [videos[number] for number in left],
-                settings,
-                execution,
-                cores,
-                destination.shard_set,
-                log,
-                plain,
+                [videos[number] for number in left], settings, execution, cores, destination, log, plain
             )
             outcomes |= {left[number]: outcome for number, outcome in made.items()}
     finally:
@@ -108,24 +98,32 @@ def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Out
     log.append(*(o for o in skipped if o.video not in known or known[o.video].status == "failed"))
 
 
-def _standings(videos: Sequence[VideoTask], settings: ExtractionSettings, cores: int) -> dict[int, Standing]:
-    """How existing shards answer what is asked, by the number of the video."""
-    candidates = [(number, video) for number, video in enumerate(videos) if video.packed is not None]
-    if len(candidates) < MANY or cores < 2:
-        return dict(_standings_of(candidates, settings))
-    parts = min(cores, 8)
-    with ProcessPoolExecutor(parts) as pool:
-        shares = pool.map(
-            _standings_of, [candidates[part::parts] for part in range(parts)], [settings] * parts
-        )
-        return {number: standing for share in shares for number, standing in share}
+def _standings(
+    videos: Sequence[VideoTask], settings: ExtractionSettings, there: ShardSet, cores: int
+) -> dict[int, Standing]:
+    """How existing shards answer what is asked, by the number of the video; those that do not open are left out."""
+    there.learn((video.video for video in videos if video.packed is not None), jobs=cores)
+    asked = settings.request(0)
+    of_request: dict[int, Standing] = {}  # which shards made alike share
+    found: dict[int, Standing] = {}
+    for number, video in enumerate(videos):
+        facts = there.facts.get(video.video)
+        if facts is None or (size := _bytes(video.path)) is None:
+            continue
+        if size != facts.source_bytes:
+            found[number] = standing(dataclasses.replace(asked, source_bytes=size), facts.made)
+            continue
+        if id(facts.request) not in of_request:
+            of_request[id(facts.request)] = standing(asked, facts.request)
+        found[number] = of_request[id(facts.request)]
+    return found
 
 
-def _standings_of(
-    share: list[tuple[int, VideoTask]], settings: ExtractionSettings
-) -> list[tuple[int, Standing]]:
-    found = ((number, existing_standing(video, settings)) for number, video in share)
-    return [(number, standing) for number, standing in found if standing is not None]
+def _bytes(path: Path) -> int | None:
+    try:
+        return source_bytes(path)
+    except VideoError:
+        return None
 
 
 def _extract_in_workers(
@@ -133,11 +131,12 @@ def _extract_in_workers(
     settings: ExtractionSettings,
     execution: Execution,
     cores: int,
-    shard_set: str,
+    destination: Destination,
     log: OutcomeLog,
     plain: bool | None,
 ) -> dict[int, Outcome]:
     """Give the videos to workers, and record how each ends; outcomes by the video's number."""
+    written: dict[str, tuple[Stamp, Facts]] = {}
     events = supervise(
         videos,
         serve,
@@ -147,7 +146,7 @@ def _extract_in_workers(
     )
     outcomes: dict[int, Outcome] = {}
     with ProgressDisplay(
-        {number: _weight(video.path) for number, video in enumerate(videos)}, plain
+        {number: _bytes(video.path) or 1 for number, video in enumerate(videos)}, plain
     ) as display:
         try:
             for event in events:
@@ -155,17 +154,20 @@ def _extract_in_workers(
                 if (outcome := _outcome(event, videos)) is None:
                     continue
                 assert isinstance(event, Finished | Lost)
-                outcomes[event.task] = dataclasses.replace(outcome, shard_set=shard_set)
+                outcomes[event.task] = dataclasses.replace(outcome, shard_set=destination.shard_set)
                 log.append(outcomes[event.task])
                 if outcome.status == "failed":
                     display.line(f"failed: {printable(outcome.video)}: {printable(outcome.reason)}")
                 display.finish(event.task, outcome.flows)
+                if isinstance(event, Finished) and event.result.written is not None:
+                    written[outcome.video] = event.result.written
                 if isinstance(event, Finished) and event.result.disk_full:
                     raise InputError(
                         f"{outcome.reason} (the extraction was stopped; earlier shards are intact)"
                     )
         finally:
             events.close()  # ends the workers
+            record(destination.shards, written)
     return outcomes
 
 
@@ -191,13 +193,6 @@ def _outcome(event: Event, videos: Sequence[VideoTask]) -> Outcome | None:
         video = videos[event.task]
         return Outcome(video.video, "failed", f"{video.path}: {event.reason}")
     return None
-
-
-def _weight(path: Path) -> int:
-    try:
-        return source_bytes(path)
-    except VideoError:
-        return 1
 
 
 def summary_lines(outcomes: list[Outcome], began: float) -> list[str]:

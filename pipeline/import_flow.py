@@ -19,6 +19,7 @@ from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
 from pipeline.errors import DiskFull, InputError, command_errors
 from pipeline.export import inside
+from pipeline.manifest import Facts, Stamp, record
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
@@ -192,14 +193,19 @@ def request_for(images: Images, options: ImportFlowOptions) -> Request:
     )
 
 
-def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptions) -> bool:
-    """Make the shard `path` of a folder of flow images (and frames); False if it is there already, made the same way.
+def import_folder(
+    folder: Path, video: str, path: Path, options: ImportFlowOptions
+) -> tuple[Stamp, Facts] | None:
+    """Make the shard `path` of a folder of flow images (and frames); None if it is there already, made the same way.
 
     Args:
         folder: with flow_x_*, flow_y_* and perhaps img_* images, numbered from 0 or 1.
         video: the shard's video id.
         path: the shard.
         options: what the images mean, and how they are stored.
+
+    Returns:
+        What the set's manifest records of the shard.
 
     Raises:
         InputError: images missing or of different sizes, or a different shard is there.
@@ -214,7 +220,7 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
                 f"{path}: is there, but made with other options ({'; '.join(differences)}); use --overwrite or "
                 "another --output"
             )
-        return False
+        return None
     digest = hashlib.sha256()
     with ShardWriter(path, request, options.codec) as writer:
         for pair in images.pairs:
@@ -226,7 +232,7 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
             data = picture.read_bytes()
             digest.update(data)
             writer.add_streams("frames", [frame_stream(picture, data, images.height, images.width)])
-        writer.finish(
+        return writer.finish(
             video=video,
             source=Source(request.source_bytes, digest.hexdigest(), images.width, images.height),
             fps=options.fps,
@@ -234,7 +240,6 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
             width=images.width,
             height=images.height,
         )
-    return True
 
 
 def read_gray_of_size(path: Path, height: int, width: int, digest: Any) -> Levels:
@@ -286,6 +291,7 @@ def command(**values: Any) -> None:
     if options.dataset:
         log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
     failed = there = 0
+    written: dict[str, tuple[Stamp, Facts]] = {}
     for video, folder in progress(list(found.items()), "import"):
         try:
             if known is not None and video not in known:
@@ -293,15 +299,19 @@ def command(**values: Any) -> None:
                     f"{folder}: {video!r} is not a video of {options.dataset}; give the folder that holds its classes"
                 )
             path = shard_path(video, options)
-            if not import_folder(folder, video, path, options):
+            made = import_folder(folder, video, path, options)
+            if made is None:
                 there += 1
-            elif log is not None:
+                continue
+            written[video] = made
+            if log is not None:
                 log.append(outcome_of(video, path, options))
         except DiskFull:
             raise
         except InputError as error:
             failed += 1
             click.echo(f"failed: {printable(str(error))}", err=True)
+    record(set_folder(options), written)
     click.echo(f"{len(found) - there - failed} imported, {there} there already, {failed} failed")
     if failed:
         sys.exit(1)
@@ -332,6 +342,13 @@ def shard_path(video: str, options: ImportFlowOptions) -> Path:
     if options.output is not None:
         return inside(options.output, video + SUFFIX)
     return DatasetPaths(data_root(options.data), str(options.dataset)).shard(options.shards, video)
+
+
+def set_folder(options: ImportFlowOptions) -> Path:
+    """The folder below which the shards go."""
+    if options.output is not None:
+        return options.output
+    return DatasetPaths(data_root(options.data), str(options.dataset)).shards(options.shards)
 
 
 def outcome_of(video: str, path: Path, options: ImportFlowOptions) -> Outcome:

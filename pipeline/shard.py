@@ -132,23 +132,35 @@ class Shard:
 
     def __init__(self, address: ShardAddress, contents: Contents) -> None:
         self.address = address
-        self.contents = contents
+        self._contents = contents
         attributes = contents.attributes
         self.video: str = attributes["video"]
         self.frame_count: int = attributes["frames"]
-        self.fps: float = attributes["fps"]
         self.width: int = attributes["width"]
         self.height: int = attributes["height"]
-        self.corrupt: str = attributes["corrupt"]
         self.has_frames: bool = contents.frames is not None
         self.directions: tuple[str, ...] = tuple(contents.flow)
-        self.source = Source(
-            attributes["source_bytes"],
-            attributes["source_sha256"],
-            attributes["source_width"],
-            attributes["source_height"],
-        )
         self._descriptor: Descriptor | None = None
+
+    @property
+    def contents(self) -> Contents:
+        """Everything of it but its image streams."""
+        return self._contents
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of those that were kept."""
+        return float(self.contents.attributes["fps"])
+
+    @property
+    def corrupt(self) -> str:
+        """The decoder's error where the frames before it were kept, else ""."""
+        return str(self.contents.attributes["corrupt"])
+
+    @property
+    def source(self) -> Source:
+        """The video that it was made of."""
+        return Source(*(self.contents.attributes[f"source_{name}"] for name in Source.__annotations__))
 
     def __enter__(self) -> Self:
         return self

@@ -1,14 +1,13 @@
-"""What is done, what is missing and what failed: shards by listing folders, the rest from outcome records.
+"""What is done, what is missing and what failed: shards by listing folders, the rest from outcomes and the manifest.
 
 No shard is opened unless asked for, so that a whole dataset is reported in about a second; `verify` reads them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ import click
 
 from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
+from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.options import CONTEXT, DataOptions, DatasetOptions, from_options, option, options_of
 from pipeline.outcome import Outcome, read_outcomes
 from pipeline.paths import NAME, DatasetPaths, data_root
-from pipeline.shard import ShardAddress, open_shard
-from pipeline.shard_index import index_shards
 from pipeline.shard_sets import shard_sets
 from pipeline.text import size_in_bytes
 
@@ -86,7 +84,7 @@ def latest(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
 
 
 def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: bool = False) -> SetStatus:
-    """The state of one shard set of a dataset; reads folders and outcome records only.
+    """The state of one shard set of a dataset; reads folders, outcome records and the set's manifest.
 
     Args:
         dataset: whose videos count.
@@ -100,13 +98,14 @@ def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: boo
         for video, record in latest(folder, shard_set).items()
         if video in dataset.videos
     }
-    index = index_shards(paths.shards(shard_set))
+    index = read_shard_set(paths.shards(shard_set))
     there = index.keys() & dataset.videos.keys()
     made = {video: outcomes[video] for video in there & outcomes.keys() if outcomes[video].flows}
     failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
     flows = {video: record.flows for video, record in made.items()}
     if count:
-        flows |= counted({video: index[video] for video in there - made.keys()})
+        index.learn(sorted(there - made.keys()))
+    flows |= counted(index, there - made.keys())
     timed = [record for record in made.values() if record.seconds > 0]
     return SetStatus(
         shard_set=shard_set,
@@ -118,19 +117,16 @@ def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: boo
         foreign=tuple(sorted(index.keys() - dataset.videos.keys())),
         flows=sum(flows.values()),
         unrecorded=len(there) - len(flows),
-        bytes=sum(file.stat().st_size for file in {index[video].file for video in there}),
+        bytes=index.bytes_of(there),
         timed_flows=sum(record.flows for record in timed),
         seconds=sum(record.seconds for record in timed),
     )
 
 
-def counted(shards: Mapping[str, ShardAddress]) -> dict[str, int]:
-    """Flows of each shard in all its directions; those that cannot be opened are left out, as `verify` names them."""
-    flows = {}
-    for video, address in shards.items():
-        with contextlib.suppress(InputError), open_shard(address) as shard:
-            flows[video] = sum(shard.flow_count(direction) for direction in shard.directions)
-    return flows
+def counted(shards: ShardSet, videos: Iterable[str]) -> dict[str, int]:
+    """Flows of the shards that are known, in all their directions."""
+    known = ((video, shards.facts[video]) for video in videos if video in shards.facts)
+    return {video: max(facts.forward, 0) + max(facts.backward, 0) for video, facts in known}
 
 
 def describe(status: SetStatus, show: int) -> list[str]:
@@ -240,6 +236,6 @@ def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
             f"  {len(dataset.videos) - there:,} are gone since it was imported, for example {lost.path}"
         )
     for shard_set in shard_sets(paths):
-        done = len(index_shards(paths.shards(shard_set)).keys() & dataset.videos.keys())
+        done = len(read_shard_set(paths.shards(shard_set)).keys() & dataset.videos.keys())
         lines.append(f"  shards {shard_set}: {done:,} of {len(dataset.videos):,} videos")
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,17 @@ from pipeline import atomic
 from pipeline.catalog import load_dataset
 from pipeline.errors import Damaged, InputError, command_errors
 from pipeline.machine import usable_cores
+from pipeline.manifest import (
+    Facts,
+    ShardSet,
+    Stamp,
+    facts_of,
+    has_manifest,
+    read_shard_set,
+    recordable,
+    refresh,
+    stamp_of,
+)
 from pipeline.options import CONTEXT, from_options, option, options_of
 from pipeline.ownership import owning_folder
 from pipeline.pack import write_pack
@@ -36,11 +47,13 @@ class Finding:
         target: the shard.
         faults: what is wrong with the bytes that were read.
         unread: why it could not be read or used, which says nothing about its bytes; "" if it could.
+        seen: the shard's own name, and what a manifest records of it; None if it does not open.
     """
 
     target: Target
     faults: list[str]
     unread: str = ""
+    seen: tuple[str, Stamp, Facts] | None = None
 
     @property
     def address(self) -> ShardAddress:
@@ -56,10 +69,14 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
     """
     address = target.address
     found: list[str] = []
+    seen: tuple[str, Stamp, Facts] | None = None
+    stamp = stamp_of(address.file)
     try:
         if address.file.suffix == PACK_SUFFIX and address.group == "/":
             index_pack(address.file)  # raises what kept its shards from being listed
         with open_shard(address) as shard:
+            if recordable(shard.video, shard):
+                seen = shard.video, stamp, facts_of(shard)
             found += faults(shard)
             if target.video and shard.video != target.video:
                 found.append(f"it is the shard of {shard.video!r}, expected {target.video!r}")
@@ -73,7 +90,7 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
         return Finding(target, [], str(error).removeprefix(f"{address}: "))
     except OSError as error:
         return Finding(target, [], f"{source} could not be read: {system_reason(error)}")
-    return Finding(target, found)
+    return Finding(target, found, seen=seen)
 
 
 def undecodable(address: ShardAddress) -> Iterator[str]:
@@ -195,7 +212,12 @@ def _verify(options: VerifyOptions) -> None:
     videos = load_dataset(options.dataset, options.data).videos if options.dataset else {}
     sources = {video.id: video.path for video in videos.values()} if options.deep else {}
     checked = progress(verify(found, options.deep, sources, options.jobs), "verify", total=len(found))
-    findings = sorted((finding for finding in checked if finding.faults or finding.unread), key=by_address)
+    sets = [
+        read_shard_set(folder, []) for folder in options.folders if options.dataset or has_manifest(folder)
+    ]
+    findings = sorted(
+        (finding for finding in _recorded(checked, sets) if finding.faults or finding.unread), key=by_address
+    )
     bad = [finding for finding in findings if finding.faults]
     for finding in findings:
         more = f" (and {many(len(finding.faults) - 1, 'more fault')})" if len(finding.faults) > 1 else ""
@@ -208,6 +230,8 @@ def _verify(options: VerifyOptions) -> None:
 
         for line in repair(bad, check, options.delete):
             click.echo(line)
+        for shards in sets:
+            refresh(shards.folder)
     missing = sorted(videos.keys() - {target.video for target in found}) if options.complete else []
     for video in missing:
         click.echo(f"{video}: no shard; run the extraction again")
@@ -224,6 +248,17 @@ def _verify(options: VerifyOptions) -> None:
     )
     if findings or missing:
         sys.exit(1)
+
+
+def _recorded(findings: Iterable[Finding], sets: Sequence[ShardSet]) -> Iterator[Finding]:
+    """The findings as they come; at their end, the manifests of sets hold what was seen of their shards."""
+    for finding in findings:
+        for shards in sets:
+            if finding.seen is not None:
+                shards.see(finding.address, *finding.seen)
+        yield finding
+    for shards in sets:
+        shards.save()
 
 
 def by_address(finding: Finding) -> ShardAddress:
