@@ -212,7 +212,7 @@ def measured(folder: Path, layout: str, steps: Sequence[str]) -> Iterator[tuple[
     if "train" in steps:
         yield "start of training", run(folder, *training, until="to train on")
     if "score" in steps:
-        if not (folder / NAME / "runs" / layout / "best.pt").exists():
+        if not any((folder / NAME / "runs" / layout).glob("checkpoint-*")):
             run(folder, *training, "--set", "iterations=1", "--set", "warmup=0")
         yield (
             "start of scoring",

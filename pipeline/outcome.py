@@ -61,6 +61,7 @@ class Outcome:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
+COUNTS, TIMES = ("frames", "flows", "bytes"), ("seconds", "time")
 
 
 class OutcomeLog:
@@ -113,14 +114,26 @@ def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outco
         folder: `DatasetPaths.outcomes(stage)`.
         shard_set: only records of that set.
     """
-    records: list[Outcome] = []
+    return _latest(record for record in _records(folder) if shard_set in (None, record.shard_set))
+
+
+def read_outcomes_by_set(folder: Path) -> dict[str, dict[str, Outcome]]:
+    """`read_outcomes` of each shard set, by its name, with one reading of the files."""
+    by_set: dict[str, list[Outcome]] = {}
+    for record in _records(folder):
+        by_set.setdefault(record.shard_set, []).append(record)
+    return {shard_set: _latest(records) for shard_set, records in by_set.items()}
+
+
+def _records(folder: Path) -> Iterator[Outcome]:
     for path in sorted(folder.glob("*.jsonl")):
         with path.open("rb") as file:
-            records.extend(record for line in _lines(file) if (record := _parse(line)) is not None)
+            yield from (record for line in _lines(file) if (record := _parse(line)) is not None)
+
+
+def _latest(records: Iterable[Outcome]) -> dict[str, Outcome]:
     latest: dict[str, Outcome] = {}
     for record in sorted(records, key=lambda record: record.time):
-        if shard_set is not None and record.shard_set != shard_set:
-            continue
         before = latest.get(record.video)
         if record.status == "skipped" and before is not None and before.status == "done":
             continue
@@ -151,20 +164,22 @@ def _parse(line: bytes) -> Outcome | None:
     if checked_json.fault(values, FIELDS) is not None:
         return None
     known: dict[str, Any] = {}
-    for field in dataclasses.fields(Outcome):
-        value = values.get(field.name)
-        if field.name == "notes" and isinstance(value, list):
-            known["notes"] = tuple(str(note) for note in value)
-        elif field.name == "stages" and isinstance(value, dict):
-            known["stages"] = {str(k): float(v) for k, v in value.items() if _is_amount(v)}
-        elif field.name in ("frames", "flows", "bytes"):
+    for name in FIELDS:
+        value = values.get(name)
+        if name == "notes":
+            if isinstance(value, list):
+                known[name] = tuple(str(note) for note in value)
+        elif name == "stages":
+            if isinstance(value, dict):
+                known[name] = {str(k): float(v) for k, v in value.items() if _is_amount(v)}
+        elif name in COUNTS:
             if type(value) is int and _is_amount(value):
-                known[field.name] = value
-        elif field.name in ("seconds", "time"):
+                known[name] = value
+        elif name in TIMES:
             if _is_amount(value):
-                known[field.name] = value
+                known[name] = value
         elif isinstance(value, str):
-            known[field.name] = value
+            known[name] = value
     known.setdefault("time", 0.0)  # a record without a time is older than any other
     return Outcome(**known)
 

@@ -9,7 +9,6 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,10 +17,13 @@ from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_datas
 from pipeline.errors import InputError, command_errors
 from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.options import CONTEXT, DataOptions, DatasetOptions, from_options, option, options_of
-from pipeline.outcome import Outcome, read_outcomes
+from pipeline.outcome import Outcome, read_outcomes_by_set
 from pipeline.paths import NAME, DatasetPaths, data_root
 from pipeline.shard_sets import shard_sets
 from pipeline.text import size_in_bytes
+
+Outcomes = Mapping[str, Mapping[str, Outcome]]
+"""By shard set and video."""
 
 
 @dataclass(frozen=True)
@@ -61,29 +63,34 @@ class SetStatus:
         return self.timed_flows / self.seconds if self.seconds > 0 else None
 
 
-def reported_shard_sets(paths: DatasetPaths) -> list[str]:
+def reported_shard_sets(paths: DatasetPaths, outcomes: Outcomes | None = None) -> list[str]:
     """Names of a dataset's shard sets: those that exist, and those of which only failures are recorded."""
-    tried = {
-        record.shard_set for folder in folders_in(paths.outcomes_root) for record in latest(folder).values()
-    }
+    tried = outcomes_by_set(paths) if outcomes is None else outcomes
     return sorted({*shard_sets(paths), *(name for name in tried if NAME.fullmatch(name))})
 
 
-def folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def latest(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
-    """`read_outcomes`, with an InputError for a file that cannot be read."""
+def outcomes_by_set(paths: DatasetPaths) -> Outcomes:
+    """The last outcome of each video in each shard set; InputError for a file that cannot be read."""
+    folder = paths.outcomes_root
+    found: dict[str, dict[str, Outcome]] = {}
     try:
-        return read_outcomes(folder, shard_set)
+        for stage in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
+            for shard_set, records in read_outcomes_by_set(stage).items():
+                found.setdefault(shard_set, {}).update(records)
     except OSError as error:
         raise InputError(
             f"{error.filename or folder}: outcome records cannot be read: {error.strerror}"
         ) from error
+    return found
 
 
-def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: bool = False) -> SetStatus:
+def set_status(
+    dataset: Dataset,
+    paths: DatasetPaths,
+    shard_set: str,
+    count: bool = False,
+    outcomes: Outcomes | None = None,
+) -> SetStatus:
     """The state of one shard set of a dataset; reads folders, outcome records and the set's manifest.
 
     Args:
@@ -91,17 +98,14 @@ def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: boo
         paths: of the dataset.
         shard_set: the set's name.
         count: open the shards whose flows are in no record, and count them.
+        outcomes: `outcomes_by_set`, where the caller has read them already.
     """
-    outcomes = {
-        video: record
-        for folder in folders_in(paths.outcomes_root)
-        for video, record in latest(folder, shard_set).items()
-        if video in dataset.videos
-    }
+    recorded = (outcomes_by_set(paths) if outcomes is None else outcomes).get(shard_set, {})
+    ended = {video: record for video, record in recorded.items() if video in dataset.videos}
     index = read_shard_set(paths.shards(shard_set))
     there = index.keys() & dataset.videos.keys()
-    made = {video: outcomes[video] for video in there & outcomes.keys() if outcomes[video].flows}
-    failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
+    made = {video: ended[video] for video in there & ended.keys() if ended[video].flows}
+    failed = {video: record.reason for video, record in sorted(ended.items()) if record.status == "failed"}
     flows = {video: record.flows for video, record in made.items()}
     if count:
         index.learn(sorted(there - made.keys()))
@@ -177,14 +181,15 @@ def command(**values: Any) -> None:
         click.echo(f"dataset: {dataset}", err=True)
     known = load_dataset(dataset, options.data)
     paths = DatasetPaths(data_root(options.data), dataset)
-    names = reported_shard_sets(paths)
+    outcomes = outcomes_by_set(paths)
+    names = reported_shard_sets(paths, outcomes)
     if options.shards is not None and options.shards not in names:
         raise InputError(
             f"dataset {dataset} has no shard set {options.shards!r} (it has: {', '.join(names) or 'none'}); "
             f"make one with: python -m extract_flow --dataset {dataset}"
         )
     wanted = [options.shards] if options.shards else names
-    statuses = [set_status(known, paths, name, options.count) for name in wanted]
+    statuses = [set_status(known, paths, name, options.count, outcomes) for name in wanted]
     if options.json:
         click.echo(
             json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
