@@ -41,7 +41,7 @@ from train.volume import (
 )
 
 OPEN_FILES = 128
-KEPT_TABLES = 1 << 15
+KEPT_TABLES = 1 << 17
 """Shards whose tables are kept in memory, about 15 kB each; others are opened again."""
 
 
