@@ -32,18 +32,22 @@ define functions
 python() { .venv/bin/python "$$@"; }
 options=()
 option() { if [[ -n "$${!2}" ]]; then options+=("$$1=$${!2}"); fi; }
-words_of() { mapfile -d '' -t words < <(printf '%s' "$$1" | xargs -r printf '%s\0'); options+=("$${words[@]}"); }
-arguments() { words_of "$$ARGS"; }
+words_of() {
+    printf '%s' "$${!1}" | xargs -r printf '%s\0' > /dev/null || { echo "error: $$1 cannot be split into words" >&2; exit 2; }
+    mapfile -d '' -t words < <(printf '%s' "$${!1}" | xargs -r printf '%s\0')
+    options+=("$${words[@]}")
+}
+arguments() { words_of ARGS; }
 dataset() {
     DATASET="$${DATASET:-demo}"; options+=("--dataset=$$DATASET"); option --data DATA
     if [[ "$$DATASET" == demo ]]; then python -m pipeline demo $${DATA:+"--data=$$DATA"}; fi
 }
 endef
 
-.PHONY: help setup demo import flow status verify train evaluate report reproduce submit test lint docs benchmark opencv-cuda clean
+.PHONY: help setup demo import flow status verify train evaluate report reproduce reproduce-real submit test lint docs benchmark opencv-cuda clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	echo
 	echo "Values: DATASET=demo DATA=data SPLIT= STREAM= METHOD= JOBS= RECIPE= RUN= FUSION= TABLE= SET= (shard set) ARGS='more options'"
 
@@ -105,6 +109,11 @@ reproduce: setup  ## the paper's experiments: TABLE=1a|1b|2|3|4 DATASET=name
 	dataset; option --table TABLE; arguments
 	python -m evaluate reproduce "$${options[@]}"
 
+reproduce-real: setup  ## both streams on small sets of real videos, within an hour on two cores (TWO_STREAM_TEST_DATA)
+	@$(functions)
+	option --data DATA; option --split SPLIT; option --dataset DATASET; arguments
+	python -m evaluate reproduce-real "$${options[@]}"
+
 submit: setup  ## submit the whole chain of DATASET to SLURM
 	@$(functions)
 	dataset; option --split SPLIT; option --stream STREAM; option --method METHOD; option --shards SET; option --run RUN
@@ -113,7 +122,7 @@ submit: setup  ## submit the whole chain of DATASET to SLURM
 
 test: lint  ## all checks and tests
 	@$(functions)
-	words_of "$$PYTEST_ARGS"
+	words_of PYTEST_ARGS
 	python -m pytest -n 2 --dist loadgroup "$${options[@]}"
 
 lint: setup  ## ruff, mypy and shellcheck

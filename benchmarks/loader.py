@@ -48,7 +48,7 @@ def bare(reader: TrainingReader, samples: int) -> Callable[[], Measured]:
             if reader.spec.stream == "spatial":
                 wanted = [("frames", position)]
             else:
-                forward, backward = flow_indices(reader.spec, position, shard.flow_count(), shard.step())
+                forward, backward = flow_indices(reader.spec, position, shard.flow_count, shard.step())
                 wanted = [("forward", i) for i in forward.tolist()] + [
                     ("backward", i) for i in backward.tolist()
                 ]

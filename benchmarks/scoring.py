@@ -76,11 +76,11 @@ def write_shard(path: Path, flows: int) -> None:
 def bare_streams(path: Path, spec: VolumeSpec, views: Views) -> list[np.ndarray]:
     """The JPEG streams that one video's positions need, each once."""
     with open_shard(path) as shard:
-        wanted = positions(position_count(spec, shard.frame_count, shard.flow_count()), views.frames)
+        wanted = positions(position_count(spec, shard.frame_count, shard.flow_count), views.frames)
         if spec.stream == "spatial":
             needed, part = wanted, "frames"
         else:
-            needed = np.unique([flow_indices(spec, int(place), shard.flow_count())[0] for place in wanted])
+            needed = np.unique([flow_indices(spec, int(place), shard.flow_count)[0] for place in wanted])
             part = "forward"
         streams = [shard.streams(int(index), int(index) + 1, part)[0] for index in needed]
     return [np.frombuffer(stream, np.uint8).copy() for stream in streams]

@@ -13,11 +13,13 @@ import click
 
 from evaluate.options import (
     EvaluateOptions,
+    ExportScoresOptions,
     FeaturesOptions,
     FuseOptions,
     NewVideoOptions,
     PredictOptions,
     ReproduceOptions,
+    ReproduceRealOptions,
     ScoreOptions,
 )
 from pipeline import start
@@ -101,6 +103,23 @@ def report_command(**values: Any) -> None:
     commands.fuse(options, make_console(), with_report=True)
 
 
+@main.command("export-scores", context_settings=CONTEXT)
+@options_of(ExportScoresOptions)
+@click.pass_context
+@command_errors
+def export_scores_command(context: click.Context, **values: Any) -> None:
+    """Write scores as CSV with probabilities, or as mmaction2's pickle: of the dataset's runs, or of score FILEs."""
+    options = from_options(ExportScoresOptions, values)
+    of_files = {"--format", "--output"}
+    if options.files and (others := [name for name in given_options(context) if name not in of_files]):
+        raise click.UsageError(
+            f"{others[0]} chooses scores of a dataset's runs; leave it out with score FILEs"
+        )
+    from evaluate import export_scores
+
+    export_scores.export_scores(options, make_console())
+
+
 @main.command("predict", context_settings=CONTEXT)
 @options_of(PredictOptions)
 @command_errors
@@ -154,6 +173,20 @@ def reproduce_command(**values: Any) -> None:
     from evaluate import reproduce
 
     reproduce.reproduce_table(options, make_console())
+
+
+@main.command("reproduce-real", context_settings=CONTEXT)
+@options_of(ReproduceRealOptions)
+@command_errors
+def reproduce_real_command(**values: Any) -> None:
+    """Measure both streams, their variants and fusions on small sets of real videos, over all splits.
+
+    Imports, extracts, trains, scores and fuses with the other commands; what exists is used as it is.
+    """
+    options = from_options(ReproduceRealOptions, values)
+    from evaluate import reproduce_real
+
+    reproduce_real.reproduce_real(options, make_console())
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from evaluate import metrics
 from evaluate.metrics import Metrics
 from evaluate.runs import TrainedRun
 from pipeline.runs import iteration_of
@@ -40,7 +41,7 @@ def of_results(
         found.append(
             f"{len(empty)} of {len(classes)} classes have no test videos: {some(empty)}; nothing is known about them"
         )
-    chance = float(counts.max() / counts.sum())
+    chance = metrics.chance(labels)
     for row in streams:
         accuracy, (low, high) = row.metrics.accuracy, row.metrics.accuracy_interval
         if (accuracy if np.isnan(low) else low) > chance:

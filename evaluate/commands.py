@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
-import time
+import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from evaluate.options import (
     ScoredShardsOptions,
     ScoreOptions,
 )
-from evaluate.progress import progress_of
 from evaluate.results import SplitResult
 from evaluate.runs import TrainedRun, choose_runs
 from evaluate.score import Measurement, ScoringState
@@ -35,6 +35,7 @@ from pipeline.manifest import read_shard_set
 from pipeline.options import DatasetOptions, ShareOptions
 from pipeline.ownership import owning_name
 from pipeline.paths import DatasetPaths, data_root
+from pipeline.progress import Progress, rate
 from pipeline.runs import Fusion, SvmScores
 from pipeline.shard import ShardAddress
 from pipeline.shard_sets import choose_shard_set
@@ -83,7 +84,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if options.report:
-        report(folder, paths, fused, chosen, shards, console, options.fusion.details)
+        report(folder, dataset, paths, fused, chosen, shards, console, options.fusion.details)
 
 
 def score(options: ScoreOptions, console: Console) -> None:
@@ -148,7 +149,16 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if with_report:
-        report(folder, paths, fused, chosen, read_shard_set, console, options.fusion.details)
+        report(
+            folder,
+            dataset,
+            paths,
+            fused,
+            chosen,
+            functools.cache(read_shard_set),
+            console,
+            options.fusion.details,
+        )
 
 
 def fuse_files(files: Sequence[Path], options: FusionOptions, data: Path | None, console: Console) -> None:
@@ -280,18 +290,20 @@ def _score_list(
     place = ", ".join(compute.device for compute in computes)
     part = f", share {share.task} of {share.tasks}" if share.tasks > 1 else ""
     say(f"{many(len(state.todo), 'video')} to score on {place}{part}{missing}")
-    begun = time.monotonic()
-    with progress_of(console, label, len(state.todo)) as advance:
+    mine = scoring.share_of(measurement, state, share.task, share.tasks)
+    with Progress(label, len(mine)) as shown:
         if len(computes) == 1:
-            after = scoring.score(measurement, state, computes[0], share.task, share.tasks, advance)
+            with shown.compiling():
+                after = scoring.score(
+                    measurement, state, computes[0], share.task, share.tasks, lambda video: shown.advance()
+                )
         else:
-            after = _score_on_all(measurement, state, computes, share)
-    seconds = time.monotonic() - begun
+            after = _score_on_all(measurement, state, computes, share, shown)
+        seconds = shown.seconds
     if after.todo:
         say(f"this share took {duration(seconds)}; {many(len(after.todo), 'video')} left to other tasks")
     else:
-        rate = len(state.todo) / max(seconds, 1e-9)
-        say(f"took {duration(seconds)}, {rate:.2f} videos/s: {measurement.file}")
+        say(f"took {duration(seconds)}, {rate(len(mine) / max(seconds, 1e-9))} videos/s: {measurement.file}")
 
 
 def fuse_runs(
@@ -310,7 +322,7 @@ def fuse_runs(
     """
     fused = []
     for split, of_split in chosen.items():
-        test = [score_file.read_scores(run.paths.scores(f"test-{views}")) for run in of_split]
+        test = [read_list(run, dataset, f"test-{views}") for run in of_split]
         train: list[Scores] = []
         if "svm" in options.fusions and len(of_split) > 1:
             train = svm_scores(dataset, paths, split, of_split, train_views, options.svm_scores)
@@ -351,7 +363,12 @@ def svm_scores(
                 f"no held-out scores of {lacking} with {views} views: make them with "
                 f"python -m evaluate --dataset {dataset.name} --split {split} --fusion svm --svm-scores held-out"
             )
-    return [score_file.read_scores(run.paths.scores(f"train-{views}")) for run in runs]
+    return [read_list(run, dataset, f"train-{views}") for run in runs]
+
+
+def read_list(run: TrainedRun, dataset: Dataset, part: str) -> Scores:
+    """A run's scores of a part of a dataset; InputError if they are missing or damaged."""
+    return score_file.read_scores(score_file.score_path(run.paths, run.record.dataset, dataset.name, part))
 
 
 def default_results_name(splits: Sequence[int]) -> str:
@@ -374,6 +391,7 @@ def save(folder: Path, fused: Sequence[SplitResult], console: Console) -> None:
 
 def report(
     folder: Path,
+    dataset: Dataset,
     paths: DatasetPaths,
     fused: Sequence[SplitResult],
     chosen: Chosen,
@@ -381,8 +399,11 @@ def report(
     console: Console,
     details: str | None = None,
 ) -> Path:
-    """Write the report beside the results, with pictures from the shards that were scored; returns its path."""
+    """Write the report beside the results, with pictures from the shards that were scored, those of a temporal stream
+    where there is one; returns its path.
+    """
     from evaluate import report as reporting
+    from evaluate.provenance import provenance
 
     stories = [
         reporting.run_story(run.paths, run.recipe, load_checkpoint(run.checkpoint))
@@ -390,27 +411,42 @@ def report(
         for run in runs
     ]
     path = folder / "report.html"
-    scored_set = fused[0].streams[0].shards
-    reporting.write_report(path, fused, stories, shards(paths.shards(scored_set)), details)
+    streams = sorted((stream for result in fused for stream in result.streams), key=lambda one: one.stream)
+    sets = {stream.shards: shards(paths.shards(stream.shards)) for stream in streams}
+    pictured = sets[streams[-1].shards]
+    reporting.write_report(path, fused, stories, pictured, details, provenance(dataset, fused, sets))
     console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
     return path
 
 
 def _score_on_all(
-    measurement: Measurement, state: ScoringState, computes: Sequence[Compute], share: ShareOptions
+    measurement: Measurement,
+    state: ScoringState,
+    computes: Sequence[Compute],
+    share: ShareOptions,
+    shown: Progress,
 ) -> ScoringState:
     """One process for each GPU; each takes its share of this task's videos."""
     context = multiprocessing.get_context("spawn")
     count = len(computes)
+    scored = context.Queue()
     processes = [
         context.Process(
             target=scoring.score,
-            args=(measurement, state, compute, share.task * count + number, share.tasks * count),
+            args=(measurement, state, compute, share.task * count + number, share.tasks * count, scored.put),
         )
         for number, compute in enumerate(computes)
     ]
     for process in processes:
         process.start()
+    with contextlib.suppress(queue.Empty):
+        while True:
+            try:
+                scored.get(timeout=0.5)
+                shown.advance()
+            except queue.Empty:
+                if not any(process.is_alive() for process in processes):
+                    raise
     for process in processes:
         process.join()
     failed = [

@@ -32,14 +32,14 @@ from evaluate.inference import features_forward, load_network, view_outputs
 from evaluate.new_shards import NewVideo, make_shards
 from evaluate.new_videos import Failures, untrained_checkpoint, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions
-from evaluate.progress import progress_of
-from evaluate.result_folder import claim
+from evaluate.result_folder import claim, read_settings
 from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic, hdf5
-from pipeline.errors import DiskFull, InputError, OtherFormat
+from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
+from pipeline.progress import Progress
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 FORMAT = "two-stream features"
@@ -79,7 +79,13 @@ class FeatureFolder:
         """
         path = self.file(video)
         try:
-            rows = np.load(path, allow_pickle=False)
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: it was there a moment ago; run the same command again") from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        try:
+            rows = np.load(io.BytesIO(data), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path}: damaged features ({error}); remove the file") from error
         if rows.dtype != np.float32 or rows.ndim not in (1, 2):
@@ -123,7 +129,7 @@ def list_features(measurement: Measurement, options: FeaturesOptions, console: C
         InputError: shards are missing and that was not allowed, or the file is there or cannot be written.
     """
     name = f"features-{measurement.part}-{measurement.views}-{options.per}"
-    path = options.output or measurement.run.scores(name)
+    path = options.output or measurement.run.scores(name, measurement.other)
     if options.output is None:
         atomic.sweep(path.parent)
     prepare(path, options.overwrite)
@@ -145,13 +151,13 @@ def list_features(measurement: Measurement, options: FeaturesOptions, console: C
     todo = [video for video in videos if not folder.file(video).exists()]
     compute = computing(options.compute, most=1)[0]
     forward = features_forward(load_network(measurement.checkpoint), compute)
-    with progress_of(console, "features", len(todo)) as advance:
+    with Progress("features", len(todo)) as shown, shown.compiling():
         spec = measurement.checkpoint.volume
         for index, outputs in view_outputs(
             forward, spec, [shards[video] for video in todo], options.views, compute
         ):
             folder.add(todo[index], outputs)
-            advance(todo[index])
+            shown.advance()
     return finish(path, folder, {video: video for video in videos}, console)
 
 
@@ -184,12 +190,22 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
         say(f"{options.output}: {len(videos) - len(todo)} of {len(videos)} videos are done already")
     compute = dataclasses.replace(computing(options.compute, most=1)[0], workers=0)
     forward = features_forward(load_network(checkpoint), compute)
-    failures = Failures(say)
-    made_shards = make_shards(
-        todo, [wanted], options.compute.device, options.compute.workers, options.new.keep_shards
-    )
-    owned = owning_name(options.output)
-    with owned, contextlib.closing(made_shards), progress_of(notes, "features", len(todo)) as advance:
+    failures = Failures(say, options.output)
+    with (
+        owning_name(options.output),
+        Progress("features", len(todo)) as shown,
+        shown.compiling(),
+        contextlib.closing(
+            make_shards(
+                todo,
+                [wanted],
+                options.compute.device,
+                options.compute.workers,
+                options.new.keep_shards,
+                shown,
+            )
+        ) as made_shards,
+    ):
         for made in made_shards:
             try:
                 if made.fault:
@@ -200,7 +216,7 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
                 raise
             except InputError as error:
                 failures.add(made.video.name, str(error))
-            advance(made.video.name)
+            shown.advance(made.video.name in failures.reasons)
     if done := {video.identity: video.name for video in videos if folder.file(video.identity).exists()}:
         finish(options.output, folder, done, console)
     failures.check(len(todo))
@@ -253,7 +269,7 @@ def prepare(path: Path, overwrite: bool) -> None:
             )
         _check_version(path)
         path = parts_of(path)
-    if overwrite and (path / ABOUT).is_file():
+    if overwrite and read_settings(path / ABOUT) is not None:
         shutil.rmtree(path)
 
 

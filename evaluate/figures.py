@@ -1,155 +1,102 @@
-"""The report's pictures, as PNG bytes: every function takes arrays and gives a picture, none reads files."""
+"""The report's pictures, as the bytes of image files: every function takes arrays and none reads files."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from PIL import Image
 
-STREAM_COLOURS = {"spatial": "#4477aa", "temporal": "#ee9944"}
-FUSION_COLOUR = "#222222"
-MORE_COLOURS = ("#66aa77", "#aa4499", "#777777")
-DPI = 110
+from pipeline.flow_colours import wheel_picture
+
+STREAM_COLOURS = {"spatial": "#0072b2", "temporal": "#c8500a"}
+LINES = ("-", "--", ":", "-.")
+DPI = 130
+JPEG_QUALITY = 88
 
 
-def class_recall_chart(classes: Sequence[str], recalls: Mapping[str, npt.NDArray[np.float64]]) -> bytes:
-    """Recall of each class for the streams and their fusion, as in the paper's last figure; classes sorted by fusion.
+def curves_chart(stream: str, logs: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> bytes:
+    """Training loss over iterations as PNG, a line for each run of a stream.
+
+    Faint: every entry of the log; strong: a running mean over a thirtieth of the run.
 
     Args:
-        classes: C names.
-        recalls: name -> float[C] in 0..1; the last one gives the order of the classes.
+        stream: its name, which gives the colour.
+        logs: name and log of each run; an entry of a log has `iteration` and `loss`.
     """
-    names = list(recalls)
-    order = np.argsort(np.nan_to_num(recalls[names[-1]], nan=-1), kind="stable")
-    thickness = 0.8 / len(names)
-    figure = Figure(
-        figsize=(6, 1.2 + 0.12 * max(2, len(names)) * len(classes)), dpi=DPI, layout="constrained"
-    )
+    figure = Figure(figsize=(4.6, 3.1), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    for position, (name, colour) in enumerate(zip(names, _colours(names), strict=True)):
-        offset = (position - (len(names) - 1) / 2) * thickness
-        axes.barh(
-            np.arange(len(classes)) + offset,
-            100 * recalls[name][order],
-            thickness,
-            color=colour,
-            label=name,
-        )
-    axes.set(xlim=(0, 100), ylim=(-0.7, len(classes) - 0.3), xlabel="class recall, %")
-    axes.set_yticks(np.arange(len(classes)), [classes[index] for index in order], fontsize=8)
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.12 if len(classes) < 20 else -0.02),
-        ncols=3,
-        frameon=False,
-    )
-    return _png(figure)
-
-
-def confusion_chart(classes: Sequence[str], matrix: npt.NDArray[np.int64]) -> bytes:
-    """Confusion matrix int[C,C], rows the true class, each row as shares of its videos."""
-    totals = matrix.sum(axis=1, keepdims=True)
-    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    side = float(np.clip(2 + 0.35 * len(classes), 5, 14))
-    figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = 8 if len(classes) <= 30 else 4
-    axes.set_xticks(np.arange(len(classes)), classes, rotation=90, fontsize=size)
-    axes.set_yticks(np.arange(len(classes)), classes, fontsize=size)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    if len(classes) <= 20:
-        for true, predicted in zip(*np.nonzero(matrix), strict=True):
-            axes.text(
-                predicted,
-                true,
-                str(matrix[true, predicted]),
-                ha="center",
-                va="center",
-                fontsize=size,
-                color="white" if shares[true, predicted] > 0.5 else "black",
-            )
-    return _png(figure)
-
-
-def curves_chart(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """Training loss over iterations, one line for each run; each entry has `iteration` and `loss`.
-
-    Faint: every entry; strong: a running mean over a thirtieth of the run.
-    """
-    figure = Figure(figsize=(6, 3.4), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    for (name, entries), colour in zip(runs.items(), _colours(list(runs)), strict=True):
+    for number, (name, entries) in enumerate(logs):
         iterations = np.array([entry["iteration"] for entry in entries])
         losses = np.array([entry["loss"] for entry in entries])
         window = max(1, len(losses) // 30)
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes.plot(iterations, losses, color=colour, alpha=0.25, linewidth=1)
-        axes.plot(iterations[window - 1 :], smooth, color=colour, label=name)
-    axes.set(xlabel="iteration", ylabel="training loss", ylim=(0, None))
+        colour, line = STREAM_COLOURS[stream], LINES[number % len(LINES)]
+        axes.plot(iterations, losses, color=colour, alpha=0.2, linewidth=1)
+        axes.plot(iterations[window - 1 :], smooth, color=colour, linestyle=line, label=name)
+    axes.set(xlabel="iteration", ylabel="training loss", ylim=(0, None), title=f"{stream} stream")
+    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return _png(figure)
-
-
-def filters_chart(filters: npt.NDArray[np.float32], flow: bool, count: int = 24) -> bytes:
-    """First-layer filters float[N,C,k,k]: colour pictures of RGB filters, or the flow filters' channels in rows.
-
-    A flow filter is one column: its x channels above its y channels, time running down, as in the paper's figure 4.
-    """
-    filters = filters[np.argsort(-np.abs(filters).mean(axis=(1, 2, 3)), kind="stable")[:count]]
-    if not flow:
-        columns = 8
-        rows = -(-len(filters) // columns)
-        figure = Figure(figsize=(6, 0.75 * rows), dpi=DPI, layout="constrained")
-        for axes, one in zip(
-            figure.subplots(rows, columns, squeeze=False).flat, _padded(filters, rows * columns), strict=True
-        ):
-            axes.axis("off")
-            if one is not None:
-                low, high = one.min(), one.max()
-                axes.imshow(((one - low) / max(high - low, 1e-12)).transpose(1, 2, 0))
-        return _png(figure)
-    gap = np.zeros((filters.shape[0], 1, *filters.shape[2:]), filters.dtype)
-    stacked = np.concatenate([filters[:, 0::2], gap, filters[:, 1::2]], axis=1)
-    stacked = stacked / np.maximum(np.abs(stacked).max(axis=(1, 2, 3), keepdims=True), 1e-12)
-    stacked = np.pad(stacked, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    tall = stacked.transpose(1, 2, 0, 3).reshape(stacked.shape[1] * stacked.shape[2], -1)
-    figure = Figure(figsize=(6, max(1.5, 6 * tall.shape[0] / tall.shape[1])), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(tall, cmap="RdBu", vmin=-1, vmax=1, aspect="equal")
-    half = stacked.shape[2] * filters.shape[1] // 4
-    axes.set_yticks([half, tall.shape[0] - half], ["x", "y"])
-    axes.set_xticks([])
-    return _png(figure)
-
-
-def png(picture: npt.NDArray[np.uint8]) -> bytes:
-    """An RGB picture uint8[H,W,3] as PNG bytes."""
+    axes.legend(frameon=False, loc="upper right")
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, picture, format="png")
+    figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
-def _colours(names: Sequence[str]) -> list[str]:
-    more = iter(MORE_COLOURS * len(names))
-    return [
-        next((colour for stream, colour in STREAM_COLOURS.items() if name.startswith(stream)), None)
-        or (FUSION_COLOUR if name == names[-1] else next(more))
-        for name in names
-    ]
+def filters_picture(filters: npt.NDArray[np.float32], flow: bool, count: int = 24) -> bytes:
+    """The strongest first-layer filters as PNG, from float[N,C,k,k]: in colours for RGB; for flow one column each.
+
+    A flow filter is its x channels above its y channels, time running down, as in the paper's figure 4; red is
+    positive, blue negative.
+    """
+    filters = filters[np.argsort(-np.abs(filters).mean(axis=(1, 2, 3)), kind="stable")[:count]]
+    if flow:
+        strength = filters / np.maximum(np.abs(filters).max(axis=(1, 2, 3), keepdims=True), 1e-12)
+        away = 1 - np.abs(strength)
+        coloured = np.stack([np.where(strength > 0, 1, away), away, np.where(strength < 0, 1, away)], axis=-1)
+        gap = np.ones((len(filters), 1, *coloured.shape[2:]))
+        cells = np.concatenate([coloured[:, 0::2], gap, coloured[:, 1::2]], axis=1)  # filter, row, k, k, RGB
+        columns, scale = len(filters), 4
+        tiles = cells.transpose(1, 0, 2, 3, 4).reshape(-1, *cells.shape[2:])
+    else:
+        low, high = (end(filters, axis=(1, 2, 3), keepdims=True) for end in (np.min, np.max))
+        tiles = ((filters - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
+        columns, scale = 8, 10
+    return _png(np.repeat(np.repeat(_mosaic(tiles, columns), scale, axis=0), scale, axis=1))
 
 
-def _padded(items: npt.NDArray[np.float32], length: int) -> list[npt.NDArray[np.float32] | None]:
-    return [*items, *[None] * (length - len(items))]
+def flow_wheel(side: int = 120) -> bytes:
+    """The colours of flow as PNG: a disc whose centre is no motion and whose edge is the speed of full colour."""
+    across = (np.arange(side) - (side - 1) / 2) / (side / 2)
+    disc = np.where(np.hypot(*np.meshgrid(across, across)) <= 1, 255, 0).astype(np.uint8)
+    return _png(np.dstack([wheel_picture(side), disc]))
 
 
-def _png(figure: Figure) -> bytes:
+def jpeg(picture: npt.NDArray[np.uint8], width: int) -> bytes:
+    """An RGB picture uint8[H,W,3] as JPEG bytes, made smaller where it is wider than `width`."""
+    image = Image.fromarray(picture)
+    if image.width > width:
+        image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+    return buffer.getvalue()
+
+
+def _mosaic(tiles: npt.NDArray[np.floating], columns: int) -> npt.NDArray[np.uint8]:
+    """Pictures float[n,h,w,3] in 0..1 row by row, with a white pixel between them: uint8[H,W,3]."""
+    rows = -(-len(tiles) // columns)
+    height, width = tiles.shape[1] + 1, tiles.shape[2] + 1
+    board = np.ones((rows * columns, height, width, 3))
+    board[: len(tiles), :-1, :-1] = tiles
+    board = board.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    flat = board.reshape(rows * height, columns * width, 3)[:-1, :-1]
+    return np.rint(255 * flat).astype(np.uint8)
+
+
+def _png(picture: npt.NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.svm import LinearSVC
@@ -21,11 +23,13 @@ ClassScores = npt.NDArray[np.floating]
 
 COSTS = tuple(2.0**exponent for exponent in range(-5, 11, 2))
 ITERATIONS = 20_000
+SEED = 0
+"""Of the folds of the cross-validation, and of the solver."""
 
 
 class SvmFusion(NamedTuple):
-    """A fitted fusion: what was chosen, how it did in cross-validation, the classifier, and its accuracy on the
-    videos that it was fitted on."""
+    """A fitted fusion: what was chosen, how it did in cross-validation, the classifier, its accuracy on the videos
+    that it was fitted on, and the temperature that turns its decision values into shares (`shares`)."""
 
     cost: float
     folds: int
@@ -33,6 +37,7 @@ class SvmFusion(NamedTuple):
     classifier: LinearSVC
     classes: int
     training_accuracy: float
+    temperature: float
 
 
 def average(streams: Sequence[ClassScores]) -> ClassScores:
@@ -90,33 +95,78 @@ def fit_svm(
         raise ValueError(f"an SVM needs at least two classes among the training videos, found {len(present)}")
     names = np.asarray(groups)
     folds = min(folds, *(len(set(names[labels == label])) for label in present))
+    classes = streams[0].shape[1]
     accuracies: dict[float, float] = {}
+    unseen: dict[
+        float, npt.NDArray[np.float64]
+    ] = {}  # decision values of videos that the classifier did not see
     if folds >= 2:
-        plan = list(StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(features, labels, names))
+        plan = list(
+            StratifiedGroupKFold(folds, shuffle=True, random_state=SEED).split(features, labels, names)
+        )
         for cost in costs:
-            right = sum(
-                int((_fitted(features[fit], labels[fit], cost).predict(features[held]) == labels[held]).sum())
-                for fit, held in plan
-            )
-            accuracies[float(cost)] = right / sum(len(held) for _, held in plan)
+            decisions = np.empty((len(labels), classes))
+            for fit, held in plan:
+                decisions[held] = _decisions(
+                    _fitted(features[fit], labels[fit], cost), features[held], classes
+                )
+            accuracies[float(cost)] = float((decisions.argmax(axis=1) == labels).mean())
+            unseen[float(cost)] = decisions
     cost = min(accuracies, key=lambda value: (-accuracies[value], value)) if accuracies else 1.0
     classifier = _fitted(features, labels, cost)
     training = float((classifier.predict(features) == labels).mean())
-    return SvmFusion(cost, max(folds, 0), accuracies, classifier, streams[0].shape[1], training)
+    decisions = unseen[cost] if accuracies else _decisions(classifier, features, classes)
+    return SvmFusion(
+        cost, max(folds, 0), accuracies, classifier, classes, training, fit_temperature(decisions, labels)
+    )
 
 
 def svm_scores(fusion: SvmFusion, streams: Sequence[ClassScores]) -> npt.NDArray[np.float64]:
     """Decision values float64[n,C] of a fitted fusion; a class that had no training video comes last everywhere."""
-    decision = fusion.classifier.decision_function(svm_features(streams))
+    return _decisions(fusion.classifier, svm_features(streams), fusion.classes)
+
+
+def shares(scores: ClassScores, temperature: float) -> npt.NDArray[np.float64]:
+    """Scores that are no probabilities as shares that add up to one, float64[n,C]: softmax of scores / temperature.
+
+    The order of a video's classes stays as it is.
+    """
+    return np.asarray(softmax(np.asarray(scores, np.float64) / temperature, axis=1))
+
+
+def fit_temperature(scores: ClassScores, labels: npt.NDArray[np.integer]) -> float:
+    """The temperature at which `shares` fits the labels best (Guo et al., On Calibration of Modern Neural Networks,
+    ICML 2017), by likelihood.
+
+    Args:
+        scores: float[n,C] of videos that the classifier did not learn from.
+        labels: int[n]. As in Platt 1999, a few right answers are no proof of certainty: each class is counted once
+            more than it was seen, so that scores without a mistake get a finite temperature too.
+    """
+    videos, classes = scores.shape
+    targets = np.full((videos, classes), 1 / (videos + classes))
+    targets[np.arange(videos), labels] += videos / (videos + classes)
+
+    def loss(logarithm: float) -> float:
+        return float(-(targets * log_softmax(scores / np.exp(logarithm), axis=1)).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(1e-3), np.log(1e3)), method="bounded").x))
+
+
+def _decisions(
+    classifier: LinearSVC, features: npt.NDArray[np.float64], classes: int
+) -> npt.NDArray[np.float64]:
+    """Decision values float64[n,classes]; a class that the classifier did not learn comes last everywhere."""
+    decision = classifier.decision_function(features)
     if decision.ndim == 1:  # scikit-learn gives one column for two classes
         decision = np.stack([-decision, decision], axis=1)
-    scores = np.full((len(decision), fusion.classes), decision.min() - 1.0)
-    scores[:, fusion.classifier.classes_] = decision
+    scores = np.full((len(decision), classes), decision.min() - 1.0)
+    scores[:, classifier.classes_] = decision
     return scores
 
 
 def _fitted(features: npt.NDArray[np.float64], labels: npt.NDArray[np.integer], cost: float) -> LinearSVC:
-    classifier = LinearSVC(C=cost, max_iter=ITERATIONS, random_state=0)
+    classifier = LinearSVC(C=cost, max_iter=ITERATIONS, random_state=SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # at a large C the solution no longer changes
         return classifier.fit(features, labels)

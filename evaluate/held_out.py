@@ -14,7 +14,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -28,7 +27,7 @@ from pipeline.groups import training_folds
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, SvmScores, fold_run_name, read_recipe, read_run
 from pipeline.text import duration, many
-from train.log import read_log
+from train.log import training_seconds
 
 FOLDS = 3
 """Networks per stream, fewer where groups are too few; each learns from two thirds of the training list."""
@@ -114,7 +113,7 @@ def train_folds(
     folders = fold_runs(run, dataset, paths)
     todo = [fold for fold, folder in enumerate(folders, 1) if not _is_trained(run, folder)]
     if todo:
-        cost = _training_seconds(run)
+        cost = training_seconds(run.paths.folder)
         expected = f", about {duration(cost * len(todo))} on the machine that trained it" if cost else ""
         _say(
             console,
@@ -181,11 +180,6 @@ def _check_alike(run: TrainedRun, folder: RunPaths) -> None:
             f"{folder.folder}: expected run {run.name} repeated without a fold, but {', '.join(differing)} "
             "differs; remove that folder, so that it is trained again"
         )
-
-
-def _training_seconds(run: TrainedRun) -> float:
-    """How long the run took, by its log; 0 if the log does not say."""
-    return sum(record.get("seconds", 0.0) for record in read_log(Path(run.paths.folder)))
 
 
 def _say(console: Console, line: str) -> None:

@@ -17,6 +17,10 @@ import numpy.typing as npt
 ClassScores = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
 
+RESAMPLES = 1000
+SEED = 0
+"""Draws of the bootstrap behind an interval, and their seed."""
+
 
 class Metrics(NamedTuple):
     """What one set of scores reaches; rates are fractions in 0..1, intervals are (low, high)."""
@@ -49,6 +53,11 @@ def rank_of_label(scores: ClassScores, labels: Labels) -> npt.NDArray[np.int64]:
     return ((scores > own) | ((scores == own) & before)).sum(axis=1)
 
 
+def chance(labels: Labels) -> float:
+    """Accuracy of always answering the class with the most videos; the mean class recall of that is 1 / classes."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
 def predictions(scores: ClassScores) -> npt.NDArray[np.int64]:
     """The best class of each video, int[n]; of equal scores the lower class index wins."""
     return np.asarray(scores).argmax(axis=1)
@@ -72,8 +81,8 @@ def measure(
     scores: ClassScores,
     labels: Labels,
     groups: Sequence[str] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Metrics:
     """All metrics of one set of scores, with 95% bootstrap intervals over groups of videos.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +19,16 @@ from extract_flow.clip import VideoTask
 from extract_flow.flow_method import FlowMethod
 from extract_flow.options import Execution
 from extract_flow.settings import ExtractionSettings
-from extract_flow.supervisor import Event, Finished, Link, Lost, Ready, supervise
+from extract_flow.supervisor import Event, Finished, Link, Lost, Preparing, Ready, Started, supervise
 from extract_flow.worker import Result
+from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.paths import OutputPaths
+from pipeline.progress import Progress
 from pipeline.request import Request
-from pipeline.shard import DIRECTIONS, ShardAddress
+from pipeline.shard import ShardAddress
+from pipeline.shard_file import DIRECTIONS
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def make_shards(
     device: str,
     workers: int | None = None,
     keep: Path | None = None,
+    shown: Progress | None = None,
 ) -> Generator[Made, None, None]:
     """Make the shards of videos, and yield each video as it ends; in their order if there are no worker processes.
 
@@ -72,6 +76,7 @@ def make_shards(
         device: of the flow method: "auto", "cpu", "cuda" or "cuda:N".
         workers: processes that decode and compute flow; 0 does it in this one; None: a core each, none for one video.
         keep: folder that keeps the shards; those that are there and as wanted are taken as they are.
+        shown: learns what is compiled first, and when the work begins.
 
     Raises:
         InputError: a flow method that this version or machine does not have, a full disk, or kept shards of several
@@ -91,6 +96,7 @@ def make_shards(
     with contextlib.ExitStack() as stack:
         if keep is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="two-stream-shards-")))
+            stack.enter_context(atomic.removing(folder))
             tasks = [
                 VideoTask(f"video/{number}", video.path, folder / f"{number}.h5")
                 for number, video in enumerate(videos)
@@ -98,7 +104,7 @@ def make_shards(
         else:
             kept = OutputPaths(keep)
             tasks = [VideoTask(video.identity, video.path, kept.shard(video.identity)) for video in videos]
-        for number, reason in _results(tasks, settings, device, workers, cores):
+        for number, reason in _results(tasks, settings, device, workers, cores, shown):
             files = [_shard_of(tasks[number].shard, kind) for kind in range(len(merged))]
             if reason:
                 yield Made(videos[number], fault=reason)
@@ -110,11 +116,19 @@ def make_shards(
 
 
 def _results(
-    tasks: Sequence[VideoTask], settings: Sequence[ExtractionSettings], device: str, workers: int, cores: int
+    tasks: Sequence[VideoTask],
+    settings: Sequence[ExtractionSettings],
+    device: str,
+    workers: int,
+    cores: int,
+    shown: Progress | None,
 ) -> Iterator[tuple[int, str]]:
     """Number of each video as it ends, and why it failed, if it did; InputError if the disk is full."""
     if not workers:
         loaded = _load(settings, device, cores)
+        _warm_up(loaded, settings, shown.line if shown else _quiet)
+        if shown:
+            shown.start()
         for number, task in enumerate(tasks):
             yield number, _reason(_make(number, task, settings, loaded))
         return
@@ -134,6 +148,22 @@ def _results(
                 yield event.task, _reason(event.result)
             elif isinstance(event, Lost):
                 yield event.task, f"{tasks[event.task].path}: {event.reason}"
+            elif shown and isinstance(event, Started):
+                shown.start()
+            elif shown and isinstance(event, Preparing):
+                shown.line(event.what)
+
+
+def _quiet(line: str) -> None:
+    """Where nobody watches."""
+
+
+def _warm_up(
+    loaded: Sequence[FlowMethod], settings: Sequence[ExtractionSettings], report: Callable[[str], None]
+) -> None:
+    for method, kind in zip(loaded, settings, strict=True):
+        if method.device == "cpu" and kind.directions:
+            worker.warm_up(method, kind.codec.quantiser, report)
 
 
 def serve_kinds(
@@ -151,6 +181,7 @@ def serve_kinds(
     except InputError as error:
         link.refuse(str(error))
         return
+    _warm_up(loaded, settings, link.preparing)
     gpus = [method.device_count for method in loaded if method.device != "cpu"]
     several = 1 if device.startswith("cuda:") else min(gpus, default=0)
     link.ready(Ready(loaded[0].device, several if gpus else None, 1))

@@ -7,11 +7,13 @@ dataset.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from evaluate.options import NewVideoOptions
 from pipeline.errors import InputError
+from pipeline.failures import file_beside, report_failures
 from pipeline.request import Request, request_of
 from pipeline.runs import RunRecord
 from pipeline.shard import open_shard
@@ -32,22 +34,29 @@ IMAGE_QUALITY = 90
 
 
 class Failures:
-    """The videos that failed, and why; each is reported as it comes, and the number of them at the end."""
+    """The videos that failed, and why; reported at the end, grouped by reason.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    Args:
+        say: called with each line.
+        output: where results go; what is not named in the lines is written beside it.
+    """
+
+    def __init__(self, say: Callable[[str], None], output: Path | None) -> None:
         self._say = say
+        self._file = file_beside(Path(tempfile.gettempdir()) / "two-stream" if output is None else output)
         self.reasons: dict[str, str] = {}
 
     def add(self, video: str, reason: str) -> None:
         """A video failed."""
         self.reasons[video] = reason
-        self._say(f"failed: {printable(video)}: {reason}")
 
     def check(self, videos: int) -> None:
-        """Raise InputError if any of so many videos failed, naming them."""
+        """Report what failed, and raise InputError if anything did of so many videos, naming some."""
         if self.reasons:
-            named = some(map(printable, self.reasons), most=20, quoted=False)
-            raise InputError(f"{len(self.reasons)} of {many(videos, 'video')} failed: {named}")
+            for line in report_failures(list(self.reasons.items()), self._file):
+                self._say(line)
+            named = some(map(printable, self.reasons), quoted=False)
+            raise InputError(f"{len(self.reasons):,} of {many(videos, 'video')} failed: {named}")
 
 
 def wanted_request(

@@ -180,6 +180,27 @@ class FuseOptions:
         _check_train_views(self.train_views, self.fusion)
 
 
+ScoreFormat = Literal["csv", "mmaction2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportScoresOptions:
+    """`python -m evaluate export-scores`."""
+
+    files: tuple[Path, ...] = argument((), metavar="[FILE]...", multiple=True)
+    dataset: DatasetOptions
+    choose: RunOptions
+    part: Part = option("test", "List of the split.")
+    views: Views
+    format: ScoreFormat = option(
+        "csv",
+        "csv: a probability of each class; mmaction2: the pickle of its --dump, for its report_accuracy.py.",
+    )
+    output: Path | None = option(
+        None, "Folder for the files.", metavar="DIR", shown_default="beside the score files"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewVideoOptions:
     """How shards of videos outside any dataset are made."""
@@ -322,3 +343,39 @@ class ReproduceOptions:
         (), "A recipe's value for every run.", flag="set", multiple=True, metavar="KEY=VALUE"
     )
     dry_run: bool = option(False, "Only print which runs each cell needs, in order.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceRealOptions:
+    """`python -m evaluate reproduce-real`."""
+
+    datasets: tuple[str, ...] = option(
+        (),
+        "Dataset: a folder of SOURCE with `videos` and `splits`; may be given several times.",
+        flag="dataset",
+        multiple=True,
+        metavar="NAME",
+        shown_default="ut_interaction1 and weizmann4",
+    )
+    source: Path | None = option(
+        None,
+        "Folder that holds the datasets.",
+        metavar="DIR",
+        shown_default="$TWO_STREAM_TEST_DATA, else ../shared/data beside the project",
+    )
+    weights: Path | None = option(
+        None,
+        "Weights that spatial networks start from.",
+        metavar="FILE",
+        shown_default="weights/vgg16_features_half.pth in SOURCE",
+    )
+    data: Path | None = option(
+        None, "Data root.", metavar="DIR", shown_default="$TWO_STREAM_DATA, else ./data"
+    )
+    splits: tuple[int, ...] = option(
+        (), "Splits, as 1,2,3.", flag="split", commas=True, metavar="NUMBERS", shown_default="all"
+    )
+    overrides: tuple[str, ...] = option(
+        (), "A recipe's value for every run.", flag="set", multiple=True, metavar="KEY=VALUE"
+    )
+    dry_run: bool = option(False, "Only print the commands, in order.")

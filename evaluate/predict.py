@@ -29,7 +29,6 @@ from evaluate.inference import (
 from evaluate.new_shards import Made, NewVideo, make_shards
 from evaluate.new_videos import Failures, wanted_request
 from evaluate.options import PredictOptions
-from evaluate.progress import progress_of
 from evaluate.result_folder import claim
 from evaluate.result_lines import Best, ResultLines
 from evaluate.timeline import TimeLine
@@ -38,6 +37,7 @@ from evaluate.views import Views
 from extract_flow.settings import ExtractionSettings
 from pipeline.errors import DiskFull, InputError
 from pipeline.ownership import owning_name
+from pipeline.progress import Progress
 from pipeline.request import Request
 from pipeline.shard import ShardAddress
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
@@ -137,12 +137,18 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
             if done := sum(video.name in lines.done for video in videos):
                 say(f"{options.output}: {done} of {len(videos)} videos are in it already")
             videos = [video for video in videos if video.name not in lines.done]
-        failures = Failures(say)
-        advance = stack.enter_context(progress_of(notes, "predict", len(videos)))
+        failures = Failures(say, options.output)
+        shown = stack.enter_context(Progress("predict", len(videos)))
+        stack.enter_context(shown.compiling())
         made_shards = stack.enter_context(
             contextlib.closing(
                 make_shards(
-                    videos, wanted, options.compute.device, options.compute.workers, options.new.keep_shards
+                    videos,
+                    wanted,
+                    options.compute.device,
+                    options.compute.workers,
+                    options.new.keep_shards,
+                    shown,
                 )
             )
         )
@@ -151,8 +157,9 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
             if best is not None and lines is not None:
                 lines.add(made.video.name, best)
             elif best is not None:
-                show(made.video.name, best, options.json, console)
-            advance(made.video.name)
+                with shown.aside():
+                    show(made.video.name, best, options.json, console)
+            shown.advance(made.video.name in failures.reasons)
     failures.check(len(videos))
 
 
@@ -184,12 +191,22 @@ def time_lines(
         return options.output / f"{video.identity}{ending}"  # type: ignore[operator]  # asserted above
 
     todo = [video for video in videos if options.overlay or not file(video, ".csv").exists()]
-    failures = Failures(say)
-    made_shards = make_shards(
-        todo, wanted, options.compute.device, options.compute.workers, options.new.keep_shards
-    )
-    owned = owning_name(options.output)
-    with owned, contextlib.closing(made_shards), progress_of(notes, "time line", len(todo)) as advance:
+    failures = Failures(say, options.output)
+    with (
+        owning_name(options.output),
+        Progress("time line", len(todo)) as shown,
+        shown.compiling(),
+        contextlib.closing(
+            make_shards(
+                todo,
+                wanted,
+                options.compute.device,
+                options.compute.workers,
+                options.new.keep_shards,
+                shown,
+            )
+        ) as made_shards,
+    ):
         for made in made_shards:
             try:
                 if made.fault:
@@ -201,12 +218,12 @@ def time_lines(
                     selection = ExtractionSettings.from_request(wanted[0]).selection
                     timeline.write_overlay(options.overlay, made.video.path, line, flow, selection)
                 timeline.write_csv(file(made.video, ".csv"), line)  # last: it marks the video as done
-                say(f"saved {file(made.video, '.csv')}")
+                shown.line(f"saved {file(made.video, '.csv')}")
             except DiskFull:
                 raise
             except InputError as error:
                 failures.add(made.video.name, str(error))
-            advance(made.video.name)
+            shown.advance(made.video.name in failures.reasons)
     failures.check(len(todo))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,28 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from evaluate import figures, metrics
+from evaluate import figures, fusion, metrics
+from evaluate.class_charts import class_order, class_view
+from evaluate.provenance import Provenance, ScoredSet
 from evaluate.published import published_rows
-from evaluate.results import Row, SplitResult, detailed_row, mean_rows
+from evaluate.results import Row, SplitResult, detailed_rows, mean_rows
+from evaluate.score_file import Scores
 from pipeline import atomic
+from pipeline.flow_colours import flow_colours
+from pipeline.request import Request
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress, open_shard
-from pipeline.view import flow_colours, full_colour_speed
+from pipeline.text import many
+from pipeline.typical_flow import typical_flow
+from pipeline.view import frame_number
 from train.checkpoint import Checkpoint
 from train.log import read_log
 from train.volume_spec import VolumeSpec
 
 EXAMPLES = 3
-MISTAKES = 4
-TOP = 5
+MISTAKES = 6
+TOP = 3
+CLIP_WIDTH = 320
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,11 @@ class RunStory:
         volume: the network's input.
         log: the training log's entries with `iteration` and `loss`.
         filters: first-layer weights float32[N,C,k,k].
+        digest: of its checkpoint, as score files record it; empty for none.
+        iteration: iterations done; None where that is not known.
+        seed: of every random choice of the training.
+        init: what the weights started from, if not from random ones.
+        requests: dataset -> how the shards it learned from were made.
     """
 
     run: str
@@ -46,13 +58,40 @@ class RunStory:
     volume: VolumeSpec
     log: Sequence[Mapping[str, float]]
     filters: npt.NDArray[np.float32]
+    digest: str = ""
+    iteration: int | None = None
+    seed: int | None = None
+    init: str | None = None
+    requests: Mapping[str, Request] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClipPictures:
+    """A frame uint8[H,W,3] of a clip and the flow float32[2,H,W] from there on, a typical one of the clip, None where
+    there is none; and the speed of full colour that suits the clip, in pixels.
+    """
+
+    frame: npt.NDArray[np.uint8] | None
+    flow: npt.NDArray[np.float32] | None
+    fastest: float = 0.0
 
 
 def run_story(paths: RunPaths, recipe: str, checkpoint: Checkpoint) -> RunStory:
-    """A run's log and first layer; `recipe` describes it in a few words."""
+    """A run's log, first layer and origin; `recipe` describes it in a few words."""
     losses = [record for record in read_log(paths.folder) if "loss" in record and "iteration" in record]
     filters = checkpoint.weights[f"{checkpoint.model().first}.weight"].numpy().astype(np.float32)
-    return RunStory(paths.name, recipe, checkpoint.volume, losses, filters)
+    return RunStory(
+        paths.name,
+        recipe,
+        checkpoint.volume,
+        losses,
+        filters,
+        checkpoint.digest,
+        checkpoint.iteration,
+        checkpoint.recipe.get("seed"),
+        checkpoint.run.init,
+        checkpoint.requests,
+    )
 
 
 def write_report(
@@ -61,6 +100,7 @@ def write_report(
     runs: Sequence[RunStory],
     shards: Mapping[str, ShardAddress],
     details: str | None = None,
+    provenance: Provenance | None = None,
 ) -> None:
     """Write the report of some splits of one dataset.
 
@@ -69,14 +109,15 @@ def write_report(
         results: one for each split.
         runs: the runs whose scores they hold.
         shards: where to take the pictures of example clips from; a clip without a shard is shown without pictures.
-        details: the row that pictures and examples are about; see `results.detailed_row`.
+        details: the row that pictures and examples are about; see `results.detailed_rows`.
+        provenance: how the results were made, as far as their files do not say so.
 
     Raises:
         InputError: no such row.
     """
-    html = render(context(results, runs, shards, details))
+    html = render(context(results, runs, shards, details, provenance))
     with atomic.writing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))  # names of files may hold any bytes
 
 
 def render(values: Mapping[str, Any]) -> str:
@@ -86,10 +127,15 @@ def render(values: Mapping[str, Any]) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda rate: (
         "-" if rate is None or np.isnan(rate) else f"{100 * rate:.1f}"
     )
+    environment.filters["interval"] = lambda ends: (
+        "-" if np.isnan(ends[0]) else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
     return environment.get_template("report.html").render(values)
 
 
@@ -98,36 +144,57 @@ def context(
     runs: Sequence[RunStory],
     shards: Mapping[str, ShardAddress],
     details: str | None = None,
+    provenance: Provenance | None = None,
 ) -> dict[str, Any]:
     """Everything that the template shows, pictures included."""
-    dataset = results[0].streams[0].dataset
-    stories = {story.run: story for story in runs}
+    dataset, classes = results[0].streams[0].dataset, results[0].classes
+    best = detailed_rows(results, details)
+    order = class_order(np.sum([row.metrics.confusion for row in best], axis=0))
+    picked = [
+        (pick_examples(result, row), pick_mistakes(result, row))
+        for result, row in zip(results, best, strict=True)
+    ]
+    pictures = _pictures(
+        {
+            result.videos[video]
+            for result, videos in zip(results, picked, strict=True)
+            for part in videos
+            for video in part
+        },
+        shards,
+    )
+    fastest = _one_scale(pictures)
     return {
         "title": f"Two-stream action recognition: {dataset}",
-        "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        "mean": mean_rows(results) if len(results) > 1 else [],
+        "classes": len(classes),
+        "best": [row.name for row in best],
+        "asked": details is not None,
+        "provenance": _making(results, runs, provenance or Provenance()),
+        "mean": _mean(results),
+        "chances": [100 * metrics.chance(result.labels) for result in results],
         "published": published_rows(dataset, None),
-        "splits": [_split(result, detailed_row(result, details), shards) for result in results],
+        "splits": [
+            _split(
+                result,
+                row,
+                order,
+                [[_clip(result, row, video, pictures, fastest) for video in part] for part in videos],
+            )
+            for result, row, videos in zip(results, best, picked, strict=True)
+        ],
+        "all_classes": _all_classes(results, best, order),
+        "wheel": _embedded(figures.flow_wheel()) if fastest else "",
+        "fastest": fastest,
         "curves": _curves(runs),
         "filters": [
             {
                 "name": story.run,
                 "what": _filters_caption(story.volume),
-                "picture": _embedded(figures.filters_chart(story.filters, story.volume.stream == "temporal")),
+                "picture": _embedded(
+                    figures.filters_picture(story.filters, story.volume.stream == "temporal")
+                ),
             }
             for story in runs
-        ],
-        "runs": [
-            {
-                "run": stream.run,
-                "stream": stream.stream,
-                "split": stream.split,
-                "recipe": stories[stream.run].recipe if stream.run in stories else "",
-                "views": f"{stream.settings.get('frames')} x {stream.settings.get('crops')}",
-                "checkpoint": stream.checkpoint,
-            }
-            for result in results
-            for stream in result.streams
         ],
     }
 
@@ -155,9 +222,15 @@ def pick_mistakes(result: SplitResult, best: Row) -> list[int]:
     return wrong[np.argsort(-behind[wrong], kind="stable")][:MISTAKES].tolist()
 
 
-def _split(result: SplitResult, best: Row, shards: Mapping[str, ShardAddress]) -> dict[str, Any]:
+def _shown(result: SplitResult, best: Row) -> list[Row]:
+    """The rows that charts and clips compare: the streams, and the row shown in detail last."""
+    return [*(row for row in result.rows[: len(result.streams)] if row is not best), best]
+
+
+def _split(
+    result: SplitResult, best: Row, order: Sequence[int], clips: Sequence[Sequence[dict[str, Any]]]
+) -> dict[str, Any]:
     singles = result.rows[: len(result.streams)]
-    shown = [*singles, best] if best not in singles else list(singles)
     return {
         "number": result.split,
         "videos": len(result.videos),
@@ -176,72 +249,246 @@ def _split(result: SplitResult, best: Row, shards: Mapping[str, ShardAddress]) -
             for second in singles[place + 1 :]
         ],
         "best": best.name,
-        "recall_chart": _embedded(
-            figures.class_recall_chart(result.classes, {row.name: row.metrics.class_recall for row in shown})
+        "calibrated": best.temperature,
+        "classes": class_view(
+            result.classes, order, {row.name: row.metrics.confusion for row in _shown(result, best)}
         ),
-        "confusion_chart": _embedded(figures.confusion_chart(result.classes, best.metrics.confusion)),
-        "confused": [
-            {
-                "true": result.classes[pair.true],
-                "predicted": result.classes[pair.predicted],
-                "videos": pair.videos,
-                "share": pair.share,
-            }
-            for pair in metrics.most_confused(best.metrics.confusion)
-        ],
-        "examples": [_clip(result, best, video, shards) for video in pick_examples(result, best)],
-        "mistakes": [_clip(result, best, video, shards) for video in pick_mistakes(result, best)],
+        "examples": clips[0],
+        "mistakes": clips[1],
     }
 
 
-def _clip(result: SplitResult, best: Row, video: int, shards: Mapping[str, ShardAddress]) -> dict[str, Any]:
-    name = result.videos[video]
-    frame, flow = _pictures(shards[name]) if name in shards else ("", "")
-    singles = result.rows[: len(result.streams)]
-    return {
-        "video": name,
-        "label": result.classes[result.labels[video]],
-        "frame": frame,
-        "flow": flow,
-        "streams": [
-            {"name": row.name, "top": top_classes(row.scores[video], result.classes)}
-            for row in [*singles, *([best] if best not in singles else [])]
-        ],
+def _all_classes(
+    results: Sequence[SplitResult], best: Sequence[Row], order: Sequence[int]
+) -> dict[str, Any] | None:
+    """The classes over the test videos of all splits, with the rows that every split has; None for a single split."""
+    if len(results) == 1:
+        return None
+    confusions = {
+        row.name: [
+            other.metrics.confusion for result in results for other in result.rows if other.name == row.name
+        ]
+        for row in _shown(results[0], best[0])
     }
+    shared = {name: np.sum(found, axis=0) for name, found in confusions.items() if len(found) == len(results)}
+    return class_view(results[0].classes, order, shared) if shared else None
 
 
-def top_classes(scores: npt.NDArray[np.floating], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The best classes of one video: name, score as text, and a share for its bar (0 for scores that are no shares)."""
-    best = np.argsort(-scores, kind="stable")[:TOP]
-    shares = scores.min() >= 0 and abs(scores.sum() - 1) < 1e-3
+def _mean(results: Sequence[SplitResult]) -> list[dict[str, Any]]:
+    """The mean rows, each with the accuracy of every split; none for a single split."""
+    if len(results) == 1:
+        return []
     return [
-        {
-            "name": classes[index],
-            "text": f"{100 * scores[index]:.0f}%" if shares else f"{scores[index]:.2f}",
-            "share": float(scores[index]) if shares else 0.0,
+        entry
+        | {
+            "accuracies": [
+                row.metrics.accuracy for result in results for row in result.rows if row.name == entry["name"]
+            ]
         }
-        for index in best
+        for entry in mean_rows(results)
     ]
 
 
-def _pictures(address: ShardAddress) -> tuple[str, str]:
-    """The middle frame and the flow that starts there, where the shard holds them, as embedded pictures."""
-    frame = flow = ""
+def _clip(
+    result: SplitResult, best: Row, video: int, pictures: Mapping[str, ClipPictures], fastest: float
+) -> dict[str, Any]:
+    name, label = result.videos[video], int(result.labels[video])
+    shown = pictures.get(name, ClipPictures(None, None))
+    return {
+        "video": name,
+        "label": result.classes[label],
+        "frame": "" if shown.frame is None else _photograph(shown.frame),
+        "flow": "" if shown.flow is None else _photograph(flow_colours(shown.flow, fastest)),
+        "streams": [
+            {"name": row.name, "top": top_classes(row.shares[video], result.classes, label)}
+            for row in _shown(result, best)
+        ],
+    }
+
+
+def top_classes(shares: npt.NDArray[np.floating], classes: Sequence[str], label: int) -> list[dict[str, Any]]:
+    """The classes with the largest shares of one video, and the true one where it is not among them.
+
+    Args:
+        shares: float[C], which add up to one.
+        classes: C names.
+        label: index of the true class.
+    """
+    ranking = np.argsort(-shares, kind="stable")
+    rank = int(np.flatnonzero(ranking == label)[0])
+    shown = [*range(min(TOP, len(classes))), *([rank] if rank >= TOP else [])]
+    return [
+        {
+            "name": classes[ranking[place]],
+            "place": place + 1,
+            "share": round(100 * float(shares[ranking[place]]), 1),
+            "true": place == rank,
+        }
+        for place in shown
+    ]
+
+
+def _pictures(videos: Iterable[str], shards: Mapping[str, ShardAddress]) -> dict[str, ClipPictures]:
+    return {video: _clip_pictures(shards[video]) for video in sorted(videos) if video in shards}
+
+
+def _clip_pictures(address: ShardAddress) -> ClipPictures:
     with open_shard(address) as shard:
-        middle = shard.frame_count // 2
-        if shard.has_frames:
-            frame = _embedded(figures.png(shard.frames(middle, middle + 1)[0]))
-        for direction in shard.directions[:1]:
-            middle = min(middle, shard.flow_count(direction) - 1)
-            if middle >= 0:
-                field = shard.flows(middle, middle + 1, direction)[0]
-                flow = _embedded(figures.png(flow_colours(field, full_colour_speed(field))))
-    return frame, flow
+        place = shard.frame_count // 2
+        flow, fastest = None, 0.0
+        if shard.directions and shard.flow_counts[shard.directions[0]]:
+            direction = shard.directions[0]
+            typical = typical_flow(shard, direction)
+            place, fastest = frame_number(shard, typical.index, direction), typical.fastest
+            flow = shard.flows(typical.index, typical.index + 1, direction)[0]
+        frame = shard.frames(place, place + 1)[0] if shard.has_frames else None
+    return ClipPictures(frame, flow, fastest)
 
 
-def _curves(runs: Sequence[RunStory]) -> str:
-    logs = {story.run: story.log for story in runs if story.log}
-    return _embedded(figures.curves_chart(logs)) if logs else ""
+def _one_scale(pictures: Mapping[str, ClipPictures]) -> float:
+    """The speed of full colour in all pictures, so that they can be compared: the median of the clips' own; 0 where
+    there is no flow.
+    """
+    speeds = [shown.fastest for shown in pictures.values() if shown.flow is not None]
+    return float(np.median(speeds)) if speeds else 0.0
+
+
+def _making(
+    results: Sequence[SplitResult], runs: Sequence[RunStory], provenance: Provenance
+) -> dict[str, Any]:
+    """How the results were made, from score files, checkpoints and what the command knows; see the template."""
+    stories = {story.run: story for story in runs}
+    streams = [(result, stream) for result in results for stream in result.streams]
+    rows = [_run_row(stream, stories.get(stream.run)) for _, stream in streams]
+    return {
+        "command": provenance.command,
+        "made": provenance.made,
+        "software": provenance.software,
+        "origin": provenance.origin,
+        "lists": [
+            {
+                "split": result.split,
+                "scored": len(result.videos),
+                "groups": len(set(result.streams[0].groups)),
+                "listed": provenance.lists.get(result.split),
+            }
+            for result in results
+        ],
+        "sets": [_set_row(scored) for scored in provenance.sets],
+        "unknown_sets": sorted(
+            {stream.shards for _, stream in streams} - {scored.name for scored in provenance.sets}
+        ),
+        "views": sorted({_views_in_words(stream) for _, stream in streams}),
+        "runs": rows,
+        "warnings": _doubts(streams, stories, provenance),
+        "seeds": {
+            "training": sorted({row["seed"] for row in rows if row["seed"] is not None}),
+            "bootstrap": metrics.SEED,
+            "resamples": metrics.RESAMPLES,
+            "svm": fusion.SEED
+            if any(row.kind == "svm" for result in results for row in result.rows)
+            else None,
+        },
+    }
+
+
+def _run_row(stream: Scores, story: RunStory | None) -> dict[str, Any]:
+    """What is known of a run: its score file's facts, and its checkpoint's where that is the one that was scored."""
+    known = story if story is not None and story.digest in ("", stream.checkpoint) else None
+    return {
+        "run": stream.run,
+        "stream": stream.stream,
+        "split": stream.split,
+        "checkpoint": stream.checkpoint,
+        "shards": stream.shards,
+        "views": _views_in_words(stream),
+        "recipe": known.recipe if known else "",
+        "input": _input_in_words(known.volume) if known else "",
+        "iteration": known.iteration if known else None,
+        "init": (known.init or "random weights") if known else "",
+        "seed": known.seed if known else None,
+    }
+
+
+def _views_in_words(stream: Scores) -> str:
+    settings = stream.settings
+    return f"{settings.get('frames', '?')} x {settings.get('crops', '?')}"
+
+
+def _input_in_words(volume: VolumeSpec) -> str:
+    if volume.stream == "spatial":
+        return f"one RGB frame, {volume.crop} px"
+    stacking = "trajectories" if volume.stacking == "trajectory" else "stacked"
+    mean = "mean subtracted" if volume.mean_subtraction else "mean kept"
+    return f"L = {volume.length} {volume.direction} flows, {stacking}, {mean}, {volume.crop} px"
+
+
+def _set_row(scored: ScoredSet) -> dict[str, Any]:
+    """How the shards of a set were made, in words; parameters and codec by name."""
+    request = scored.request
+    size = request.size_in_words
+    return {
+        "name": scored.name,
+        "video": scored.video,
+        "method": request.method or "no flow",
+        "size": "the source's size" if size == "source" else size,
+        "pairs": f"{' and '.join(request.directions)} flow over {many(request.step, 'frame')}"
+        if request.directions
+        else "",
+        "every": "every frame" if request.every == 1 else f"one frame in {request.every}",
+        "parameters": dict(sorted(request.parameters.items())),
+        "codec": {
+            name: value
+            for name, value in (
+                ("levels", request.quantiser),
+                ("image", request.image),
+                ("quality", request.quality),
+                ("quality of frames", request.frames_quality),
+            )
+            if value not in (None, "")
+        },
+    }
+
+
+def _doubts(
+    streams: Sequence[tuple[SplitResult, Scores]], stories: Mapping[str, RunStory], provenance: Provenance
+) -> list[str]:
+    """Where the files contradict each other: trained further since scoring, or trained on shards made otherwise."""
+    made = {scored.name: scored.request for scored in provenance.sets}
+    found = []
+    for _, stream in streams:
+        story = stories.get(stream.run)
+        if story is None or not story.digest:
+            continue
+        if story.digest != stream.checkpoint:
+            found.append(
+                f"run {stream.run} has another checkpoint now ({story.digest[:12]}) than the one that was scored "
+                f"({stream.checkpoint[:12]}): its training is not described here; score it again"
+            )
+        learned = story.requests.get(stream.dataset)
+        if learned is not None and stream.shards in made:
+            differences = [
+                line
+                for line in learned.differences(made[stream.shards])
+                if not line.startswith("source_bytes")
+            ]
+            if differences:
+                found.append(
+                    f"run {stream.run} learned from shards that were made otherwise than those of {stream.shards}, "
+                    f"which were scored: {'; '.join(differences)}"
+                )
+    return found
+
+
+def _curves(runs: Sequence[RunStory]) -> list[dict[str, str]]:
+    logs: dict[str, list[tuple[str, Sequence[Mapping[str, float]]]]] = {}
+    for story in runs:
+        if story.log:
+            logs.setdefault(story.volume.stream, []).append((story.run, story.log))
+    return [
+        {"stream": stream, "picture": _embedded(figures.curves_chart(stream, of_stream))}
+        for stream, of_stream in logs.items()
+    ]
 
 
 def _filters_caption(volume: VolumeSpec) -> str:
@@ -251,6 +498,10 @@ def _filters_caption(volume: VolumeSpec) -> str:
         f"Each column is one filter: its {volume.length} x components above its {volume.length} y components, "
         "time running down; red is positive, blue negative."
     )
+
+
+def _photograph(picture: npt.NDArray[np.uint8]) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(figures.jpeg(picture, CLIP_WIDTH)).decode()}"
 
 
 def _embedded(picture: bytes) -> str:

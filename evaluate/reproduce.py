@@ -143,6 +143,26 @@ def run_name(run: str, split: int, reproduction: Reproduction) -> str:
     return chain_run_name("paper-mini" if reproduction.miniature else "paper", run, split)
 
 
+def home(run: str, reproduction: Reproduction) -> Reproduction:
+    """From which dataset's side a run is trained: a network that learns from two alike is trained once, for both.
+
+    Its folder is with the one of the two that has it already, else with the one that is reproduced.
+    """
+    if experiments()["runs"][run].get("also") != "other" or reproduction.other is None:
+        return reproduction
+    swapped = dataclasses.replace(reproduction, dataset=reproduction.other, other=reproduction.dataset)
+    sides = [reproduction, swapped]
+    begun = [
+        side for side in sides if any(run_folder(run, split, side).is_dir() for split in reproduction.splits)
+    ]
+    return (begun or sides)[0]
+
+
+def run_folder(run: str, split: int, reproduction: Reproduction) -> Path:
+    """The folder of a run, with the dataset that it is trained from the side of."""
+    return DatasetPaths(reproduction.data, reproduction.dataset).run(run_name(run, split, reproduction))
+
+
 def accuracy(cell: Cell, reproduction: Reproduction) -> float:
     """A cell's accuracy in %, the mean over the splits, from the score files.
 
@@ -151,16 +171,21 @@ def accuracy(cell: Cell, reproduction: Reproduction) -> float:
     """
     from evaluate import results, score_file
 
-    paths = DatasetPaths(reproduction.data, reproduction.dataset)
     views = VIEWS[reproduction.miniature]
     found = []
     for split in reproduction.splits:
         files = {
             part: [
                 score_file.read_scores(
-                    RunPaths(paths.run(run_name(run, split, reproduction))).scores(f"{part}-{views}")
+                    score_file.score_path(
+                        RunPaths(run_folder(run, split, side)),
+                        side.dataset,
+                        reproduction.dataset,
+                        f"{part}-{views}",
+                    )
                 )
                 for run in cell.runs
+                for side in [home(run, reproduction)]
             ]
             for part in (["test", "train"] if cell.fusion == "svm" else ["test"])
         }
@@ -326,6 +351,7 @@ def _flow_steps(runs: set[str], known: Mapping[str, Any], reproduction: Reproduc
 
 def _training_steps(run: str, split: int, known: Mapping[str, Any], reproduction: Reproduction) -> list[Step]:
     needs = known[run]
+    reproduction = home(run, reproduction)
     words = ["train", f"--dataset={reproduction.dataset}", f"--data={reproduction.data}", f"--split={split}"]
     words += [f"--stream={needs['stream']}", f"--recipe={run}", f"--run={run_name(run, split, reproduction)}"]
     before: list[Step] = []
@@ -353,7 +379,8 @@ def _training_steps(run: str, split: int, known: Mapping[str, Any], reproduction
 
 
 def _score_step(run: str, split: int, part: str, reproduction: Reproduction) -> Step:
-    views = VIEWS[reproduction.miniature]
+    views, side = VIEWS[reproduction.miniature], home(run, reproduction)
+    named = run_name(run, split, reproduction)
     words = [
         "evaluate",
         "score",
@@ -362,7 +389,7 @@ def _score_step(run: str, split: int, part: str, reproduction: Reproduction) -> 
         f"--split={split}",
     ]
     words += [
-        f"--run={run_name(run, split, reproduction)}",
+        f"--run={named if side.dataset == reproduction.dataset else run_folder(run, split, side)}",
         f"--part={part}",
         f"--frames={views.frames}",
         f"--crops={views.crops}",

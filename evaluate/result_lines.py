@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO
 
 from pipeline import atomic
-from pipeline.errors import InputError
+from pipeline.errors import InputError, unreadable
 
 CSV_SUFFIX = ".csv"
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -93,22 +93,33 @@ class ResultLines:
         return text.getvalue()
 
     def _read(self) -> frozenset[str]:
-        """The videos in the file, after a line that a crash cut short was removed."""
-        data = self.path.read_bytes()
+        """The videos in the file; a line that a crash cut short is removed once the others are known to be of ours."""
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise unreadable(self.path, error) from error
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+        begins = b"video," if self._csv else b'{"video": '
+        if not whole and not data.startswith(begins) and not begins.startswith(data):
+            raise InputError(
+                f"{self.path}: expected results of this command, found another file; name another with --output"
+            )
         text = whole.decode("utf-8", "surrogateescape")
         self._begun = bool(text)
         try:
             if self._csv:
-                rows = list(csv.DictReader(io.StringIO(text, newline="")))
+                reader = csv.DictReader(io.StringIO(text, newline=""))
+                if reader.fieldnames and [reader.fieldnames[0], reader.fieldnames[-1]] != [
+                    "video",
+                    "settings",
+                ]:
+                    raise ValueError("other columns")
+                rows = list(reader)
                 pairs = [(row["video"], row["settings"]) for row in rows]
             else:
                 values = [json.loads(line) for line in text.split("\n") if line]
                 pairs = [(value["video"], value["settings"]) for value in values]
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
             raise InputError(
                 f"{self.path}: expected results of this command, found {type(error).__name__}: {error}; name another "
                 "file with --output"
@@ -118,4 +129,7 @@ class ResultLines:
                 f"{self.path}: holds results of other runs, views or weights; repeat those options to continue it, "
                 "remove it, or name another file with --output"
             )
+        if len(whole) < len(data):
+            with atomic.disk_errors(self.path), self.path.open("r+b") as file:
+                file.truncate(len(whole))
         return frozenset(video for video, _ in pairs)

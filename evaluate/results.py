@@ -44,6 +44,7 @@ class Row:
         cross_validated: accuracy on videos of the training list that were held out: of the networks of a stream's
             folds, or of a fusion by SVM in the cross-validation that chose its C.
         kind: of fusion; None for a stream.
+        temperature: None where the scores are probabilities; else what makes shares of them, see `fusion.shares`.
     """
 
     name: str
@@ -53,6 +54,12 @@ class Row:
     training: float | None = None
     cross_validated: float | None = None
     kind: Fusion | None = None
+    temperature: float | None = None
+
+    @property
+    def shares(self) -> npt.NDArray[np.floating]:
+        """The scores as shares of one, float[n,C]: mean softmax, or calibrated ones in the same order."""
+        return self.scores if self.temperature is None else fusing.shares(self.scores, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,19 @@ def detailed_row(result: SplitResult, wanted: str | None = None) -> Row:
             return row
     there = ", ".join(row.kind or row.name for row in result.rows)
     raise InputError(f"--details {wanted}: split {result.split} has no such row, only {there}")
+
+
+def detailed_rows(results: Sequence[SplitResult], wanted: str | None = None) -> list[Row]:
+    """The row to show in detail of each split: where none is wanted, the one that is most accurate in the mean over
+    splits, so that all are about the same; the most accurate of each split if they have no row in common.
+
+    Raises:
+        InputError: no such row; the message names those there are.
+    """
+    means = mean_rows(results)
+    if wanted is None and means:
+        wanted = max(reversed(means), key=lambda entry: entry["accuracy"])["name"]
+    return [detailed_row(result, wanted) for result in results]
 
 
 def mean_rows(results: Sequence[SplitResult]) -> list[dict[str, Any]]:
@@ -285,6 +305,7 @@ def _mean_row(kind: Fusion, streams: Sequence[Scores], weights: Sequence[float] 
         metrics.measure(scores, streams[0].labels, streams[0].groups),
         note,
         kind=kind,
+        temperature=None if on == "softmax" else 1.0,
     )
 
 
@@ -309,6 +330,7 @@ def _svm_row(streams: Sequence[Scores], train: Sequence[Scores]) -> Row:
         fitted.training_accuracy,
         fitted.accuracies.get(fitted.cost),
         kind="svm",
+        temperature=fitted.temperature,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Unreadable
 from pipeline.paths import DatasetPaths
 from pipeline.runs import (
     STREAMS,
@@ -69,6 +69,8 @@ def find_runs(paths: DatasetPaths) -> list[TrainedRun]:
     for name in runs_in(paths):
         try:
             run = trained_run(RunPaths(paths.run(name)))
+        except Unreadable:
+            raise  # results without it would look complete
         except InputError:
             continue
         if run.record.dataset == paths.dataset and run.record.split is not None and run.record.fold is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from evaluate.inference import Compute, load_network, logits_forward, video_scor
 from evaluate.score_file import Scores
 from evaluate.views import Views
 from pipeline import atomic, catalog
-from pipeline.errors import InputError, OtherFormat, Unreadable
+from pipeline.errors import Damaged, InputError, OtherFormat, Unreadable
 from pipeline.groups import training_folds
 from pipeline.manifest import read_shard_set
 from pipeline.plan import share
@@ -32,6 +33,7 @@ from pipeline.text import many, some
 from train.checkpoint import Checkpoint
 
 SAVE_SECONDS = 30.0
+PART = re.compile(r"part-.+\.h5")
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,17 @@ class Measurement:
     @property
     def file(self) -> Path:
         """The score file."""
-        return self.run.scores(f"{self.part}-{self.views}")
+        return self.run.scores(f"{self.part}-{self.views}", self.other)
 
     @property
     def parts(self) -> Path:
         """The folder of scores that are not merged yet."""
-        return self.run.score_parts(f"{self.part}-{self.views}")
+        return self.run.score_parts(f"{self.part}-{self.views}", self.other)
+
+    @property
+    def other(self) -> str | None:
+        """The dataset, where it is not the one that the run was trained on first."""
+        return None if self.dataset.name == self.checkpoint.run.dataset else self.dataset.name
 
     def empty(self) -> Scores:
         """Scores of no video, with everything that describes them."""
@@ -219,12 +226,17 @@ def score(
         InputError: a shard is damaged or lacks what the stream needs, or the disk is full.
     """
     atomic.sweep(measurement.file.parent)
-    listed = [measurement.dataset.videos[video] for video in measurement.videos]
-    mine = {video.id for video in share(listed, task, tasks)}
-    names = [video for video in state.todo if video in mine]
+    names = share_of(measurement, state, task, tasks)
     if names:
         _score_videos(measurement, {name: state.todo[name] for name in names}, compute or Compute(), progress)
     return merge(measurement, state)
+
+
+def share_of(measurement: Measurement, state: ScoringState, task: int, tasks: int) -> list[str]:
+    """The videos that are left of one task's share of the list."""
+    listed = [measurement.dataset.videos[video] for video in measurement.videos]
+    mine = {video.id for video in share(listed, task, tasks)}
+    return [video for video in state.todo if video in mine]
 
 
 def merge(measurement: Measurement, state: ScoringState) -> ScoringState:
@@ -256,7 +268,8 @@ def discard(measurement: Measurement) -> None:
             raise
         except InputError:
             continue
-    measurement.file.unlink(missing_ok=True)
+    for path in _score_files(measurement):
+        path.unlink(missing_ok=True)
     _remove_parts(measurement.parts)
 
 
@@ -339,9 +352,16 @@ def _collect(
 
 
 def _score_files(measurement: Measurement) -> list[Path]:
-    """The score file, whether it is there or not, and the parts that are not merged yet."""
-    parts = sorted(measurement.parts.glob("part-*.h5")) if measurement.parts.is_dir() else []
-    return [measurement.file, *parts]
+    """The score file, whether it is there or not, one where earlier versions kept it, and the parts not merged yet."""
+    folder = measurement.parts
+    # Not glob, which takes a folder that may not be listed for an empty one.
+    parts = sorted(path for path in folder.iterdir() if PART.fullmatch(path.name)) if folder.is_dir() else []
+    files = [measurement.file]
+    if measurement.other:
+        name, own = f"{measurement.part}-{measurement.views}", measurement.checkpoint.run.dataset
+        with contextlib.suppress(Damaged, OtherFormat):
+            files.append(score_file.score_path(measurement.run, own, measurement.dataset.name, name))
+    return [*dict.fromkeys(files), *parts]
 
 
 def _remove_parts(folder: Path) -> None:

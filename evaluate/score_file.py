@@ -29,9 +29,9 @@ import numpy.typing as npt
 
 from evaluate import score_file_v1
 from pipeline import atomic, hdf5
-from pipeline.errors import Damaged, InputError, OtherFormat
+from pipeline.errors import Damaged, InputError, OtherFormat, unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
-from pipeline.runs import STREAMS, Part
+from pipeline.runs import STREAMS, Part, RunPaths
 from pipeline.text import first_line
 
 FORMAT = "two-stream scores"
@@ -140,6 +140,26 @@ def read_scores(path: Path) -> Scores:
         raise Damaged(f"{path}: not a readable score file ({error}); score again with --overwrite") from error
 
 
+def score_path(run: RunPaths, own: str, dataset: str, part: str) -> Path:
+    """Where a run's scores of a part of a dataset are.
+
+    Those of another dataset than the run's own lie in a folder of its name. Until version 0.2 they did not; a file from
+    then is taken where there is no other.
+
+    Args:
+        run: the run.
+        own: the dataset that it was trained on.
+        dataset: the dataset that is scored, for whose classes the run has a head.
+        part: of the split, with the views, as "test-25x10".
+    """
+    if own == dataset:
+        return run.scores(part)
+    path, earlier = run.scores(part, dataset), run.scores(part)
+    if path.is_file() or not earlier.is_file():
+        return path
+    return earlier if read_scores(earlier).dataset == dataset else path
+
+
 def _read(file: Any, source: SourceFile) -> Scores:
     root = h5py.h5g.open(file, b"/")
     found = [
@@ -172,7 +192,7 @@ def _is_of_version_1(path: Path) -> bool:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise hdf5.unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return head.startswith(hdf5.SIGNATURE) and 0 <= head[-1] < hdf5.OLDEST_SUPERBLOCK
 
 

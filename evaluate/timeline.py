@@ -203,8 +203,8 @@ def write_overlay(path: Path, video: Path, line: TimeLine, flow: ShardAddress | 
     import contextlib
     import dataclasses
 
+    from pipeline.picture_files import encode_video
     from pipeline.video import Selection, VideoReader
-    from pipeline.view import encode_video
 
     whole = Selection(None, None, 1, selection.start, selection.end)
     with contextlib.ExitStack() as stack:
@@ -217,19 +217,19 @@ def write_overlay(path: Path, video: Path, line: TimeLine, flow: ShardAddress | 
 
 
 def _pictures(reader: Any, line: TimeLine, shard: Shard | None) -> Iterator[npt.NDArray[np.uint8]]:
-    from pipeline.view import flow_colours, full_colour_speed
+    from pipeline.flow_colours import flow_colours, full_colour_speed
 
     inset: npt.NDArray[np.uint8] | None = None
     fastest, shown_flow, number = 1.0, -1, 0
     direction = shard.directions[0] if shard is not None and shard.directions else None
     if shard is not None and direction is not None:
-        sample = np.unique(np.linspace(0, shard.flow_count(direction) - 1, 16).astype(int))
+        sample = np.unique(np.linspace(0, shard.flow_counts[direction] - 1, 16).astype(int))
         fastest = full_colour_speed(np.concatenate([shard.flows(i, i + 1, direction) for i in sample]))
     while len(frames := reader.read(FRAMES_AT_ONCE).rgb):
         for frame in frames:
             seconds = number / reader.fps
             if shard is not None and direction is not None:
-                index = min(int(seconds * shard.fps + 1e-6), shard.flow_count(direction) - 1)
+                index = min(int(seconds * shard.fps + 1e-6), shard.flow_counts[direction] - 1)
                 if index != shown_flow:
                     inset = flow_colours(shard.flows(index, index + 1, direction)[0], fastest)
                     shown_flow = index

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,11 +32,10 @@ def main(**values: Any) -> None:
     pictures, each of which counts as a video, and @FILE for a list of them. Or --dataset NAME. Videos whose shards
     exist already are skipped, so the same command resumes after an interruption.
     """
-    began = time.monotonic()
     options = from_options(ExtractionOptions, values)
     parameters = given_values(module(options.shards.method).Parameters, values)
 
-    from extract_flow.extraction import Stopped, extract, summary_lines
+    from extract_flow.extraction import Stopped, extract, failure_report, known_outcomes, summary_lines
     from extract_flow.settings import ExtractionSettings
     from pipeline.catalog import SHORT_SIDE, load_dataset
 
@@ -48,11 +46,18 @@ def main(**values: Any) -> None:
     )
     videos, destination = _work(source, dataset, options.shards.method)
     try:
-        outcomes = extract(videos, settings, options.execution, destination)
+        known = known_outcomes(videos, settings, options.execution, destination)
+        failed = [outcome for outcome in known.values() if outcome.status == "failed"]
+        reported = (
+            failed if len(known) < len(videos) else []
+        )  # else the summary, which follows at once, names them
+        for line in failure_report(reported, destination, "before"):
+            print(line, file=sys.stderr, flush=True)
+        outcomes = extract(videos, settings, options.execution, destination, known)
     except Stopped as stopped:
         print(f"{stopped}: finished videos are kept; the same command resumes", file=sys.stderr)
         sys.exit(STOPPED + stopped.number)
-    for line in summary_lines(outcomes, began):
+    for line in summary_lines(outcomes, settings, destination, reported):
         print(line)
     if any(outcome.status == "failed" for outcome in outcomes):
         sys.exit(1)

@@ -72,6 +72,19 @@ class Piece(NamedTuple):
     pairs: Mapping[str, npt.NDArray[np.int64]]
 
 
+def check_source(task: VideoTask) -> int:
+    """Size of a video in bytes, if it is there and its name can be stored; nothing is decoded.
+
+    Raises:
+        InputError: a name that cannot be stored.
+        VideoError: no such file or folder.
+    """
+    for part in task.video.split("/"):
+        if fault := fault_of_part(part):
+            raise InputError(f"{str(task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it")
+    return source_bytes(task.path)
+
+
 def other_settings(standing: Standing, settings: ExtractionSettings) -> str:
     """Why an existing shard that differs from what is asked is neither done nor replaced; names no video."""
     preset = settings.preset_of(standing.made)
@@ -149,12 +162,7 @@ class Clip:
             VideoError: no frame can be decoded.
             InputError: the existing shard was made with other settings, or a name that cannot be stored.
         """
-        for part in self.task.video.split("/"):
-            if fault := fault_of_part(part):
-                raise InputError(
-                    f"{str(self.task.path)!r}: the name {part!r} cannot be stored: {fault}; rename it"
-                )
-        self._source_bytes = source_bytes(self.task.path)
+        self._source_bytes = check_source(self.task)
         request = self.settings.request(self._source_bytes)
         self._missing = self._missing_parts(request)
         if not self._missing:
@@ -162,6 +170,11 @@ class Clip:
         with self.stage("decode"):
             self._reader = VideoReader(
                 self.task.path, self.settings.selection, rgb="frames" in self._missing, on_frame=on_frame
+            )
+        if not self.settings.size_was_asked and self._reader.height > self._reader.source_height:
+            self._notes.append(
+                f"smaller than {self.settings.selection.short_side} pixels, and scaled up to that, so that all can be "
+                "trained on alike: --short-side none keeps each video's own size"
             )
         self._writer = ShardWriter(self.task.shard, request, self.settings.codec, self._keep)
         for part in self._missing:  # a video of one frame has no flow, yet its shard says so

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from extract_flow.clip import VideoTask, other_settings
+from extract_flow.clip import VideoTask, check_source, other_settings
 from extract_flow.options import Execution
-from extract_flow.progress import ProgressDisplay
 from extract_flow.settings import ExtractionSettings
-from extract_flow.supervisor import Event, Finished, Lost, Preparing, Progress, Started, Stopped, supervise
+from extract_flow.supervisor import Event, Finished, Lost, Preparing, Started, Stopped, supervise
+from extract_flow.supervisor import Progress as Report
 from extract_flow.worker import serve
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.failures import report_failures
 from pipeline.machine import usable_cores
 from pipeline.manifest import Facts, ShardSet, Stamp, read_shard_set, record
-from pipeline.outcome import Outcome, OutcomeLog, describe, read_outcomes, summarise
+from pipeline.outcome import (
+    Outcome,
+    OutcomeLog,
+    describe,
+    read_outcomes,
+    seconds_of_work,
+    summarise,
+)
+from pipeline.progress import Progress
 from pipeline.request import Standing, standing
-from pipeline.text import many, printable
+from pipeline.text import many, shortened
 from pipeline.video import VideoError, source_bytes
 
 
@@ -45,6 +53,7 @@ def extract(
     settings: ExtractionSettings,
     execution: Execution,
     destination: Destination,
+    known: Mapping[int, Outcome] | None = None,
     *,
     plain: bool | None = None,
 ) -> list[Outcome]:
@@ -55,6 +64,7 @@ def extract(
         settings: what to make of each.
         execution: on which device, with how many processes; changes no byte.
         destination: where shards and outcome records go.
+        known: what `known_outcomes` found, if it was called.
         plain: progress as lines instead of a bar; None: unless stderr is a terminal.
 
     Returns:
@@ -64,32 +74,75 @@ def extract(
         InputError: nothing can be made at all: the method or device is not available, or the disk is full.
         Stopped: a signal stopped it; the outcomes of finished videos are recorded.
     """
-    cores = execution.jobs or usable_cores()
-    atomic.sweep(destination.shards)
-    there = read_shard_set(destination.shards)
-    videos = [video._replace(packed=there.get(video.video)) for video in videos]
-    outcomes: dict[int, Outcome] = {}
-    for number, answer in _standings(videos, settings, there, cores).items():
-        video = videos[number].video
-        if answer.done:
-            outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
-        elif answer.differences and not settings.overwrite:
-            reason = other_settings(answer, settings)
-            outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
+    outcomes = dict(known_outcomes(videos, settings, execution, destination) if known is None else known)
+    left = [number for number in range(len(videos)) if number not in outcomes]
+    there = read_shard_set(destination.shards) if left else {}
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
         _record_skipped(log, destination, [o for o in outcomes.values() if o.status == "skipped"])
         log.append(*(o for o in outcomes.values() if o.status == "failed"))
-        left = [number for number in range(len(videos)) if number not in outcomes]
         if left:
             made = _extract_in_workers(
-                [videos[number] for number in left], settings, execution, cores, destination, log, plain
+                [videos[number]._replace(packed=there.get(videos[number].video)) for number in left],
+                settings,
+                execution,
+                destination,
+                log,
+                plain,
             )
             outcomes |= {left[number]: outcome for number, outcome in made.items()}
     finally:
         log.close()
         atomic.sweep(destination.shards)  # what killed workers left
     return [outcomes[number] for number in range(len(videos))]
+
+
+def known_outcomes(
+    videos: Sequence[VideoTask],
+    settings: ExtractionSettings,
+    execution: Execution,
+    destination: Destination,
+) -> dict[int, Outcome]:
+    """What is known before any worker starts, by number: videos that are done, and those that cannot be made.
+
+    Existing shards are compared with what is asked, and the videos must be there; nothing is decoded.
+    """
+    atomic.sweep(destination.shards)
+    outcomes: dict[int, Outcome] = {}
+    there = read_shard_set(destination.shards)
+    for number, found in _standings(videos, settings, there, _cores(execution)).items():
+        video = videos[number].video
+        if found.done:
+            outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
+        elif found.differences and not settings.overwrite:
+            reason = other_settings(found, settings)
+            outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
+    for number in range(len(videos)):
+        if number not in outcomes:
+            try:
+                check_source(videos[number])
+            except InputError as error:
+                reason = shortened(str(error))
+                outcomes[number] = Outcome(
+                    videos[number].video, "failed", reason, shard_set=destination.shard_set
+                )
+    return outcomes
+
+
+def _cores(execution: Execution) -> int:
+    return execution.jobs or usable_cores()
+
+
+def failure_report(outcomes: Sequence[Outcome], destination: Destination, when: str) -> list[str]:
+    """Lines about those that failed; a file beside the outcome records holds what they do not name.
+
+    Args:
+        outcomes: of which those that failed count.
+        destination: of the extraction.
+        when: part of the file's name, "before" or "during" the work.
+    """
+    failed = [(outcome.video, outcome.reason) for outcome in outcomes if outcome.status == "failed"]
+    return report_failures(failed, destination.outcomes / f"failed-{when}-task{destination.task}.txt")
 
 
 def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Outcome]) -> None:
@@ -102,7 +155,7 @@ def _standings(
     videos: Sequence[VideoTask], settings: ExtractionSettings, there: ShardSet, cores: int
 ) -> dict[int, Standing]:
     """How existing shards answer what is asked, by the number of the video; those that do not open are left out."""
-    there.learn((video.video for video in videos if video.packed is not None), jobs=cores)
+    there.learn((video.video for video in videos), jobs=cores)
     asked = settings.request(0)
     of_request: dict[int, Standing] = {}  # which shards made alike share
     found: dict[int, Standing] = {}
@@ -130,13 +183,13 @@ def _extract_in_workers(
     videos: list[VideoTask],
     settings: ExtractionSettings,
     execution: Execution,
-    cores: int,
     destination: Destination,
     log: OutcomeLog,
     plain: bool | None,
 ) -> dict[int, Outcome]:
     """Give the videos to workers, and record how each ends; outcomes by the video's number."""
     written: dict[str, tuple[Stamp, Facts]] = {}
+    cores = _cores(execution)
     events = supervise(
         videos,
         serve,
@@ -145,20 +198,17 @@ def _extract_in_workers(
         patience=execution.patience or None,
     )
     outcomes: dict[int, Outcome] = {}
-    with ProgressDisplay(
-        {number: _bytes(video.path) or 1 for number, video in enumerate(videos)}, plain
-    ) as display:
+    weights = {number: _bytes(video.path) or 1 for number, video in enumerate(videos)}
+    with Progress("", len(videos), weights=weights, amount="pair", plain=plain) as shown:
         try:
             for event in events:
-                _show(event, display, settings.method, len(videos))
+                _show(event, shown, settings.method, len(videos))
                 if (outcome := _outcome(event, videos)) is None:
                     continue
                 assert isinstance(event, Finished | Lost)
                 outcomes[event.task] = dataclasses.replace(outcome, shard_set=destination.shard_set)
                 log.append(outcomes[event.task])
-                if outcome.status == "failed":
-                    display.line(f"failed: {printable(outcome.video)}: {printable(outcome.reason)}")
-                display.finish(event.task, outcome.flows)
+                shown.finish(event.task, outcome.flows, outcome.status == "failed")
                 if isinstance(event, Finished) and event.result.written is not None:
                     written[outcome.video] = event.result.written
                 if isinstance(event, Finished) and event.result.disk_full:
@@ -171,17 +221,17 @@ def _extract_in_workers(
     return outcomes
 
 
-def _show(event: Event, display: ProgressDisplay, method: str, videos: int) -> None:
+def _show(event: Event, shown: Progress, method: str, videos: int) -> None:
     if isinstance(event, Started):
-        display.start()
-        display.line(
+        shown.start()
+        shown.line(
             f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}, "
             f"{many(videos, 'video')} to do"
         )
     elif isinstance(event, Preparing):
-        display.line(event.what)
-    elif isinstance(event, Progress):
-        display.progress(event.task, *event.report)
+        shown.line(event.what)
+    elif isinstance(event, Report):
+        shown.report(event.task, *event.report)
 
 
 def _outcome(event: Event, videos: Sequence[VideoTask]) -> Outcome | None:
@@ -195,9 +245,27 @@ def _outcome(event: Event, videos: Sequence[VideoTask]) -> Outcome | None:
     return None
 
 
-def summary_lines(outcomes: list[Outcome], began: float) -> list[str]:
-    """The lines that end an extraction which began at that `time.monotonic()`."""
-    return describe(summarise(outcomes), time.monotonic() - began)
+def summary_lines(
+    outcomes: Sequence[Outcome],
+    settings: ExtractionSettings,
+    destination: Destination,
+    reported: Sequence[Outcome] = (),
+) -> list[str]:
+    """The lines that end an extraction: what was made, how fast, where it is, and what failed.
+
+    Args:
+        outcomes: one for each video.
+        settings: of the extraction.
+        destination: of the extraction.
+        reported: failures that were reported already.
+    """
+    said = {outcome.video for outcome in reported}
+    failures = failure_report([o for o in outcomes if o.video not in said], destination, "during")
+    lines = describe(summarise(outcomes), seconds_of_work(outcomes), settings.rgb, failures)
+    if any(outcome.status != "failed" for outcome in outcomes):
+        named = f" (shard set {destination.shard_set})" if destination.shard_set else ""
+        lines.append(f"shards: {destination.shards}{named}")
+    return lines
 
 
-__all__ = ["Destination", "Stopped", "extract", "summary_lines"]
+__all__ = ["Destination", "Stopped", "extract", "failure_report", "known_outcomes", "summary_lines"]

@@ -35,6 +35,11 @@ class FlowMethod(ABC):
     device_count: int = 1
     batch_pairs: int = 16
 
+    def __repr__(self) -> str:
+        """The call of `extract_flow.methods.load` that makes it, without its threads."""
+        values = {"device": self.device, **self.parameters}
+        return f"load({', '.join([repr(self.name), *(f'{key}={value!r}' for key, value in values.items())])})"
+
     @abstractmethod
     def flow(self, frames: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Flow of each pair: frames uint8[T,H,W], pairs int[n,2] of (from, to) -> float32[n,2,H,W] in pixels."""

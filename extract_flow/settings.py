@@ -30,6 +30,8 @@ class ExtractionSettings:
         rgb_quality: their JPEG quality.
         on_corrupt: "fail", or "keep" the frames before the error if there are at least 2. Not part of a request.
         overwrite: replace shards that were made with other settings. Not part of a request.
+        size_was_asked: whether the size is the user's wish; else videos that are scaled up are noted. Not part of a
+            request.
     """
 
     method: str
@@ -42,6 +44,7 @@ class ExtractionSettings:
     rgb_quality: int = 90
     on_corrupt: Literal["fail", "keep"] = "fail"
     overwrite: bool = False
+    size_was_asked: bool = True
 
     @classmethod
     def from_options(
@@ -81,6 +84,7 @@ class ExtractionSettings:
             rgb_quality=cls.rgb_quality if options.rgb_quality is None else options.rgb_quality,
             on_corrupt=options.on_corrupt,
             overwrite=options.overwrite,
+            size_was_asked=options.short_side is not None or options.size is not None,
         )
 
     def request(self, source_bytes: int) -> Request:

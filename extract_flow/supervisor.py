@@ -12,15 +12,16 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from pipeline import start
 from pipeline.errors import InputError
 
 SECONDS_TO_CLEAN_UP = 5.0
@@ -423,6 +424,7 @@ def how_it_died(exit_code: int | None) -> str:
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
     """Keep the stop signals from a process that is being started until it has its own handlers."""
+    resource_tracker.ensure_running()  # its start, with the first process, would end with SIGINT unblocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
         yield
@@ -487,15 +489,11 @@ def _worker_main(
     # The terminal sends Ctrl-C to all; the parent decides, and ends its workers by SIGTERM, which lets them clean up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    signal.signal(signal.SIGTERM, start.exit_by_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     # If the parent is gone, nobody is left to report to.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         serve(Link(connection), slot, *arguments)
-
-
-def _exit_on_signal(number: int, _: object) -> None:
-    sys.exit(128 + number)
 
 
 def _die_with(parent: int) -> None:

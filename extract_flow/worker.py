@@ -29,6 +29,7 @@ from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError
 from pipeline.manifest import Facts, Stamp
 from pipeline.outcome import WAIT_FOR_FRAMES, WAIT_FOR_WRITERS, Outcome
+from pipeline.progress import COMPILING
 
 BEAT = 1.0
 """Seconds between a decoder's signs of life."""
@@ -86,7 +87,7 @@ def serve(
         return
     on_gpu = method.device != "cpu"
     if not on_gpu:
-        warm_up(method, settings.codec.quantiser, link)
+        warm_up(method, settings.codec.quantiser, link.preparing)
     overlap = on_gpu if overlap is None else overlap
     implementation = f" ({method.implementation})" if method.implementation else ""
     gpus = 1 if device.startswith("cuda:") else method.device_count
@@ -114,7 +115,7 @@ def processes_per_gpu(cores: int) -> int:
     return min(MOST_PROCESSES, max(1, cores // CORES_OF_A_PROCESS))
 
 
-def warm_up(method: FlowMethod, quantiser: Quantiser, link: Link) -> None:
+def warm_up(method: FlowMethod, quantiser: Quantiser, report: Callable[[str], None]) -> None:
     """Compile what the method and the codec compute with, or load it, so that the speed shown is that of the work.
 
     The others are started when the first worker is ready, so they find compiled kernels in the cache.
@@ -123,7 +124,7 @@ def warm_up(method: FlowMethod, quantiser: Quantiser, link: Link) -> None:
 
     frames = np.tile(np.arange(32, dtype=np.uint8), (2, 32, 1))
     frames[1] += 1
-    with reporting(lambda: link.preparing("compiling the kernels once (about 15 s)")):
+    with reporting(lambda: report(COMPILING)):
         method.run(frames, np.array([[0, 1]]), "levels", quantiser)
 
 

@@ -22,7 +22,7 @@ COMMANDS: dict[str, LazyCommand] = {
         "pipeline.verify", "command", "Re-read shards, check their checksums and name each bad one."
     ),
     "plan": LazyCommand("pipeline.plan", "command", "Show how the work splits over array tasks."),
-    "view": LazyCommand("pipeline.view", "command", "Show a shard's flow beside its frames, as PNG or MP4."),
+    "view": LazyCommand("pipeline.view", "command", "Show flow beside frames: a clip, or many on a sheet."),
     "export": LazyCommand("pipeline.export", "command", "Write shards in another tool's layout."),
     "import-flow": LazyCommand("pipeline.import_flow", "command", "Make shards from folders of flow images."),
     "pack": LazyCommand(

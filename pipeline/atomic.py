@@ -57,15 +57,13 @@ def writing(path: str | Path, verify: Callable[[Path], object] | None = None) ->
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
-        try:
+        with removing(temporary):
             yield temporary
             sync(temporary)
             if verify is not None:
                 verify(temporary)
             temporary.replace(path)
             sync(path.parent)
-        finally:
-            remove(temporary)
 
 
 @contextlib.contextmanager
@@ -81,15 +79,13 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         put_back(path)
         temporary = temporary_path(path)
-        temporary.mkdir()
-        try:
+        with removing(temporary):
+            temporary.mkdir()
             yield temporary
             for file in [*temporary.rglob("*"), temporary]:
                 sync(file)
             replace_folder(temporary, path)
             sync(path.parent)
-        finally:
-            remove(temporary)
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -228,6 +224,19 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def removing(path: Path) -> Iterator[None]:
+    """Remove what is at a path once the block has ended, also where a signal ends it, or comes during the removal."""
+    try:
+        yield
+    finally:
+        try:
+            remove(path)
+        except BaseException:
+            remove(path)
+            raise
 
 
 def set_aside(path: Path, keep: bool = False) -> Path:

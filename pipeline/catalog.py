@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import atomic, checked_json
-from pipeline.errors import InputError, OtherFormat
+from pipeline.errors import InputError, OtherFormat, unreadable
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
-from pipeline.text import quoted, some
+from pipeline.text import quoted, shortened, some
 
 FORMAT = "two-stream dataset"
 VERSION = 1
@@ -231,9 +231,20 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise OtherFormat if a record that is there is of a later version; a damaged one may be replaced."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        _check_version(json.loads(path.read_text(encoding="utf-8")), path)
+    """Raise an InputError if a record that is there may not be replaced; a damaged one may.
+
+    Raises:
+        OtherFormat: it is of a later version.
+        Unreadable: the system does not let it be read, so that nobody knows what would be replaced.
+    """
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with contextlib.suppress(ValueError, RecursionError):
+        _check_version(json.loads(text), path)
 
 
 def _check_version(record: Any, path: Path) -> None:
@@ -268,8 +279,10 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
             f"dataset {name!r} is not known in {paths.data} (known: {known}); make it known with: "
             f"python -m pipeline {command.get(name, f'import folder --videos DIR --name {name}')}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{paths.record}: the dataset's record cannot be read: {error}") from error
+    except OSError as error:
+        raise unreadable(paths.record, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{paths.record}: damaged record ({error}); import the dataset again") from error
     try:
         record = json.loads(text)
         _check_version(record, paths.record)
@@ -278,9 +291,8 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
             raise ValueError(fault)
         return dataset
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{paths.record}: damaged record ({type(error).__name__}: {error}); import the dataset again"
-        ) from error
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise InputError(f"{paths.record}: damaged record ({reason}); import the dataset again") from error
 
 
 def parse_record(record: Any, name: str, folder: Path) -> Dataset:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,28 +81,38 @@ def inlined(function: Any = None, *, fastmath: bool = True, no_alias: bool = Fal
 
 
 @contextmanager
-def reporting(report: Callable[[], None]) -> Iterator[None]:
-    """Call `report` once, before the first function inside the block that has to be compiled; never if all are cached.
+def reporting(began: Callable[[], None], took: Callable[[float], None] | None = None) -> Iterator[None]:
+    """Report compiling inside the block: compiling all kernels of a flow method takes seconds.
 
-    Compiling all kernels of a flow method takes seconds, which a user should know about, and once only.
+    Args:
+        began: called once, before the first function that has to be compiled; never if all are cached.
+        took: called with the seconds of every compilation, those that it led to included.
     """
-    with event.install_listener("numba:compile", _Once(report)):
+    with event.install_listener("numba:compile", _Compilations(began, took)):
         yield
 
 
-class _Once(event.Listener):
-    """Calls a function at the first event that starts."""
+class _Compilations(event.Listener):
+    """Calls functions when compiling begins for the first time, and whenever it ends; numba compiles one at a time."""
 
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call: Callable[[], None] | None = call
+    def __init__(self, began: Callable[[], None], took: Callable[[float], None] | None) -> None:
+        self._began: Callable[[], None] | None = began
+        self._took = took
+        self._depth = 0
+        self._since = 0.0
 
     def on_start(self, event: Any) -> None:
-        if self._call is not None:
-            call, self._call = self._call, None
+        if self._began is not None:
+            call, self._began = self._began, None
             call()
+        if self._depth == 0:
+            self._since = time.monotonic()
+        self._depth += 1
 
     def on_end(self, event: Any) -> None:
-        pass
+        self._depth -= 1
+        if self._depth == 0 and self._took is not None:
+            self._took(time.monotonic() - self._since)
 
 
 class NoAlias(CompilerBase):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,8 +26,10 @@ PICTURE_FORMATS = frozenset(("image2", "image2pipe"))
 
 PICTURE_BRANDS = frozenset(("avif", "heic", "heix", "mif1"))
 """Of ISO files (ftyp) that hold a still picture."""
-STATED_DURATION = frozenset(("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf"))
+STATED_DURATION = frozenset(("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf", "rm", "mxf"))
 """Formats that state a duration; FFmpeg estimates that of others from the file itself."""
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+"""GUID of the object of an ASF file (WMV) that states its duration."""
 TS_PACKETS = (188, 192, 204)
 """Bytes of a packet of a transport stream: plain, with time stamps (M2TS), with error correction."""
 FRAMES_SHORT = 3
@@ -132,6 +135,8 @@ def shortfall(opened: Opened, path: Path, decoded: int, last: float | None) -> t
         promised = float(stream.duration * stream.time_base)
     if container.format.name not in STATED_DURATION or last is None:
         return ()
+    if container.format.name == "asf":
+        promised = _asf_duration(path)
     allowed = max(SECONDS_SHORT, PART_SHORT * promised)
     # Sound may last longer than the pictures.
     if promised - last > allowed and promised - (end := _end(path)) > allowed:
@@ -194,6 +199,19 @@ def count_packets(path: Path, indices: Sequence[int], most: float = math.inf) ->
             if counts.total() >= most:
                 break
     return counts
+
+
+def _asf_duration(path: Path) -> float:
+    """Seconds that the header of an ASF file states, 0 if none; FFmpeg ignores it where the file has another size."""
+    with path.open("rb") as file:
+        header = file.read(1 << 16)
+    found = header.find(ASF_PROPERTIES)
+    if found < 0 or len(header) < found + 92:
+        return 0.0
+    # After the object's GUID and size: file id, file size, date, packets, then these (ASF specification 3.2).
+    play_time, _, preroll, flags = struct.unpack_from("<QQQI", header, found + 64)
+    live = flags & 1  # being sent: nothing is stated
+    return 0.0 if live else max(0.0, play_time / 1e7 - preroll / 1e3)
 
 
 def _end(path: Path) -> float:

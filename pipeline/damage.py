@@ -12,11 +12,14 @@ measured on sound and damaged files of each (`benchmarks/damage.py`, docs/how-to
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pipeline import jpeg_scan
@@ -37,6 +40,8 @@ CONCEALING = "concealing"
 """How the decoders that flag frames begin the message that they are doing so."""
 MOST_HELD = 64
 """Frames that wait until a frame under suspicion comes out; a decoder reorders at most 16."""
+SCANNED_AHEAD = 8
+"""Packets of Motion JPEG that a thread scans at a time, ahead of the decoder."""
 LOST = re.compile(r"Packet corrupt \(stream = (\d+), dts = (-?\d+)\)")
 
 
@@ -72,11 +77,10 @@ def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.
     decoder.copy_opaque = True  # a frame carries the number of its packet
     codec = stream.codec_context.name
     watch = _Watch()
-    for number, (packet, lost) in enumerate(_packets(container, stream)):
-        if lost:
-            watch.damaged(number, "the transport stream lost packets")
-        elif codec == "mjpeg" and packet.size and (fault := jpeg_scan.fault(bytes(packet))):
-            watch.damaged(number, f"the JPEG data is damaged: {fault}")
+    packets = _packets(container, stream)
+    for number, (packet, fault) in enumerate(_scanned(packets) if codec == "mjpeg" else packets):
+        if fault:
+            watch.damaged(number, fault)
         # A new object each: PyAV finds it by its identity, and small numbers are the same object everywhere.
         packet.opaque = (number,)
         with Capture() as messages:
@@ -91,8 +95,41 @@ def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.
     yield from watch.finish()
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[av.Packet, bool]]:
-    """The packets of a stream, and whether a transport stream lost data in or just before each.
+def _scanned(packets: Iterator[tuple[av.Packet, str]]) -> Iterator[tuple[av.Packet, str]]:
+    """The packets of Motion JPEG, with what is wrong with the data of each, too.
+
+    A thread scans the next few while the decoder is busy with those before.
+    """
+    from av.error import FFmpegError
+
+    failure: Exception | None = None
+    waiting: collections.deque[tuple[list[tuple[av.Packet, str]], Future[list[str]]]] = collections.deque()
+    with ThreadPoolExecutor(1, "jpeg-scan") as pool:
+        while True:
+            batch: list[tuple[av.Packet, str]] = []
+            try:
+                batch.extend(itertools.islice(packets, SCANNED_AHEAD) if failure is None else ())
+            except (FFmpegError, OSError, ValueError) as error:
+                failure = error  # raised where it belongs: behind the packets before it
+            waiting.append((batch, pool.submit(_scan, [bytes(packet) for packet, _ in batch])))
+            if len(waiting) < 2:
+                continue
+            ready, found = waiting.popleft()
+            if not ready:
+                break
+            for (packet, lost), fault in zip(ready, found.result(), strict=True):
+                yield packet, lost or fault
+    if failure is not None:
+        raise failure
+
+
+def _scan(packets: Sequence[bytes]) -> list[str]:
+    faults = [jpeg_scan.fault(packet) if packet else None for packet in packets]
+    return [f"the JPEG data is damaged: {fault}" if fault else "" for fault in faults]
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[av.Packet, str]]:
+    """The packets of a stream, and whether a transport stream lost data in or just before each: "" if not.
 
     A loss counts only if no new group of pictures begins behind it: where recordings were joined, one does.
     """
@@ -101,7 +138,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
     packets: Iterator[av.Packet] = container.demux(stream)
     if container.format.name != "mpegts":
         for packet in packets:
-            yield packet, False
+            yield packet, ""
         return
     lost_at: int | None = None  # decoding time of what the demuxer found incomplete
     waiting: av.Packet | None = None
@@ -115,7 +152,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
                 # The incomplete one is followed by its group, or it is missing and this one belongs to its group.
                 lost = goes_on if waiting.dts == lost_at else not waiting.is_keyframe
                 lost_at = None
-            yield waiting, lost
+            yield waiting, "the transport stream lost packets" if lost else ""
         if following is None:
             return
         for _, _, text in messages:

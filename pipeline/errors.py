@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from pipeline.text import printable, printable_lines
+from pipeline.text import printable, printable_lines, shortened, system_reason
+
+LONGEST_LINE = 2000
+"""Characters of a line of a message: some file's text may be in it."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -21,6 +24,11 @@ class InputError(Exception):
 
 class Unreadable(InputError):
     """The system did not let a file be read now, which says nothing about what is in it."""
+
+
+def unreadable(path: object, error: OSError) -> Unreadable:
+    """The `Unreadable` of an error of the system."""
+    return Unreadable(f"{path}: could not be read: {system_reason(error)}; it was left as it is")
 
 
 class DiskFull(InputError):
@@ -47,7 +55,8 @@ def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            print(f"error: {printable_lines(str(error))}", file=sys.stderr)
+            lines = (shortened(line, LONGEST_LINE) for line in printable_lines(str(error)).split("\n"))
+            print("error: " + "\n".join(lines), file=sys.stderr)
             sys.exit(1)
         except BrokenPipeError:
             raise

@@ -25,8 +25,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import Unreadable
-from pipeline.text import first_line, system_reason
+from pipeline.errors import unreadable
+from pipeline.text import first_line
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 OLDEST_SUPERBLOCK = 2
@@ -139,10 +139,6 @@ def _opened(source: SourceFile) -> Iterator[Any]:
     finally:
         if file is not None:
             file.close()
-
-
-def unreadable(path: object, error: OSError) -> Unreadable:
-    return Unreadable(f"{path}: could not be read: {system_reason(error)}; it was left as it is")
 
 
 def child(group: Any, name: str, opened: Callable[[Any, bytes], Any]) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import errno
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -37,11 +36,11 @@ from pipeline.lists import (
 )
 from pipeline.machine import in_processes, usable_cores
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
-from pipeline.paths import check_name
+from pipeline.paths import DatasetPaths, check_name, data_root
 from pipeline.pictures import list_pictures
 from pipeline.progress import progress
 from pipeline.scan import Found, links_not_followed, scan
-from pipeline.text import many, quoted, some
+from pipeline.text import many, quoted, some, system_reason
 
 COMPARED = 2000
 """Names of found videos that are compared with one that is missing."""
@@ -131,46 +130,61 @@ def side_of_folder(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Header:
-    """What a video's header claims, None where it claims nothing; `fault` is why it could not be read."""
+    """What a video's header claims, None where it claims nothing.
+
+    Attributes:
+        frames, width, height: the claims.
+        fault: why the header could not be used, which is a fault of the file.
+        unread: why the system did not let it be read, which says nothing about the file.
+    """
 
     frames: int | None = None
     width: int | None = None
     height: int | None = None
     fault: str = ""
-
-
-SYSTEM_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
-"""Errors that say nothing about the video: a record without its frame count would last, the fault does not."""
+    unread: str = ""
 
 
 def probe(path: Path) -> Header:
-    """Frames and size from the header, without decoding; good enough to balance work, not to rely on.
-
-    Raises:
-        Unreadable: the system did not let the file be read now, out of file handles for example.
-    """
+    """Frames and size from the header, without decoding; good enough to balance work, not to rely on."""
     from av.error import FFmpegError
 
+    for _ in range(2):
+        try:
+            return read_header(path)
+        except (InputError, FFmpegError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+            if not any(isinstance(cause, OSError) for cause in (error, error.__cause__)):
+                return Header(fault=reason)
+        try:
+            read_through(path)
+        except OSError as error:
+            return Header(unread=system_reason(error))
+    return Header(fault=reason)  # the file can be read, so that FFmpeg's error is about what is in it
+
+
+def read_header(path: Path) -> Header:
+    """`probe`, raising what it finds wrong: InputError, FFmpegError, OSError or ValueError."""
     from pipeline.container import count_packets, open_video
 
-    try:
-        if path.is_dir():
-            return probe_pictures(path)
-        container, stream, _ = open_video(path)
-        with container:
-            frames = max(stream.frames, 0)
-            if not frames and stream.duration and stream.time_base and stream.average_rate:
-                frames = max(round(stream.duration * stream.time_base * stream.average_rate), 0)
-            if not frames:
-                frames = count_packets(path, [stream.index]).total()
-            return Header(frames or None, stream.width or None, stream.height or None)
-    except (InputError, FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
-        if any(getattr(cause, "errno", None) in SYSTEM_FAULTS for cause in (error, error.__cause__)):
-            raise Unreadable(
-                f"{path}: could not be read: {reason}; nothing was recorded, import again once that is mended"
-            ) from error
-        return Header(fault=reason)
+    if path.is_dir():
+        return probe_pictures(path)
+    container, stream, _ = open_video(path)
+    with container:
+        frames = max(stream.frames, 0)
+        if not frames and stream.duration and stream.time_base and stream.average_rate:
+            frames = max(round(stream.duration * stream.time_base * stream.average_rate), 0)
+        if not frames:
+            frames = count_packets(path, [stream.index]).total()
+        return Header(frames or None, stream.width or None, stream.height or None)
+
+
+def read_through(path: Path) -> None:
+    """Read every byte of a video file, or of the first picture of a folder; OSError if the system does not allow it."""
+    for file in list_pictures(path)[:1] if path.is_dir() else [path]:
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(1 << 20):
+                pass
 
 
 def probe_pictures(folder: Path) -> Header:
@@ -195,7 +209,7 @@ def probe_all(paths: Sequence[Path], jobs: int = -1) -> list[Header]:
 
     jobs = jobs if len(paths) > 100 else 1  # starting processes takes longer than a hundred headers
     try:
-        return list(progress(in_processes(probe, paths, jobs), "reading headers", len(paths)))
+        return list(progress(in_processes(probe, paths, jobs), "read headers", len(paths)))
     except BrokenProcessPool as error:
         raise InputError(
             "a process that read headers died, because of a damaged video or because it ran out of memory: import "
@@ -276,6 +290,7 @@ def import_dataset(
     ids = sorted(matching.paths)
     paths = {video_id: videos.absolute() / matching.paths[video_id] for video_id in ids}
     read = dict(zip(ids, probe_all(list(paths.values()), jobs), strict=True)) if headers else {}
+    check_read(read, limit)
     counts = {canonical_stem(key): count for key, count in (counts or {}).items()}
     read_from = {} if lists_source is None else {"lists": str(lists_source.absolute())}
     dataset = Dataset(
@@ -291,6 +306,17 @@ def import_dataset(
     )
     faults = {video_id: header.fault for video_id, header in read.items() if header.fault}
     return Imported(dataset, notes_of(dataset, lists, found, matching, loose, faults, counts, limit))
+
+
+def check_read(headers: Mapping[str, Header], limit: int) -> None:
+    """Raise Unreadable if there are videos that the system did not let be read: a record without their counts would
+    last, and the fault does not."""
+    unread = [f"{video_id}: {header.unread}" for video_id, header in headers.items() if header.unread]
+    if unread:
+        raise Unreadable(
+            f"{many(len(unread), 'video')} could not be read: {some(unread, limit, quoted=False)}; nothing was "
+            "recorded: import again once that is mended (--no-probe imports without looking into the videos)"
+        )
 
 
 def lists_for(
@@ -525,9 +551,13 @@ def command(**values: Any) -> None:
     mmaction2 or Kinetics have them, or without any.
     """
     options = from_options(ImportOptions, values)
+    name = check_name(options.name or options.kind, "dataset")
+    catalog.check_replaceable(
+        DatasetPaths(data_root(options.data), name).record
+    )  # before the work, not after it
     imported = import_dataset(
         options.kind,
-        check_name(options.name or options.kind, "dataset"),
+        name,
         options.videos,
         options.lists,
         class_names=[line for _, line in read_lines(options.classes)] if options.classes else None,

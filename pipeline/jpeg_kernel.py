@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,57 +16,115 @@ QUICK = 10
 """Bits of the table that most codes are found in, small enough for a processor's nearest cache."""
 FILL = 16
 """Bytes 0x00 or 0xFF that may stand between the last block and the next marker: some cameras align to words."""
+END_OF_BLOCK = 100
+"""How far an end of block advances: further than any run of zeros can lead from within a block."""
+
+
+class Tables(NamedTuple):
+    """Huffman codes as `read_scan` looks them up.
+
+    An entry is what is known of a code: in its lowest 5 bits the length of code and amplitude together, then in 4 bits
+    the length of the amplitude, then how many coefficients it advances. No entry is 0.
+
+    Attributes:
+        quick: uint16[tables,2**QUICK], the next bits -> entry; 0 if the code is longer, or invalid.
+        ends: int64[tables,17], the first number that is no code of at most that length.
+        shifts: int64[tables,17], what to add to a code of that length for the place of its entry in `entries`.
+        entries: uint16[tables,256], in the order of the codes; 0 for symbols that mean nothing.
+    """
+
+    quick: npt.NDArray[np.uint16]
+    ends: npt.NDArray[np.int64]
+    shifts: npt.NDArray[np.int64]
+    entries: npt.NDArray[np.uint16]
 
 
 @inlined(fastmath=False)
-def decoding_tables(
-    codes: npt.NDArray[np.uint8],
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Tables that find a code's symbol.
+def entry_of(length: Any, symbol: Any, ac: Any) -> Any:
+    """The entry of a code of that length, of AC coefficients or else of DC ones; 0 if the symbol means nothing."""
+    size = symbol & 15
+    if not ac:
+        return (length + symbol) | symbol << 5 | 1 << 9 if symbol <= 11 else 0
+    if symbol == 0:
+        return length | END_OF_BLOCK << 9
+    if size == 0 and symbol != 0xF0:
+        return 0
+    return (length + size) | size << 5 | ((symbol >> 4) + 1) << 9
 
-    Returns:
-        uint16[tables,2**QUICK], the next bits -> length << 8 | symbol, 0 for codes of more than QUICK bits;
-        int64[tables,17], the first number that is no code of at most that length;
-        int64[tables,17], what to add to a code of that length for the place of its symbol in `codes`.
+
+@kernel(fastmath=False)
+def decoding_tables(codes: npt.NDArray[np.uint8], ac: npt.NDArray[np.bool_]) -> Tables:
+    """The tables of Huffman codes.
+
+    Args:
+        codes: uint8[tables,272], the number of codes of length 1..16, then their symbols (T.81 annex C).
+        ac: bool[tables], whether they are of AC coefficients; else of DC ones.
     """
-    quick = np.zeros((codes.shape[0], 1 << QUICK), np.uint16)
-    ends = np.zeros((codes.shape[0], 17), np.int64)
-    shifts = np.zeros((codes.shape[0], 17), np.int64)
-    for table in range(codes.shape[0]):
-        code, place = 0, 16
+    count = codes.shape[0]
+    quick, entries = np.zeros((count, 1 << QUICK), np.uint16), np.zeros((count, 256), np.uint16)
+    ends, shifts = np.zeros((count, 17), np.int64), np.zeros((count, 17), np.int64)
+    for table in range(count):
+        code, place = 0, 0
         for length in range(1, 17):
             shifts[table, length] = place - code
             for _ in range(codes[table, length - 1]):
-                if place >= codes.shape[1] or code >= 1 << length:  # more codes than there can be
+                if place >= 256 or code >= 1 << length:  # more codes than there can be
                     break
+                entry = entry_of(length, np.int64(codes[table, 16 + place]), ac[table])
+                entries[table, place] = entry
                 if length <= QUICK:
                     first = code << (QUICK - length)
-                    for index in range(first, first + (1 << (QUICK - length))):
-                        quick[table, index] = length << 8 | codes[table, place]
+                    quick[table, first : first + (1 << (QUICK - length))] = entry
                 code += 1
                 place += 1
             ends[table, length] = code
             code <<= 1
-    return quick, ends, shifts
+    return Tables(quick, ends, shifts, entries)
 
 
 @inlined(fastmath=False)
 def four_bytes(data: npt.NDArray[np.uint8], position: Any, bits: Any, ahead: Any) -> tuple[Any, Any, Any]:
     """Append four bytes of compressed data, or zeros behind a marker: (position, bits, bits that are such zeros)."""
+    if position + 4 <= data.size:
+        word: Any = (
+            np.int64(data[position]) << 24
+            | np.int64(data[position + 1]) << 16
+            | np.int64(data[position + 2]) << 8
+            | np.int64(data[position + 3])
+        )
+        opposite: Any = ~word & 0xFFFFFFFF
+        if (opposite - 0x01010101) & word & 0x80808080 == 0:  # no byte is 0xFF
+            return position + 4, bits << 32 | word, ahead
     for _ in range(4):
-        value: Any = np.uint64(0)
+        value: Any = np.int64(0)
         if position >= data.size:
             ahead += 8
         elif data[position] != 0xFF:
-            value = np.uint64(data[position])
+            value = np.int64(data[position])
             position += 1
         elif position + 1 < data.size and data[position + 1] == 0:  # T.81 B.1.1.5: a stuffed 0xFF
-            value = np.uint64(0xFF)
+            value = np.int64(0xFF)
             position += 2
         else:
             ahead += 8
-        bits = bits << np.uint64(8) | value
+        bits = bits << 8 | value
     return position, bits, ahead
+
+
+@inlined(fastmath=False)
+def long_code(word: Any, ends: Any, shifts: Any, entries: Any) -> Any:
+    """The entry of the code of more than QUICK bits that begins 16 bits; 0 if it is invalid."""
+    length: Any = QUICK + 1
+    while length <= 16 and word >> (16 - length) >= ends[length]:
+        length += 1
+    return np.int64(entries[(word >> (16 - length)) + shifts[length]]) if length <= 16 else np.int64(0)
+
+
+@inlined(fastmath=False)
+def amplitude_of(bits: Any, held: Any, size: Any) -> Any:
+    """The coefficient or difference whose `size` bits end at bit `held`: T.81 F.2.2.1, EXTEND."""
+    amplitude: Any = bits >> held & ((1 << size) - 1)
+    return amplitude if amplitude >= (1 << size) >> 1 else amplitude - ((1 << size) - 1)
 
 
 @inlined(fastmath=False)
@@ -111,8 +169,9 @@ def read_scan(
     position: int,
     units: int,
     order: npt.NDArray[np.int32],
-    codes: npt.NDArray[np.uint8],
+    tables: Tables,
     steps: npt.NDArray[np.int32],
+    harmless_sizes: npt.NDArray[np.int64],
     interval: int,
 ) -> tuple[int, int]:
     """Read all codes of a scan.
@@ -121,74 +180,67 @@ def read_scan(
         data: of the file.
         position: of the scan's first byte of compressed data.
         units: minimum coded units in the scan.
-        order: int32[blocks,3], per block of a unit its component, and the rows of `codes` for its DC and AC codes.
-        codes: uint8[tables,272], the number of codes of length 1..16, then their symbols (T.81 annex C).
+        order: int32[blocks,3], per block of a unit its component, and the numbers of the tables of its DC and AC codes.
+        tables: of the codes.
         steps: int32[components,64], the quantiser's steps in zigzag order.
+        harmless_sizes: int64[components], amplitudes of that many bits are not too large whatever the coefficient.
         interval: units between restart markers; 0 for none.
 
     Returns:
         The position behind the data that was read, and 0 or what is wrong.
     """
-    quick, ends, shifts = decoding_tables(codes)
-    bits = np.uint64(0)  # the next bits, at the low end
+    quick, ends, shifts, entries = tables
+    bits: Any = np.int64(0)  # the next bits, at the low end
     held: Any = np.int64(0)
     ahead: Any = np.int64(0)  # bits in `bits` that stand for data behind a marker or the end: zeros
-    blocks = order.shape[0]
     predicted = np.zeros(steps.shape[0], np.int64)
     for unit in range(units):
         if interval and unit and unit % interval == 0:
-            held = ahead = np.int64(0)
-            bits = np.uint64(0)
+            held = ahead = bits = np.int64(0)
             predicted[:] = 0
             position, problem = behind_restart(data, position)
             if problem:
                 return position, problem
-        for block in range(blocks):
+        for block in range(order.shape[0]):
             component = order[block, 0]
+            if held < 32:  # a code of 16 bits and an amplitude of 15
+                position, bits, ahead = four_bytes(data, position, bits, ahead)
+                held += 32
             table: Any = order[block, 1]
-            coefficient: Any = np.int64(0)
+            entry: Any = np.int64(quick[table, bits >> (held - QUICK) & ((1 << QUICK) - 1)])
+            if entry == 0:
+                word = bits >> (held - 16) & 0xFFFF
+                entry = long_code(word, ends[table], shifts[table], entries[table])
+            if entry == 0:
+                return position, TOO_SHORT if held - 16 < ahead else INVALID
+            held -= entry & 31
+            step: Any = steps[component, 0]
+            predicted[component] += amplitude_of(bits, held, entry >> 5 & 15)
+            if abs(predicted[component]) * step > LARGEST + step:
+                return position, TOO_SHORT if held < ahead else TOO_LARGE
+            table, harmless = order[block, 2], harmless_sizes[component]
+            coefficient: Any = np.int64(1)
             while coefficient < 64:
-                if held < 32:  # a code of 16 bits and an amplitude of 15
+                if held < 32:
                     position, bits, ahead = four_bytes(data, position, bits, ahead)
                     held += 32
-                word = (bits >> np.uint64(held - 16)) & np.uint64(0xFFFF)
-                entry: Any = np.int64(quick[table, word >> np.uint64(16 - QUICK)])
+                entry = np.int64(quick[table, bits >> (held - QUICK) & ((1 << QUICK) - 1)])
                 if entry == 0:
-                    length: Any = QUICK + 1
-                    while length <= 16 and np.int64(word >> np.uint64(16 - length)) >= ends[table, length]:
-                        length += 1
-                    if length > 16:
-                        return position, TOO_SHORT if held - 16 < ahead else INVALID
-                    place = np.int64(word >> np.uint64(16 - length)) + shifts[table, length]
-                    entry = length << 8 | np.int64(codes[table, place])
-                symbol = entry & 255
-                length = symbol & 15
-                held -= (entry >> 8) + length
-                if held < ahead:
-                    return position, TOO_SHORT
-                amplitude: Any = np.int64(bits >> np.uint64(held)) & ((1 << length) - 1)
-                if amplitude < (1 << length) >> 1:
-                    amplitude -= (1 << length) - 1
-                if coefficient == 0:
-                    if symbol > 11:
-                        return position, INVALID
-                    predicted[component] += amplitude
-                    step = steps[component, 0]
-                    if abs(predicted[component]) * step > LARGEST + step:
-                        return position, TOO_LARGE
-                    table = order[block, 2]
-                    coefficient = 1
-                elif symbol == 0:
-                    coefficient = 64
-                else:
-                    coefficient += (symbol >> 4) + 1
-                    if coefficient > 64:
-                        return position, TOO_MANY
+                    word = bits >> (held - 16) & 0xFFFF
+                    entry = long_code(word, ends[table], shifts[table], entries[table])
+                if entry == 0:
+                    return position, TOO_SHORT if held - 16 < ahead else INVALID
+                held -= entry & 31
+                coefficient += entry >> 9
+                size: Any = entry >> 5 & 15
+                if size > harmless and coefficient <= 64:
                     step = steps[component, coefficient - 1]
-                    if abs(amplitude) * step > LARGEST + step:
-                        return position, TOO_LARGE
-                    if length == 0 and symbol != 0xF0:
-                        return position, INVALID
+                    if abs(amplitude_of(bits, held, size)) * step > LARGEST + step:
+                        return position, TOO_SHORT if held < ahead else TOO_LARGE
+            if held < ahead:
+                return position, TOO_SHORT
+            if 64 < coefficient < END_OF_BLOCK:
+                return position, TOO_MANY
     # Bytes that were taken but not used lie before `position`; an escaped 0xFF may be among them.
     left = (held - ahead) // 8
     first = position

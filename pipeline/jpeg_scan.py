@@ -3,16 +3,19 @@
 Decoders conceal damage in a JPEG: a wrong code shifts all blocks behind it, and the picture comes out without an error.
 Here the Huffman codes are read and counted, without making a picture, at a small part of a decoder's cost. Baseline and
 extended sequential JPEGs of 8 bits are checked, which is what Motion JPEG and frames in folders are; of progressive,
-lossless and arithmetic ones nothing is said.
+lossless and arithmetic ones only whether they have an end.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pipeline.jpeg_kernel import Tables
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -20,6 +23,9 @@ Bytes = npt.NDArray[np.uint8]
 EOI, SOS, DQT, DHT, DRI = 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 SEQUENTIAL = (0xC0, 0xC1)
 OTHER_FRAMES = (0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
+NO_SEGMENT = frozenset((0x00, 0x01, 0xFF, *range(0xD0, 0xD9)))
+DECIDING = frozenset((DHT, DQT, DRI, SOS, *SEQUENTIAL))
+"""Segments that say what a scan must hold."""
 # The tables of T.81 annex K.3, which Motion JPEG leaves out, by class and id: codes of length 1..16, then symbols.
 _DC_SYMBOLS = bytes(range(12))
 _AC_LUMA = bytes.fromhex(
@@ -40,6 +46,7 @@ STANDARD = {
 }
 
 
+END = bytes((0xFF, EOI))
 PROBLEMS = (
     "",
     "an invalid code",
@@ -48,6 +55,10 @@ PROBLEMS = (
     "data is left over",
     "a coefficient beyond what 8-bit samples can have",
 )
+
+
+CODE_BYTES = 16 + 256
+"""Of a table of codes: numbers of codes of length 1..16, then symbols."""
 
 
 class Component(NamedTuple):
@@ -68,15 +79,14 @@ class Header(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a scan must hold; see `pipeline.jpeg_kernel.read_scan`. `codes` are numbers of tables here."""
+    """What a scan must hold: arguments of `pipeline.jpeg_kernel.read_scan`, which explains them."""
 
     units: int
     order: npt.NDArray[np.int32]
-    codes: tuple[int, ...]
+    tables: Tables
     steps: npt.NDArray[np.int32]
-
-
-CODE_BYTES = 16 + 256
+    harmless_sizes: npt.NDArray[np.int64]
+    interval: int
 
 
 def fault(data: bytes) -> str | None:
@@ -97,23 +107,44 @@ def fault(data: bytes) -> str | None:
 
 def _picture(data: bytes, array: Bytes, start: int) -> tuple[int, str | None]:
     """Check one picture; its end (-1 if it is of a kind that is not checked), and what is wrong."""
-    from pipeline.jpeg_kernel import read_scan
+    from pipeline.jpeg_kernel import TOO_SHORT, read_scan
 
-    codes, quantisers = dict(STANDARD), dict[int, bytes]()
-    header: Header | None = None
-    interval = 0
+    head: list[bytes] = []
     position = start + 2
     scanned = False
     while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
         marker = data[position + 1]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+        if marker in NO_SEGMENT:
             position += 1 if marker == 0xFF else 2
             continue
         if marker == EOI:
             break
-        length = int.from_bytes(data[position + 2 : position + 4])
-        body = data[position + 4 : position + 2 + length]
-        position += 2 + length
+        if marker in OTHER_FRAMES:
+            return -1, None if data.find(END, position) >= 0 else PROBLEMS[TOO_SHORT]
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if marker in DECIDING:
+            head.append(data[position:end])
+        position = end
+        if marker == SOS:
+            plan = _plan(tuple(head))
+            if plan is None:
+                return -1, None
+            position, problem = read_scan(array, position, *plan)
+            scanned = True
+            if problem:
+                return position, PROBLEMS[problem]
+    end = position + 2 if position >= 0 else len(data)
+    return end, None if scanned else "the picture's data is missing"
+
+
+@functools.lru_cache(maxsize=16)  # the frames of a video are usually alike
+def _plan(head: tuple[bytes, ...]) -> Plan | None:
+    """What the scan that the last of the segments begins must hold; None for one that is not understood."""
+    codes, quantisers = dict(STANDARD), dict[int, bytes]()
+    header: Header | None = None
+    interval = 0
+    for segment in head:
+        marker, body = segment[1], segment[4:]
         if marker == DHT:
             codes.update(_codes(body))
         elif marker == DQT:
@@ -122,22 +153,7 @@ def _picture(data: bytes, array: Bytes, start: int) -> tuple[int, str | None]:
             interval = int.from_bytes(body[:2])
         elif marker in SEQUENTIAL:
             header = _frame(body)
-        elif marker in OTHER_FRAMES:
-            return -1, None
-        elif marker == SOS:
-            plan = header and _plan(header, body, tuple(quantisers.items()))
-            if not plan or any(number not in codes for number in plan.codes):
-                return -1, None
-            used = b"".join(codes[number].ljust(CODE_BYTES, b"\0")[:CODE_BYTES] for number in plan.codes)
-            tables = np.frombuffer(used, np.uint8).reshape(-1, CODE_BYTES)
-            position, problem = read_scan(
-                array, position, plan.units, plan.order, tables, plan.steps, interval
-            )
-            scanned = True
-            if problem:
-                return position, PROBLEMS[problem]
-    end = position + 2 if position >= 0 else len(data)
-    return end, None if scanned else "the picture's data is missing"
+    return header and _plan_of(header, head[-1][4:], codes, quantisers, interval)
 
 
 def _codes(body: bytes) -> dict[int, bytes]:
@@ -172,9 +188,12 @@ def _frame(body: bytes) -> Header | None:
     return Header(height, width, components)
 
 
-@functools.lru_cache(maxsize=16)  # the frames of a video have the same header
-def _plan(header: Header, body: bytes, quantisers: tuple[tuple[int, bytes], ...]) -> Plan | None:
-    """What a scan must hold; None for one that is not understood."""
+def _plan_of(
+    header: Header, body: bytes, codes: dict[int, bytes], quantisers: dict[int, bytes], interval: int
+) -> Plan | None:
+    """What a scan must hold whose header (SOS) has that body."""
+    from pipeline.jpeg_kernel import LARGEST, decoding_tables
+
     count = body[0] if body else 0
     if not 1 <= count <= 4 or len(body) < 4 + 2 * count:
         return None
@@ -182,11 +201,10 @@ def _plan(header: Header, body: bytes, quantisers: tuple[tuple[int, bytes], ...]
     chosen = [(names.get(body[1 + 2 * i]), body[2 + 2 * i]) for i in range(count)]
     widest = max(component.across for component in header.components)
     highest = max(component.down for component in header.components)
-    steps_of = dict(quantisers)
     rows: list[tuple[int, int, int]] = []
     steps = []
     for number, (component, ids) in enumerate(chosen):
-        if component is None or len(table := steps_of.get(component.quantiser, b"")) not in (64, 128):
+        if component is None or len(table := quantisers.get(component.quantiser, b"")) not in (64, 128):
             return None
         steps.append(np.frombuffer(table, np.uint8 if len(table) == 64 else ">u2").astype(np.int32))
         blocks = component.across * component.down if count > 1 else 1
@@ -197,5 +215,11 @@ def _plan(header: Header, body: bytes, quantisers: tuple[tuple[int, bytes], ...]
         across, down = across // component.across, down // component.down
     units = -(-header.width // across) * -(-header.height // down)
     used = sorted({code for row in rows for code in row[1:]})
+    if any(number not in codes for number in used):
+        return None
     order = np.array([(number, used.index(dc), used.index(ac)) for number, dc, ac in rows], np.int32)
-    return Plan(units, order, tuple(used), np.stack(steps))
+    padded = b"".join(codes[number].ljust(CODE_BYTES, b"\0")[:CODE_BYTES] for number in used)
+    tables = decoding_tables(np.frombuffer(padded, np.uint8).reshape(-1, CODE_BYTES), np.array(used) >= 0x10)
+    # (2**size - 1) * step exceeds LARGEST + step from some size on, for the largest step first.
+    harmless = [(LARGEST // max(1, int(each.max())) + 2).bit_length() - 1 for each in steps]
+    return Plan(units, order, tables, np.stack(steps), np.array(harmless), interval)

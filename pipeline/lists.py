@@ -39,6 +39,8 @@ LISTED_FILE = re.compile(
     re.IGNORECASE,
 )
 LISTED_FOLDER = re.compile(r"(.+?)((?:[\s,]+[0-9]{1,9}){1,2})")
+QUOTED_PATH = re.compile(r'"([^"]+)"((?:\s*,\s*"?[0-9]{1,9}"?)+)\s*')
+"""A path in the quotes of CSV, and the numbers after it."""
 UCF_LIST = re.compile(r"(train|test)list([0-9]{1,4})\.txt")
 HMDB_LIST = re.compile(r"(.+)_test_split([0-9]{1,4})\.txt")
 NUMBER_BEHIND = re.compile(r"(?<=[^\s,])[\s,]+[0-9]{1,9}$")
@@ -366,6 +368,8 @@ def read_rows(path: Path, folder: VideosFolder) -> list[Row]:
         return []
     parsed: list[tuple[str, list[int], str]] = []
     for number, line in lines:
+        if in_quotes := QUOTED_PATH.fullmatch(line):
+            line = in_quotes[1] + in_quotes[2].replace('"', "")
         name, numbers = split_labels(line)
         where = f"{path}:{number}"
         if not numbers:
@@ -436,7 +440,8 @@ def read_csv_rows(path: Path, folder: VideosFolder) -> list[Row]:
                 f"{where}: expected a label and a path, or a youtube_id with time_start and time_end, found "
                 f"{quoted(', '.join(map(str, raw.values())))}"
             )
-        rows.append((folder.path(name, where), label, where, row.get("split") or None))
+        listed = int(label) if re.fullmatch("[0-9]{1,9}", label) else label
+        rows.append((folder.path(name, where), listed, where, row.get("split") or None))
     return rows
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections import defaultdict
@@ -46,7 +47,8 @@ from pipeline.errors import InputError
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.machine import in_processes, usable_cores
 from pipeline.request import Request, request_of
-from pipeline.shard import DIRECTIONS, LARGEST_SIDE, Contents, Shard, ShardAddress, open_shard
+from pipeline.shard import Shard, ShardAddress, open_shard
+from pipeline.shard_file import DIRECTIONS, LARGEST_SIDE, Contents
 from pipeline.shard_index import index_pack_or_report, list_files
 
 NAME = "manifest.hdf5"
@@ -151,6 +153,7 @@ class RecordedShard(Shard):
         self.address, self.video, self.facts = address, video, facts
         self.frame_count, self.height, self.width = facts.frame_count, facts.height, facts.width
         self.has_frames, self.directions = facts.request.frames, facts.request.directions
+        self.method, self.flow_counts = facts.request.method, _flow_counts(facts.forward, facts.backward)
         self._read: Contents | None = None
         self._descriptor = None
 
@@ -180,21 +183,21 @@ class RecordedShard(Shard):
         """Drop what was read of it; it is opened again when that is wanted."""
         self._read = None
 
-    def flow_count(self, direction: str = "forward") -> int:
-        """Number of flows of a direction."""
-        if direction not in self.directions:
-            return super().flow_count(direction)
-        return self.facts.forward if direction == "forward" else self.facts.backward
-
     def step(self, direction: str = "forward") -> int:
         """Frames between the two of a pair."""
         return self.facts.request.step if direction in self.directions else super().step(direction)
 
 
+@functools.cache
+def _flow_counts(forward: int, backward: int) -> Mapping[str, int]:
+    """The flows of each direction that there is; shards with as many share it."""
+    counts = zip(DIRECTIONS, (forward, backward), strict=True)
+    return {direction: count for direction, count in counts if count >= 0}
+
+
 def described(video: str, facts: Facts) -> str:
     """The facts for a message."""
-    flows = zip(DIRECTIONS, (facts.forward, facts.backward), strict=True)
-    counts = [f"{count} {direction}" for direction, count in flows if count >= 0]
+    counts = [f"{count} {name}" for name, count in _flow_counts(facts.forward, facts.backward).items()]
     return (
         f"{video} with {facts.frame_count} frames of {facts.width}x{facts.height}, {' and '.join(counts) or 'no'} "
         f"flows, tables {facts.tables:08x}"

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,6 +135,20 @@ class CommaSeparated(click.ParamType):
             self.fail(
                 f"expected {self.item.__name__} values with commas between them, found {value!r}", param, ctx
             )
+
+
+class Number(click.FloatRange):
+    """A number within bounds, where there are any: neither infinite nor `nan`, which no comparison would refuse."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if number is not None and not math.isfinite(number):
+            self.fail(f"expected a finite number, found {value}", param, ctx)
+        return number
+
+    def _describe_range(self) -> str:
+        return super()._describe_range() if (self.min, self.max) != (None, None) else ""
 
 
 def options_of(kind: type, given_only: bool = False) -> Callable[[Command], Command]:
@@ -264,11 +279,10 @@ def _click_type(kind: Any, spec: Spec, item: Any) -> click.ParamType | None:
     low = spec.minimum if spec.above is None else spec.above
     if kind is int and (low is not None or spec.maximum is not None):
         return click.IntRange(low, spec.maximum, min_open=spec.above is not None)  # type: ignore[arg-type]  # whole
-    if kind is float and (low is not None or spec.maximum is not None):
-        return click.FloatRange(low, spec.maximum, min_open=spec.above is not None)
+    if kind is float:
+        return Number(low, spec.maximum, min_open=spec.above is not None)
     plain: dict[Any, click.ParamType] = {
         int: click.INT,
-        float: click.FLOAT,
         str: click.STRING,
         bool: click.BOOL,
     }

@@ -12,12 +12,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from pipeline import atomic, checked_json
-from pipeline.text import duration, many, size_in_bytes, some
+from pipeline.failures import reason_lines
+from pipeline.text import duration, size_in_bytes
 
 Status = Literal["done", "skipped", "failed"]
 LONGEST_LINE = 1 << 20
@@ -61,7 +62,6 @@ class Outcome:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
-COUNTS, TIMES = ("frames", "flows", "bytes"), ("seconds", "time")
 
 
 class OutcomeLog:
@@ -126,7 +126,10 @@ def read_outcomes_by_set(folder: Path) -> dict[str, dict[str, Outcome]]:
 
 
 def _records(folder: Path) -> Iterator[Outcome]:
-    for path in sorted(folder.glob("*.jsonl")):
+    # Not glob, which takes a folder that may not be listed for an empty one.
+    for path in (
+        sorted(path for path in folder.iterdir() if path.suffix == ".jsonl") if folder.is_dir() else []
+    ):
         with path.open("rb") as file:
             yield from (record for line in _lines(file) if (record := _parse(line)) is not None)
 
@@ -164,22 +167,20 @@ def _parse(line: bytes) -> Outcome | None:
     if checked_json.fault(values, FIELDS) is not None:
         return None
     known: dict[str, Any] = {}
-    for name in FIELDS:
-        value = values.get(name)
-        if name == "notes":
-            if isinstance(value, list):
-                known[name] = tuple(str(note) for note in value)
-        elif name == "stages":
-            if isinstance(value, dict):
-                known[name] = {str(k): float(v) for k, v in value.items() if _is_amount(v)}
-        elif name in COUNTS:
+    for field in dataclasses.fields(Outcome):
+        value = values.get(field.name)
+        if field.name == "notes" and isinstance(value, list):
+            known["notes"] = tuple(str(note) for note in value)
+        elif field.name == "stages" and isinstance(value, dict):
+            known["stages"] = {str(k): float(v) for k, v in value.items() if _is_amount(v)}
+        elif field.name in ("frames", "flows", "bytes"):
             if type(value) is int and _is_amount(value):
-                known[name] = value
-        elif name in TIMES:
+                known[field.name] = value
+        elif field.name in ("seconds", "time"):
             if _is_amount(value):
-                known[name] = value
+                known[field.name] = value
         elif isinstance(value, str):
-            known[name] = value
+            known[field.name] = value
     known.setdefault("time", 0.0)  # a record without a time is older than any other
     return Outcome(**known)
 
@@ -221,33 +222,42 @@ def summarise(outcomes: Iterable[Outcome]) -> Summary:
     )
 
 
-def describe(summary: Summary, seconds: float) -> list[str]:
+def describe(
+    summary: Summary, seconds: float, frames_included: bool = True, failures: Sequence[str] | None = None
+) -> list[str]:
     """The lines that end a run: counts, amounts, speed, milliseconds per pair and stage, notes and failures.
 
-    Videos that failed for the same reason share a line.
+    Videos with the same note, or that failed for the same reason, share a line.
 
     Args:
         summary: of this run's outcomes.
-        seconds: wall time of the run.
+        seconds: wall time of the work.
+        frames_included: whether the shards hold frames beside the flow.
+        failures: lines about what failed; None: `reason_lines` of all that failed.
     """
-    lines = [f"{summary.done} done, {summary.skipped} skipped (already valid), {len(summary.failed)} failed"]
+    lines = [
+        f"{summary.done:,} done, {summary.skipped:,} skipped (already valid), {len(summary.failed):,} failed"
+    ]
     if summary.flows:
         rate = summary.flows / max(seconds, 1e-9)
+        included = " (frames included)" if frames_included else ""
         lines.append(
-            f"{summary.flows:,} flows, {size_in_bytes(summary.bytes)} "
-            f"(frames included) in {duration(seconds)}, {rate:,.1f} pairs/s"
+            f"{summary.flows:,} flows, {size_in_bytes(summary.bytes)}{included} "
+            f"in {duration(seconds)}, {rate:,.1f} pairs/s"
         )
         stages = ", ".join(f"{name} {1e3 * s / summary.flows:.2f}" for name, s in summary.stages.items())
         if stages:
             lines.append(f"milliseconds per flow and worker: {stages}")
         lines += _bound(summary.stages)
-    lines.extend(f"note: {video}: {note}" for video, notes in summary.notes.items() for note in notes)
-    alike: dict[str, list[str]] = {}
-    for video, reason in summary.failed.items():
-        alike.setdefault(reason, []).append(video)
-    for reason, videos in alike.items():
-        lines += [f"failed: {videos[0] if len(videos) == 1 else _several(videos)}: {reason}"]
-    return lines
+    notes = [(video, note) for video, notes in summary.notes.items() for note in notes]
+    lines += reason_lines(notes, word="note")
+    return [*lines, *(reason_lines(list(summary.failed.items())) if failures is None else failures)]
+
+
+def seconds_of_work(outcomes: Iterable[Outcome]) -> float:
+    """Wall time from the first video that was made to the last; neither loading nor compiling is part of it."""
+    made = [outcome for outcome in outcomes if outcome.status == "done"]
+    return max((o.time for o in made), default=0.0) - min((o.time - o.seconds for o in made), default=0.0)
 
 
 def _bound(stages: Mapping[str, float]) -> list[str]:
@@ -259,7 +269,3 @@ def _bound(stages: Mapping[str, float]) -> list[str]:
     total = max(sum(times.values()), 1e-9)
     shares = ", ".join(f"{seconds / total:.0%} {name}" for name, seconds in times.items())
     return [f"computing: {shares}; bound by {bounds[max(times, key=lambda name: times[name])]}"]
-
-
-def _several(videos: list[str]) -> str:
-    return f"{many(len(videos), 'video')} ({some(videos, quoted=False)})"

@@ -70,27 +70,34 @@ def _owning(place: Path, owned: Path) -> Iterator[None]:
         threading.Thread(target=_touch, args=(place, me, ended), daemon=True).start()
         yield
     finally:
-        ended.set()
-        if not refused:
-            with contextlib.suppress(OSError):
-                if _read(place) == me:
-                    place.unlink()
+        try:
+            _disown(place, me, ended, refused)
+        except BaseException:  # a signal just then
+            _disown(place, me, ended, refused)
+            raise
+
+
+def _disown(place: Path, me: str, ended: threading.Event, refused: bool) -> None:
+    ended.set()
+    if not refused:
+        with contextlib.suppress(OSError):
+            if _read(place) == me:
+                place.unlink()
 
 
 def _create(place: Path, me: str) -> bool:
     """Make a new owner file, never empty where the system has hard links; False if there is one."""
     temporary = atomic.temporary_path(place)
-    try:
+    with atomic.removing(temporary):
         temporary.write_text(me)
-        os.link(temporary, place)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        return _create_without_links(place, me)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            os.link(temporary, place)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _create_without_links(place, me)
     return True
 
 
@@ -128,11 +135,9 @@ def _take_over(place: Path, owned: Path, me: str) -> bool:
         if _read(place) != owner:
             return False
         temporary = atomic.temporary_path(place)
-        try:
+        with atomic.removing(temporary):
             temporary.write_text(me)
             temporary.replace(place)
-        finally:
-            temporary.unlink(missing_ok=True)
     return True
 
 

@@ -7,7 +7,7 @@ through the same index as loose files.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,24 @@ from pipeline.options import (
 )
 from pipeline.ownership import owning_folder
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.shard import SUFFIX, VERSION, ShardAddress, faults, open_shard
+from pipeline.progress import Progress, progress
+from pipeline.shard import ShardAddress, faults, open_shard
+from pipeline.shard_file import SUFFIX, VERSION
 from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.shard_writer import copy_shard, verify_written
 from pipeline.text import size_in_bytes
 
 
-def write_pack(path: Path, members: Iterable[ShardAddress]) -> None:
+def write_pack(
+    path: Path, members: Iterable[ShardAddress], copied: Callable[[], None] = lambda: None
+) -> None:
     """Write a pack of the given shards, in place of what was there; each is verified in the new file first.
+
+    Args:
+        path: of the pack.
+        members: the shards.
+        copied: called after each shard.
 
     Raises:
         InputError: a member is damaged or there twice, or the disk is full.
@@ -64,6 +73,7 @@ def write_pack(path: Path, members: Iterable[ShardAddress]) -> None:
                 if shard.video in file:
                     raise InputError(f"{address}: {shard.video} is in this pack already")
                 copy_shard(shard, file.create_group(shard.video))
+            copied()
 
 
 def check_whole(address: ShardAddress) -> None:
@@ -149,6 +159,11 @@ def command(**values: Any) -> None:
     with owning_folder(folder):
         atomic.sweep(folder)
         shards = index_shards(folder)
+        if not shards:
+            raise InputError(
+                f"{folder}: expected shards ({SUFFIX} or {PACK_SUFFIX} files), found none; "
+                "make some with: two-stream extract-flow"
+            )
         if options.unpack:
             done = unpack_all(shards, folder, options.keep)
             click.echo(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")
@@ -168,11 +183,12 @@ def pack_all(shards: dict[str, ShardAddress], folder: Path, options: PackOptions
         if options.videos is None
         else plan_by_number(shards, folder, options.videos)
     )
-    for path, members in packs.items():
-        write_pack(path, members)
-        click.echo(f"{path}: {len(members)} shards, {size_in_bytes(path.stat().st_size)}")
-        if not options.keep:
-            for member in members:
+    with Progress("pack", sum(map(len, packs.values())), "shard") as shown:
+        for path, members in packs.items():
+            write_pack(path, members, shown.advance)
+            with shown.aside():
+                click.echo(f"{path}: {len(members)} shards, {size_in_bytes(path.stat().st_size)}")
+            for member in members if not options.keep else []:
                 if member.group == "/":
                     member.file.unlink(missing_ok=True)
     return sum(map(len, packs.values())), len(packs)
@@ -181,7 +197,7 @@ def pack_all(shards: dict[str, ShardAddress], folder: Path, options: PackOptions
 def unpack_all(shards: dict[str, ShardAddress], folder: Path, keep: bool) -> int:
     """Unpack every packed shard of a folder; returns how many."""
     packed = {video: address for video, address in shards.items() if address.group != "/"}
-    for video, address in packed.items():
+    for video, address in progress(packed.items(), "unpack", noun="shard"):
         unpack(address, folder / f"{video}{SUFFIX}")
     if not keep:
         for file in {address.file for address in packed.values()}:

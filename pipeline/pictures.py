@@ -22,8 +22,9 @@ from pipeline.errors import InputError
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 FLOW_NAME = re.compile(r"flow[_-]?(?:[xyuv]|h|v)?[_-]?|(?P<component>[xyuv])[_-]?", re.IGNORECASE)
 COPY = re.compile(
-    r"(?: \(\d+\)|~\d*|(?: - |[ _-])(?:copy|kopie|copie|copia)(?: ?\(?\d+\)?)?)$", re.IGNORECASE
+    r"(?: ?\(\d+\)|~\d*|(?: - |[ _-])(?:copy|kopie|copie|copia)(?: ?\(?\d+\)?)?)$", re.IGNORECASE
 )
+COPY_OF = re.compile(r"^(?:copy of|copie de|copia de|kopie von) ", re.IGNORECASE)
 DIGIT = re.compile("[0-9]")
 CLOCK = re.compile(r"(?<![0-9])([0-9]{1,2})([-_.:])([0-5][0-9])\2([0-5][0-9])(?:[.,]([0-9]{1,6}))?(?![0-9])")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)[.]([0-9]{1,6})(?![0-9.])")
@@ -69,11 +70,16 @@ def list_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder that are the frames of a video, in order; none if it holds no numbered picture.
 
     Raises:
-        InputError: several sequences, or two pictures of one number.
+        InputError: several sequences, two pictures of one number, or a picture that is a link to nothing.
         OSError: the folder cannot be read.
     """
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if is_picture(entry.name) and entry.is_file()]
+        pictures = [entry for entry in entries if is_picture(entry.name)]
+    names = [entry.name for entry in pictures if entry.is_file()]
+    if len(names) < len(pictures):
+        for entry in pictures:
+            if entry.is_symlink() and not (folder / entry.name).exists():
+                raise InputError(f"{folder}: {entry.name} is a link that leads nowhere")
     return [folder / picture.name for picture in frames_of(names, folder)]
 
 
@@ -128,10 +134,9 @@ def without_copies(names: Sequence[str]) -> list[str]:
 
     def is_copy(name: str) -> bool:
         stem = Path(name).stem
-        found = COPY.search(stem)
-        if found is None:
+        original = COPY_OF.sub("", COPY.sub("", stem), count=1)
+        if original == stem:
             return False
-        original = stem[: found.start()]
         return DIGIT.search(original) is not None and re.sub("[0-9]+", "0", original) in shapes
 
     return [name for name in names if not is_copy(name)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, unreadable
 from pipeline.paths import NAME, DatasetPaths, check_name
 from pipeline.text import some
 
@@ -111,13 +111,21 @@ class RunPaths:
     def scores_folder(self) -> Path:
         return self.folder / "scores"
 
-    def scores(self, part: str) -> Path:
-        """One score file, named after its part, for example `test` or `test-task-3`."""
-        return self.scores_folder / f"{check_name(part, 'score file')}.h5"
+    def scores(self, part: str, other: str | None = None) -> Path:
+        """One score file, named after its part, for example `test` or `test-task-3`.
 
-    def score_parts(self, part: str) -> Path:
-        """The folder of scores that are not yet merged into `scores(part)`."""
-        return self.scores_folder / f"{check_name(part, 'score file')}.parts"
+        Args:
+            part: of the split, with whatever tells it from others.
+            other: the dataset that is scored, where it is not the run's own; its files have a folder of their own.
+        """
+        return self._scores_of(other) / f"{check_name(part, 'score file')}.h5"
+
+    def score_parts(self, part: str, other: str | None = None) -> Path:
+        """The folder of scores that are not yet merged into `scores(part, other)`."""
+        return self._scores_of(other) / f"{check_name(part, 'score file')}.parts"
+
+    def _scores_of(self, other: str | None) -> Path:
+        return self.scores_folder / check_name(other, "dataset") if other else self.scores_folder
 
 
 def iteration_of(checkpoint: Path) -> int | None:
@@ -238,7 +246,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder}: expected the folder of a training run, found no {path.name}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: expected a run's resolved recipe, found {error}") from error
 
 

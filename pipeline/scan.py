@@ -6,7 +6,7 @@ A video is a file with a video suffix, or a folder of numbered pictures. Picture
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def scan(root: Path, follow_links: bool = False) -> Found:
         raise InputError(f"{root}: no such folder of videos")
     walk = _Walk(root.resolve(), follow_links)
     try:
-        is_video = walk.visit(os.fspath(root), "", (os.path.realpath(root),))
+        is_video = bool(walk.visit(os.fspath(root), "", (os.path.realpath(root),)))
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
     return Found(tuple(walk.videos), walk.links, walk.unusable, tuple(walk.empty), tuple(walk.flow), is_video)
@@ -67,8 +67,18 @@ def links_not_followed(found: Found, root: Path, most: int = 5) -> str:
     shown = [f"{path!r} ({leads})" for path, leads in found.links.items()]
     return (
         f"links: {many(len(shown), 'link')} that lead outside {root}, nowhere or in a loop: "
-        f"{some(shown, most, quoted=False)} (--follow-links accepts those that lead outside)"
+        f"{some(shown, most, quoted=False)} (--follow-links accepts those that lead outside; remove the others)"
     )
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a link to what is not there: without a suffix it may have been a folder of videos."""
+    return entry.is_symlink() and not Path(entry.path).exists()
+
+
+def _are_thumbnails(pictures: Sequence[str], videos: Set[str]) -> bool:
+    """Whether a folder's pictures are each named as a video file beside the folder: r1.jpg or r1.mp4.jpg for r1.mp4."""
+    return bool(videos) and all(stem_of(Path(name).stem) in videos for name in pictures)
 
 
 @dataclass
@@ -83,8 +93,8 @@ class _Walk:
     empty: list[str] = field(default_factory=list)
     flow: list[str] = field(default_factory=list)
 
-    def visit(self, folder: str, relative: str, above: tuple[str, ...]) -> bool:
-        """Look into a folder; True if it is itself a video: numbered pictures, and no video in or below it.
+    def visit(self, folder: str, relative: str, above: tuple[str, ...]) -> Sequence[str]:
+        """Look into a folder; its pictures if it is itself a video: numbered pictures, and no video in or below it.
 
         Args:
             folder: its path.
@@ -93,6 +103,7 @@ class _Walk:
         """
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
+        beside = {stem_of(entry.name) for entry in ordered if stem_of(entry.name) != entry.name}
         pictures = []
         before = len(self.videos) + len(self.links) + len(self.unusable)
         for entry in ordered:
@@ -104,17 +115,32 @@ class _Walk:
             # DirEntry.is_dir raises for a link that leads to itself.
             is_folder = Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - Path is slow for many files
-            if is_folder or suffix in VIDEO_SUFFIXES:
-                self.take(entry, f"{relative}{entry.name}", is_folder, above)
+            if is_folder or suffix in VIDEO_SUFFIXES or (not suffix and _leads_nowhere(entry)):
+                self.take(entry, f"{relative}{entry.name}", is_folder, above, beside)
         if not pictures or len(self.videos) + len(self.links) + len(self.unusable) > before:
-            return False
+            return ()
         if holds_only_flow(pictures):
             self.flow.append(relative.rstrip("/") or ".")
-            return False
-        return True
+            return ()
+        return pictures
 
-    def take(self, entry: os.DirEntry[str], relative: str, is_folder: bool, above: tuple[str, ...]) -> None:
-        """Sort one entry: a video, a folder to look into, a link that is not followed, or an unusable name."""
+    def take(
+        self,
+        entry: os.DirEntry[str],
+        relative: str,
+        is_folder: bool,
+        above: tuple[str, ...],
+        beside: Set[str],
+    ) -> None:
+        """Sort one entry: a video, a folder to look into, a link that is not followed, or an unusable name.
+
+        Args:
+            entry: of the folder.
+            relative: its path from the root.
+            is_folder: whether it is a folder, or a link to one.
+            above: the real paths of the folders that it lies in.
+            beside: stems of the video files in the same folder.
+        """
         real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)  # noqa: PTH118
         if fault := fault_of_part(stem_of(entry.name)):
             self.unusable[relative] = fault
@@ -124,8 +150,10 @@ class _Walk:
             self.videos.append(relative)
             if entry.stat().st_size == 0:
                 self.empty.append(relative)
-        elif self.visit(entry.path, f"{relative}/", (*above, real)):
-            self.videos.append(relative)
+        else:
+            pictures = self.visit(entry.path, f"{relative}/", (*above, real))
+            if pictures and not _are_thumbnails(pictures, beside):
+                self.videos.append(relative)
 
     def refused(self, path: str, real: str, above: tuple[str, ...]) -> str:
         """Where a link leads that is not followed; "" for one that is."""

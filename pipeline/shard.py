@@ -9,94 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self, SupportsIndex
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import hdf5
-from pipeline.codec import BLOCK, Floats, Levels, image_size, lowest_level, value_table
+from pipeline.codec import Floats, Levels, lowest_level, value_table
 from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
-from pipeline.errors import Damaged, InputError, OtherFormat
-from pipeline.hdf5 import Foreign, Invalid, SourceFile
-from pipeline.text import shortened
+from pipeline.errors import InputError, unreadable
+from pipeline.shard_file import Contents, Flow, ShardAddress, Source, Streams, damaged, read_contents
 
-FORMAT = "two-stream shard"
-VERSION = 1
-SUFFIX = ".h5"
-DIRECTIONS = ("forward", "backward")
 BLOCK_BYTES = 1 << 22
-LARGEST_SIDE = 65535
 FIELDS_AT_ONCE = 5
-MOST_PIXELS = 1 << 27
-LARGEST_VALUE = 1e9
-"""Of the tables; a product of two of them is still finite."""
-HEADER_BYTES = 4096
-
-
-class ShardAddress(NamedTuple):
-    """Where a shard lies: a file, and the group in it ("/" where it has the file to itself)."""
-
-    file: Path
-    group: str = "/"
-
-    def __str__(self) -> str:
-        return str(self.file) if self.group == "/" else f"{self.file}:{self.group}"
-
-
-@dataclass(frozen=True)
-class Source:
-    """The video that a shard was made of: bytes and SHA-256 of the file, its size upright and in pixels."""
-
-    bytes: int
-    sha256: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Streams:
-    """Image streams back to back in the file: stream i is bytes start[i]..start[i+1] after `begin`."""
-
-    begin: int
-    start: npt.NDArray[np.int64]
-    crc32: npt.NDArray[np.uint32]
-
-    def __len__(self) -> int:
-        return len(self.crc32)
-
-
-@dataclass(frozen=True)
-class Flow(Streams):
-    """The flow of one direction with what reads and describes it."""
-
-    table: Floats
-    scale: Floats
-    offset: Floats
-    mean: Floats
-    clipped: Floats
-    attributes: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Everything of a shard but its image streams."""
-
-    attributes: Mapping[str, Any]
-    frames: Streams | None
-    frames_quality: int | None
-    flow: Mapping[str, Flow]
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
 
 
 def open_shard(address: str | Path | ShardAddress, group: str = "/") -> Shard:
@@ -127,8 +57,38 @@ class Descriptor:
             self._close(number)
 
 
+class FlowCount(int):
+    """`Shard.flow_count`, which could be called until version 0.2; calling it goes with version 0.3."""
+
+    shard: Shard
+
+    def __call__(self, direction: str = "forward") -> int:
+        """The number of flows of a direction, with a DeprecationWarning."""
+        warnings.warn(
+            "flow_count is an attribute: write shard.flow_count, or shard.flow_counts[direction]",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return len(self.shard.part(direction))
+
+
 class Shard:
-    """A shard, open for reading. Made by `open_shard`."""
+    """A shard, open for reading. Made by `open_shard`.
+
+    As a sequence it is its flows, float32[2,H,W] in pixels, forward ones where it has them: `len(shard)`, `shard[3]`,
+    `shard[-1]`, `shard[10:20]` and `shard[::5]` (float32[n,2,H,W]), `for flow in shard`.
+
+    Attributes:
+        video: the video's identity, class/stem.
+        frame_count: frames of the video, whether or not the shard holds them.
+        flow_count: flows of the first of `directions`; 0 where it holds frames only.
+        flow_counts: flows of each direction that it holds, by its name.
+        width, height: of flow and frames, in pixels.
+        has_frames: whether it holds RGB frames.
+        directions: which of "forward" and "backward" it holds, in this order.
+        method: how the flow of the first direction was computed; "" where it holds frames only.
+        address: where the shard lies.
+    """
 
     def __init__(self, address: ShardAddress, contents: Contents) -> None:
         self.address = address
@@ -140,6 +100,9 @@ class Shard:
         self.height: int = attributes["height"]
         self.has_frames: bool = contents.frames is not None
         self.directions: tuple[str, ...] = tuple(contents.flow)
+        first = contents.flow[self.directions[0]] if self.directions else None
+        self.method: str = first.attributes["method"] if first else ""
+        self.flow_counts: Mapping[str, int] = {name: len(flow) for name, flow in contents.flow.items()}
         self._descriptor: Descriptor | None = None
 
     @property
@@ -149,17 +112,17 @@ class Shard:
 
     @property
     def fps(self) -> float:
-        """Frames per second of those that were kept."""
+        """Frames per second."""
         return float(self.contents.attributes["fps"])
 
     @property
     def corrupt(self) -> str:
-        """The decoder's error where the frames before it were kept, else ""."""
+        """What was found damaged in the video, "" if nothing was."""
         return str(self.contents.attributes["corrupt"])
 
     @property
     def source(self) -> Source:
-        """The video that it was made of."""
+        """Bytes, SHA-256 and size of the video."""
         return Source(*(self.contents.attributes[f"source_{name}"] for name in Source.__annotations__))
 
     def __enter__(self) -> Self:
@@ -174,15 +137,48 @@ class Shard:
         return {**self.__dict__, "_descriptor": None}
 
     def __repr__(self) -> str:
-        return f"<shard {self.video} of {self.width}x{self.height} in {self.address}>"
+        held = [f"{count} {name} flows" for name, count in self.flow_counts.items()]
+        held += [f"{self.frame_count} RGB frames"] * self.has_frames
+        made = f" by {self.method}" if self.method else ""
+        return f"<Shard {self.video!r}: {', '.join(held)}{made}, {self.width}x{self.height}, {str(self.address)!r}>"
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return self.flow_count
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Floats:
+        """Flows of the first direction: float32[2,H,W] of one, float32[n,2,H,W] of a slice. Raises as `flows` does."""
+        direction = self.directions[0] if self.directions else "forward"
+        if not isinstance(index, slice):
+            try:
+                place = range(len(self))[index]
+            except IndexError:
+                raise IndexError(f"{self.address}: flow {index} asked, {len(self)} are there") from None
+            return self.flows(place, place + 1, direction)[0]
+        places = range(len(self))[index]
+        if places.step == 1:
+            return self.flows(places.start, max(places.start, places.stop), direction)
+        out = np.empty((len(places), 2, self.height, self.width), np.float32)
+        for i, place in enumerate(places):
+            self.flows(place, place + 1, direction, out=out[i : i + 1])
+        return out
+
+    def __iter__(self) -> Iterator[Floats]:
+        """The flows of the first direction one by one, float32[2,H,W] each."""
+        return (self[index] for index in range(len(self)))
 
     def close(self) -> None:
         """Close the file, once no thread is reading it; reading opens it again."""
         self._descriptor = None
 
-    def flow_count(self, direction: str = "forward") -> int:
-        """Number of flows of a direction."""
-        return len(self._flow(direction))
+    @property
+    def flow_count(self) -> FlowCount:
+        """Number of flows of the first of `directions`; 0 where it holds frames only."""
+        count = FlowCount(next(iter(self.flow_counts.values()), 0))
+        count.shard = self
+        return count
 
     def step(self, direction: str = "forward") -> int:
         """Frames between the two of a pair."""
@@ -208,14 +204,22 @@ class Shard:
         """Fraction of pixels beyond the quantiser's range, float32[flows]."""
         return self._flow(direction).clipped
 
-    def flows(self, start: int, stop: int, direction: str = "forward", out: Floats | None = None) -> Floats:
-        """Flows start..stop-1 in pixels per step at the stored resolution: float32[n,2,H,W].
+    def flows(
+        self, start: int = 0, stop: int | None = None, direction: str = "forward", out: Floats | None = None
+    ) -> Floats:
+        """Flows start..stop-1, all of them by default, in pixels per step at the stored size: float32[n,2,H,W].
+
+        Args:
+            start, stop: counted from 0; `stop` None is the end.
+            direction: "forward" or "backward".
+            out: a contiguous array of that shape to fill; a new one unless given.
 
         Raises:
-            IndexError: outside 0..flow_count.
+            IndexError: outside 0..the number of flows.
             InputError: the shard has no such direction, or a damaged stream.
         """
         flow = self._flow(direction)
+        stop = len(flow) if stop is None else stop
         block = self._block(start, stop, direction)
         out = self._output(out, (stop - start, 2, self.height, self.width), np.float32)
         scale, offset = flow.scale[start:stop], flow.offset[start:stop]
@@ -230,18 +234,25 @@ class Shard:
                 values.read_field(field, scale[i], offset[i], out[i])
         return out
 
-    def levels(self, start: int, stop: int, direction: str = "forward", out: Levels | None = None) -> Levels:
-        """Levels of flows start..stop-1: uint8[n,2,H,W]; see `table`, `scale` and `offset`. Raises as `flows` does."""
-        lowest = lowest_level(self._flow(direction).table)
+    def levels(
+        self, start: int = 0, stop: int | None = None, direction: str = "forward", out: Levels | None = None
+    ) -> Levels:
+        """Levels of flows start..stop-1, all by default: uint8[n,2,H,W]; see `table`, `scale` and `offset`.
+
+        Arguments and errors are those of `flows`.
+        """
+        flow = self._flow(direction)
+        stop = len(flow) if stop is None else stop
+        lowest = lowest_level(flow.table)
         block = self._block(start, stop, direction)
         out = self._output(out, (stop - start, 2, self.height, self.width), np.uint8)
         with self._naming(direction, range(start, stop)):
             decode_fields(block, np.arange(stop - start), self.height, self.width, out, lowest=lowest)
         return out
 
-    def frames(self, start: int, stop: int, out: Levels | None = None) -> Levels:
-        """RGB frames start..stop-1: uint8[n,H,W,3]. Raises as `flows` does."""
-        self.part("frames")
+    def frames(self, start: int = 0, stop: int | None = None, out: Levels | None = None) -> Levels:
+        """RGB frames start..stop-1, all by default: uint8[n,H,W,3]. Arguments and errors are those of `flows`."""
+        stop = len(self.part("frames")) if stop is None else stop
         self._check_range(start, stop, "frames")
         out = self._output(out, (stop - start, self.height, self.width, 3), np.uint8)
         self.read_into("frames", np.arange(start, stop), np.arange(stop - start), out)
@@ -329,7 +340,7 @@ class Shard:
                 file = self._descriptor = Descriptor(self.address.file)
             data = os.pread(file.number, end - begin, streams.begin + begin)
         except OSError as error:
-            raise hdf5.unreadable(self.address, error) from error
+            raise unreadable(self.address, error) from error
         if len(data) != end - begin:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
         return StreamBlock(data, streams.start, streams.crc32, start)
@@ -373,201 +384,6 @@ class Shard:
                 f"out: expected contiguous {np.dtype(dtype)}{list(shape)}, found {out.dtype}{list(out.shape)}"
             )
         return out
-
-
-def damaged(address: ShardAddress, what: str) -> Damaged:
-    return Damaged(
-        f"{address}: damaged shard: {shortened(what)}; run `python -m pipeline verify --repair` on it, which sets it "
-        "aside, and extract the video again"
-    )
-
-
-# --- the file -------------------------------------------------------------------------------------------------------
-# Opening goes through h5py's low-level calls: a run over thousands of finished shards opens each, and the
-# high-level ones take ten times as long.
-
-ROOT_ATTRIBUTES = {
-    "video": str,
-    "source_bytes": int,
-    "source_sha256": str,
-    "source_width": int,
-    "source_height": int,
-    "fps": float,
-    "frames": int,
-    "width": int,
-    "height": int,
-    "size": str,
-    "every": int,
-    "start": float,
-    "end": float | None,
-    "corrupt": str,
-}
-FLOW_ATTRIBUTES = {
-    "method": str,
-    "parameters": str,
-    "step": int,
-    "quantiser": str,
-    "image": str,
-    "quality": int | None,
-    "device": str,
-}
-BOUNDS = {
-    "source_bytes": (0, 2**62),
-    "source_width": (0, 2**31),
-    "source_height": (0, 2**31),
-    "fps": (0, 1e6),
-    "frames": (0, 2**31),
-    "every": (1, 2**31),
-    "start": (0, 1e9),
-    "end": (0, 1e9),
-    "step": (1, 2**31),
-    "quality": (1, 100),
-}
-STREAM_TABLES = {"start": "<i8", "crc32": "<u4"}
-FLOW_TABLES = dict.fromkeys(("table", "scale", "offset", "mean", "clipped"), "<f4")
-
-
-def read_contents(address: ShardAddress) -> Contents:
-    """Attributes and tables of a shard, checked; InputError if anything is wrong with the file."""
-    with opened(address) as (file, source):
-        contents = _read_group(hdf5.subgroup(file_root(file), address.group), source, address.group == "/")
-        if address.group != "/" and contents.attributes["video"] != address.group.strip("/"):
-            raise Invalid(f"it is the shard of {contents.attributes['video']!r} under another name")
-        return contents
-
-
-def file_root(file: Any) -> Any:
-    return h5py.h5g.open(file, b"/")
-
-
-@contextlib.contextmanager
-def opened(address: ShardAddress) -> Iterator[tuple[Any, SourceFile]]:
-    """A file open in HDF5 with the file object below it; whatever is wrong with it becomes an InputError."""
-    try:
-        with hdf5.reading(address.file) as found:
-            yield found
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{address.file}: no such shard; extract the video first (python -m extract_flow)"
-        ) from error
-    except Foreign as error:
-        raise OtherFormat(f"{address}: {error}; it was left as it is") from error
-    except Invalid as error:
-        raise damaged(address, str(error)) from error
-
-
-def _checked_attributes(owner: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of a group, each of its kind and within its bounds."""
-    values = {name: hdf5.attribute(owner, name, kind) for name, kind in kinds.items()}
-    for name in BOUNDS.keys() & values.keys():
-        low, high = BOUNDS[name]
-        if values[name] is not None and not low <= values[name] <= high:  # NaN is outside as well
-            raise Invalid(f"its {name} is {values[name]}, expected {low} to {high}")
-    return values
-
-
-def _read_streams(
-    group: Any, tables: Mapping[str, str], source: SourceFile
-) -> tuple[int, dict[str, npt.NDArray[Any]]]:
-    """Where the streams begin in the file, and the tables beside them, checked."""
-    values = {
-        name: hdf5.array(hdf5.child(group, name, h5py.h5d.open), name, dtype, source)
-        for name, dtype in tables.items()
-    }
-    if tables_crc32(values) != hdf5.attribute(group, "tables_crc32", int):
-        raise Invalid("its tables fail their checksum")
-    count = values["crc32"].size
-    expected = {"start": (count + 1,), "table": (256,)} | dict.fromkeys(
-        ("scale", "offset", "mean"), (count, 2)
-    )
-    for name, table in values.items():
-        if table.shape != expected.get(name, (count,)):
-            raise Invalid(f"{name!r} has shape {table.shape}, expected {expected.get(name, (count,))}")
-        if table.dtype.kind == "f" and not (np.abs(table) <= LARGEST_VALUE).all():
-            raise Invalid(f"{name!r} holds values that are not finite or beyond {LARGEST_VALUE:g}")
-    begin, shape = hdf5.place(hdf5.child(group, "jpeg", h5py.h5d.open), "jpeg", "|u1", source)
-    start = values["start"]
-    if len(shape) != 1 or start[0] != 0 or start[-1] != shape[0] or (start[1:] <= start[:-1]).any():
-        raise Invalid("the starts of its streams do not ascend from 0 to their end")
-    return begin, values
-
-
-def tables_crc32(tables: Mapping[str, npt.NDArray[Any]]) -> int:
-    """CRC-32 over the bytes of the tables, little-endian, in the order of STREAM_TABLES and then FLOW_TABLES."""
-    crc = 0
-    for values in tables.values():
-        crc = zlib.crc32(values.tobytes(), crc)
-    return crc
-
-
-def _read_group(group: Any, source: SourceFile, own_file: bool) -> Contents:
-    if not h5py.h5a.exists(group, b"format") or hdf5.attribute(group, "format", str) != FORMAT:
-        # In a pack there is nothing else; a file may be another program's.
-        raise (Foreign if own_file else Invalid)(f"it is not a {FORMAT}")
-    version = hdf5.attribute(group, "version", int)
-    if version != VERSION:
-        raise Foreign(f"it has version {version} of the format, and this program reads version {VERSION}")
-    attributes = _checked_attributes(group, ROOT_ATTRIBUTES)
-    width, height = attributes["width"], attributes["height"]
-    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE and width * height <= MOST_PIXELS):
-        raise Invalid(f"it claims a size of {width}x{height}")
-    if leads_elsewhere(attributes["video"]):
-        raise Invalid(f"its video {attributes['video']!r} would lead out of a folder")
-    frames, quality = None, None
-    if b"rgb" in group:
-        rgb = hdf5.child(group, "rgb", h5py.h5g.open)
-        begin, tables = _read_streams(rgb, STREAM_TABLES, source)
-        frames, quality = Streams(begin, **tables), _checked_attributes(rgb, {"quality": int})["quality"]
-        if len(frames) != attributes["frames"]:
-            raise Invalid(f"it holds {len(frames)} of {attributes['frames']} frames")
-        _check_first_image(frames, "frames", height, width, source)
-    flow = {}
-    parent = hdf5.child(group, "flow", h5py.h5g.open) if b"flow" in group else None
-    for direction in DIRECTIONS:
-        if parent is not None and direction.encode() in parent:
-            found = _read_flow(hdf5.child(parent, direction, h5py.h5g.open), source)
-            step = found.attributes["step"]
-            if not max(attributes["frames"] - step, 0) <= len(found) <= attributes["frames"]:
-                raise Invalid(
-                    f"it holds {len(found)} {direction} flows of {attributes['frames']} frames at step {step}"
-                )
-            _check_first_image(found, direction, height, width, source)
-            flow[direction] = found
-    if frames is None and not flow:
-        raise Invalid("it holds neither frames nor flow")
-    return Contents(attributes, frames, quality, flow)
-
-
-def _read_flow(group: Any, source: SourceFile) -> Flow:
-    begin, tables = _read_streams(group, STREAM_TABLES | FLOW_TABLES, source)
-    attributes = _checked_attributes(group, FLOW_ATTRIBUTES)
-    attributes["parameters"] = json.loads(attributes["parameters"])
-    if not isinstance(attributes["parameters"], dict):
-        raise Invalid("its method's parameters are not a JSON object")
-    return Flow(begin, **tables, attributes=attributes)
-
-
-def _check_first_image(streams: Streams, part: str, height: int, width: int, source: SourceFile) -> None:
-    """Refuse a size that its images do not have, before a reader allocates memory for it."""
-    if not len(streams):
-        return
-    stop = int(streams.start[1])
-    try:
-        rows, columns = image_size(source.bytes_at(streams.begin, min(stop, HEADER_BYTES)))
-    except ValueError:
-        return  # reading it will say so
-    fits = rows == height if part == "frames" else 2 * height <= rows < 2 * height + BLOCK
-    if fits and columns == width:
-        return
-    if (
-        zlib.crc32(source.bytes_at(streams.begin, stop)) == streams.crc32[0]
-    ):  # else the image is what is damaged
-        raise Invalid(f"{part} 0 is an image of {columns}x{rows}, which does not fit its {width}x{height}")
-
-
-def leads_elsewhere(video: str) -> bool:
-    """Whether a video's name, or a part of it, is no name of a file or folder below another one."""
-    return "\0" in video or any(part in ("", ".", "..") for part in video.split("/"))
 
 
 def faults(shard: Shard) -> Iterator[str]:

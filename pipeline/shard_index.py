@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import h5py
 
 from pipeline import atomic, hdf5
-from pipeline.errors import InputError
+from pipeline.errors import InputError, unreadable
 from pipeline.hdf5 import Foreign, Invalid
-from pipeline.shard import SUFFIX, VERSION, ShardAddress, damaged, file_root, leads_elsewhere, opened
+from pipeline.shard import ShardAddress
+from pipeline.shard_file import SUFFIX, VERSION, damaged, file_root, leads_elsewhere, opened
 from pipeline.text import first_line
 
 PACK_FORMAT = "two-stream pack"
@@ -71,7 +72,7 @@ def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
     ):  # a folder that is not there has no shards; one that cannot be listed may have some
         return
     except OSError as error:
-        raise hdf5.unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     entries = [entry for entry in entries if not atomic.is_temporary(entry.name)]
     folders = [entry for entry in entries if entry.is_dir()]
     if folders:

@@ -11,7 +11,8 @@ import click
 from pipeline.errors import InputError
 from pipeline.options import DataOptions, ShardSetOptions, argument, option
 from pipeline.paths import DEFAULT_METHOD, NAME, DatasetPaths, data_root
-from pipeline.shard import SUFFIX, ShardAddress
+from pipeline.shard import ShardAddress
+from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX, index_pack, index_shards
 from pipeline.text import some
 
@@ -114,7 +115,13 @@ def targets_at(path: Path) -> list[Target]:
     """The shards of a folder or pack, a loose one, or one of a pack as `FILE.h5pack/class/stem`."""
     if path.is_dir():
         return targets_in(path)
-    if path.is_file() and path.suffix != PACK_SUFFIX:
+    if path.is_file() and path.suffix not in (SUFFIX, PACK_SUFFIX):
+        # `verify --delete` must not take someone's video for a shard that is damaged.
+        raise InputError(
+            f"{path}: expected a shard ({SUFFIX}), a pack ({PACK_SUFFIX}) or a folder of them, found a file of another "
+            "kind; make a shard of a video with: two-stream extract-flow VIDEO --output FOLDER"
+        )
+    if path.is_file() and path.suffix == SUFFIX:
         return [Target("", ShardAddress(path))]
     pack = next(
         (file for file in (path, *path.parents) if file.suffix == PACK_SUFFIX and file.is_file()), None

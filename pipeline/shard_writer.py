@@ -20,20 +20,8 @@ from pipeline.errors import InputError
 from pipeline.hdf5 import new_file, write_attributes
 from pipeline.manifest import Facts, Stamp, facts_of, stamp_of
 from pipeline.request import Request
-from pipeline.shard import (
-    BLOCK_BYTES,
-    DIRECTIONS,
-    FLOW_ATTRIBUTES,
-    FORMAT,
-    VERSION,
-    Flow,
-    Shard,
-    Source,
-    faults,
-    open_shard,
-    parts,
-    tables_crc32,
-)
+from pipeline.shard import BLOCK_BYTES, Flow, Shard, Source, faults, open_shard, parts
+from pipeline.shard_file import DIRECTIONS, FLOW_ATTRIBUTES, FORMAT, VERSION, tables_crc32
 
 
 def encode_frame(frame: Levels, quality: int) -> bytes:

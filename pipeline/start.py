@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import os
 import signal
 import sys
-import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from pipeline.errors import system_error
 from pipeline.text import printable_lines
 
 INTERRUPTED = 128 + signal.SIGINT
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 ENDED_BY = {128 + number: number for number in (signal.SIGTERM, signal.SIGHUP)}
 
 
@@ -32,7 +34,7 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
         signal.signal(signal.SIGINT, _interrupt)
     for number in ENDED_BY.values():
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _exit)
+            signal.signal(number, exit_by_signal)
     sys.unraisablehook = _raise_again
     status: Any = 1
     try:
@@ -56,15 +58,39 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
     sys.exit(_flushed(status))
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _importing(frame):
+        _send_again(number)
+        return
     # A second Ctrl-C waits for no cleaning up; what it leaves has an owner that is gone, and is swept by the next run.
     signal.signal(number, lambda number, frame: os._exit(128 + number))
     raise KeyboardInterrupt
 
 
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
+def exit_by_signal(number: int, frame: FrameType | None) -> None:
+    """A handler that ends the process with the status of a signal, cleaning up; only once, and not in an import."""
+    if _importing(frame):
+        _send_again(number)
+        return
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: what is raised there may be swallowed, and leave half a module to run on."""
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    def wait_and_send() -> None:
+        time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    _thread.start_new_thread(wait_and_send, ())  # not by threading, whose locks the interrupted code may hold
 
 
 def _raise_again(swallowed: sys.UnraisableHookArgs) -> None:
@@ -72,14 +98,12 @@ def _raise_again(swallowed: sys.UnraisableHookArgs) -> None:
     if isinstance(swallowed.exc_value, KeyboardInterrupt):
         number, handler = signal.SIGINT, _interrupt
     elif isinstance(swallowed.exc_value, SystemExit) and swallowed.exc_value.code in ENDED_BY:
-        number, handler = ENDED_BY[swallowed.exc_value.code], _exit
+        number, handler = ENDED_BY[swallowed.exc_value.code], exit_by_signal
     else:
         sys.__unraisablehook__(swallowed)
         return
     signal.signal(number, handler)
-    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
+    _send_again(number)
 
 
 def _flushed(status: Any) -> Any:

@@ -1,24 +1,27 @@
-"""What is done, what is missing and what failed: shards by listing folders, the rest from outcomes and the manifest.
+"""What is done, what is missing and what failed: shards by listing folders, the rest from outcome records.
 
 No shard is opened unless asked for, so that a whole dataset is reported in about a second; `verify` reads them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
+from pipeline.failures import by_reason, reason_lines
 from pipeline.manifest import ShardSet, read_shard_set
-from pipeline.options import CONTEXT, DataOptions, DatasetOptions, from_options, option, options_of
-from pipeline.outcome import Outcome, read_outcomes_by_set
-from pipeline.paths import NAME, DatasetPaths, data_root
+from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, from_options, option, options_of
+from pipeline.outcome import Outcome, read_outcomes, read_outcomes_by_set
+from pipeline.paths import NAME, DatasetPaths, OutputPaths, data_root
 from pipeline.shard_sets import shard_sets
 from pipeline.text import size_in_bytes
 
@@ -31,8 +34,8 @@ class SetStatus:
     """How far one shard set is.
 
     Attributes:
-        shard_set: its name.
-        videos: in the dataset.
+        shard_set: its name, or the folder of --output.
+        videos: in the dataset; of a folder, those that were tried.
         done: videos with a shard.
         failed: videos without a shard whose last attempt failed -> the reason.
         stale: videos with a shard whose last attempt failed, for example with other settings -> the reason.
@@ -71,17 +74,27 @@ def reported_shard_sets(paths: DatasetPaths, outcomes: Outcomes | None = None) -
 
 def outcomes_by_set(paths: DatasetPaths) -> Outcomes:
     """The last outcome of each video in each shard set; InputError for a file that cannot be read."""
-    folder = paths.outcomes_root
     found: dict[str, dict[str, Outcome]] = {}
-    try:
-        for stage in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
+    with readable(paths.outcomes_root):
+        for stage in folders_in(paths.outcomes_root):
             for shard_set, records in read_outcomes_by_set(stage).items():
                 found.setdefault(shard_set, {}).update(records)
+    return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """InputError for outcome records that cannot be read."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{error.filename or folder}: outcome records cannot be read: {error.strerror}"
         ) from error
-    return found
 
 
 def set_status(
@@ -102,23 +115,60 @@ def set_status(
     """
     recorded = (outcomes_by_set(paths) if outcomes is None else outcomes).get(shard_set, {})
     ended = {video: record for video, record in recorded.items() if video in dataset.videos}
-    index = read_shard_set(paths.shards(shard_set))
-    there = index.keys() & dataset.videos.keys()
-    made = {video: ended[video] for video in there & ended.keys() if ended[video].flows}
-    failed = {video: record.reason for video, record in sorted(ended.items()) if record.status == "failed"}
+    return status_of(shard_set, tuple(dataset.videos), read_shard_set(paths.shards(shard_set)), ended, count)
+
+
+def folder_status(folder: Path, count: bool = False) -> SetStatus:
+    """The state of a folder that an extraction wrote to with `--output`: its videos are those that it has tried.
+
+    Raises:
+        InputError: no such folder, or nothing in it that an extraction leaves.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    with readable(folder):
+        outcomes = read_outcomes(OutputPaths(folder).outcomes)
+    index = read_shard_set(folder)
+    if not outcomes and not index:
+        raise InputError(
+            f"{folder}: expected shards or records of an extraction, found neither; make some with: "
+            f"python -m extract_flow VIDEO_OR_FOLDER... --output {folder}"
+        )
+    return status_of(str(folder), tuple(sorted({*outcomes, *index})), index, outcomes, count)
+
+
+def status_of(
+    name: str,
+    videos: Sequence[str],
+    index: ShardSet,
+    outcomes: Mapping[str, Outcome],
+    count: bool,
+) -> SetStatus:
+    """The state of a set of shards, from what there is and what is recorded.
+
+    Args:
+        name: of the set.
+        videos: that it should have.
+        index: the shards that there are.
+        outcomes: the last record of each video.
+        count: open the shards whose flows are in no record, and count them.
+    """
+    there = index.keys() & set(videos)
+    made = {video: outcomes[video] for video in there & outcomes.keys() if outcomes[video].flows}
+    failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
     flows = {video: record.flows for video, record in made.items()}
     if count:
         index.learn(sorted(there - made.keys()))
     flows |= counted(index, there - made.keys())
     timed = [record for record in made.values() if record.seconds > 0]
     return SetStatus(
-        shard_set=shard_set,
-        videos=len(dataset.videos),
+        shard_set=name,
+        videos=len(videos),
         done=len(there),
         failed={video: reason for video, reason in failed.items() if video not in there},
         stale={video: reason for video, reason in failed.items() if video in there},
-        missing=tuple(video for video in dataset.videos if video not in there and video not in failed),
-        foreign=tuple(sorted(index.keys() - dataset.videos.keys())),
+        missing=tuple(video for video in videos if video not in there and video not in failed),
+        foreign=tuple(sorted(index.keys() - set(videos))),
         flows=sum(flows.values()),
         unrecorded=len(there) - len(flows),
         bytes=index.bytes_of(there),
@@ -148,9 +198,10 @@ def describe(status: SetStatus, show: int) -> list[str]:
         lines.append(amount)
     kinds = (("failed", status.failed), ("failed, an earlier shard is there", status.stale))
     for kind, videos in kinds:
-        lines += [f"  {kind}: {video}: {reason}" for video, reason in list(videos.items())[:show]]
-        if len(videos) > show:
-            lines.append(f"  {kind}: {len(videos) - show:,} more (--show N shows more)")
+        failures = list(videos.items())
+        lines += [f"  {line}" for line in reason_lines(failures, word=kind, most=show)]
+        if (hidden := len(by_reason(failures)) - show) > 0:
+            lines.append(f"  {kind}: {hidden:,} more (--show N shows more)")
     for kind, names in (("missing", status.missing), ("not in the dataset", status.foreign)):
         if names:
             more = f" and {len(names) - show:,} more" if len(names) > show else ""
@@ -162,6 +213,7 @@ def describe(status: SetStatus, show: int) -> list[str]:
 class StatusOptions(DatasetOptions):
     """What to show."""
 
+    folder: Path | None = argument(None, metavar="[FOLDER]")
     shards: str | None = option(
         None, "This shard set only.", metavar="NAME", shown_default="all there are", replaces="--set"
     )
@@ -169,13 +221,37 @@ class StatusOptions(DatasetOptions):
     count: bool = option(False, "Open shards whose flows are in no record, and count them.")
     json: bool = option(False, "Everything, as JSON.")
 
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other (click.UsageError)."""
+        if self.folder is not None and (self.dataset or self.data or self.shards):
+            raise click.UsageError(
+                "give either FOLDER, which an extraction wrote to with --output, or --dataset and its options"
+            )
+
 
 @click.command(context_settings=CONTEXT)
 @options_of(StatusOptions)
 @command_errors
 def command(**values: Any) -> None:
-    """Show what is done, missing and failed, and why, for each shard set."""
+    """Show what is done, missing and failed, and why, for each shard set.
+
+    Of a dataset, or of a FOLDER that an extraction wrote to with --output.
+    """
     options = from_options(StatusOptions, values)
+    statuses = (
+        _of_dataset(options) if options.folder is None else [folder_status(options.folder, options.count)]
+    )
+    if options.json:
+        click.echo(
+            json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
+        )
+        return
+    for status in statuses:
+        click.echo("\n".join(describe(status, options.show)))
+
+
+def _of_dataset(options: StatusOptions) -> list[SetStatus]:
+    """The wanted shard sets of a dataset; says so where there is none."""
     dataset = choose_dataset(options.dataset, options.data)
     if options.dataset is None:
         click.echo(f"dataset: {dataset}", err=True)
@@ -188,17 +264,10 @@ def command(**values: Any) -> None:
             f"dataset {dataset} has no shard set {options.shards!r} (it has: {', '.join(names) or 'none'}); "
             f"make one with: python -m extract_flow --dataset {dataset}"
         )
-    wanted = [options.shards] if options.shards else names
-    statuses = [set_status(known, paths, name, options.count, outcomes) for name in wanted]
-    if options.json:
-        click.echo(
-            json.dumps([{**dataclasses.asdict(s), "pairs_per_second": s.speed} for s in statuses], indent=1)
-        )
-        return
-    for status in statuses:
-        click.echo("\n".join(describe(status, options.show)))
-    if not statuses:
+    if not names and not options.json:
         click.echo(f"{dataset}: no shards yet; make them with: python -m extract_flow --dataset {dataset}")
+    wanted = [options.shards] if options.shards else names
+    return [set_status(known, paths, name, options.count, outcomes) for name in wanted]
 
 
 @click.command(context_settings=CONTEXT)

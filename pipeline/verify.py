@@ -16,6 +16,7 @@ import numpy as np
 from pipeline import atomic
 from pipeline.catalog import load_dataset
 from pipeline.errors import Damaged, InputError, command_errors
+from pipeline.failures import SHOWN, file_beside, report_failures
 from pipeline.machine import usable_cores
 from pipeline.manifest import (
     Facts,
@@ -31,7 +32,7 @@ from pipeline.manifest import (
 from pipeline.options import CONTEXT, from_options, option, options_of
 from pipeline.ownership import owning_folder
 from pipeline.pack import write_pack
-from pipeline.progress import progress
+from pipeline.progress import Progress
 from pipeline.shard import Shard, ShardAddress, faults, open_shard, parts
 from pipeline.shard_index import PACK_SUFFIX, index_pack
 from pipeline.shard_sets import ShardArguments, Target, gather
@@ -58,6 +59,12 @@ class Finding:
     @property
     def address(self) -> ShardAddress:
         return self.target.address
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, in one line."""
+        more = f" (and {many(len(self.faults) - 1, 'more fault')})" if len(self.faults) > 1 else ""
+        return shortened(printable((self.faults or [self.unread])[0])) + more
 
 
 def verify_shard(target: Target, deep: bool = False, source: Path | None = None) -> Finding:
@@ -211,35 +218,36 @@ def _verify(options: VerifyOptions) -> None:
     found = gather(options)
     videos = load_dataset(options.dataset, options.data).videos if options.dataset else {}
     sources = {video.id: video.path for video in videos.values()} if options.deep else {}
-    checked = progress(verify(found, options.deep, sources, options.jobs), "verify", total=len(found))
     sets = [
         read_shard_set(folder, []) for folder in options.folders if options.dataset or has_manifest(folder)
     ]
-    findings = sorted(
-        (finding for finding in _recorded(checked, sets) if finding.faults or finding.unread), key=by_address
-    )
+    findings = sorted(_findings(found, options, sources, sets), key=by_address)
     bad = [finding for finding in findings if finding.faults]
-    for finding in findings:
-        more = f" (and {many(len(finding.faults) - 1, 'more fault')})" if len(finding.faults) > 1 else ""
-        reason = shortened(printable((finding.faults or [finding.unread])[0]))
-        click.echo(f"{printable(str(finding.address))}: {reason}{more}")
+    failed = [(str(finding.address), finding.reason) for finding in findings]
+    file = file_beside((options.folders or options.targets)[0])
+    for line in report_failures(failed, file, noun="shard", word=""):
+        click.echo(line)
     if options.repair or options.delete:
 
         def check(target: Target) -> Finding:
             return verify_shard(target, options.deep, sources.get(target.video))
 
-        for line in repair(bad, check, options.delete):
+        repaired = list(repair(bad, check, options.delete))
+        for line in repaired[:SHOWN]:
             click.echo(line)
+        if len(repaired) > SHOWN:
+            click.echo(f"and {len(repaired) - SHOWN:,} more")
         for shards in sets:
             refresh(shards.folder)
     missing = sorted(videos.keys() - {target.video for target in found}) if options.complete else []
-    for video in missing:
-        click.echo(f"{video}: no shard; run the extraction again")
-    then = "run with --repair to set them aside"
+    lacking = [(video, "no shard; run the extraction again") for video in missing]
+    for line in report_failures(lacking, file.with_suffix(".missing.txt"), word=""):
+        click.echo(line)
+    then = "run with --repair to rename them to NAME.damaged, or with --delete to remove them"
     if not bad:
         then = "nothing to do"
     elif options.repair or options.delete:
-        then = "taken out; run the extraction again"
+        then = f"{'deleted' if options.delete else 'renamed to NAME.damaged'}; run the extraction again"
     unread = len(findings) - len(bad)
     click.echo(
         f"{len(found)} shards: {len(found) - len(findings)} good, {len(bad)} bad ({then})"
@@ -250,13 +258,28 @@ def _verify(options: VerifyOptions) -> None:
         sys.exit(1)
 
 
-def _recorded(findings: Iterable[Finding], sets: Sequence[ShardSet]) -> Iterator[Finding]:
-    """The findings as they come; at their end, the manifests of sets hold what was seen of their shards."""
-    for finding in findings:
-        for shards in sets:
+def _findings(
+    found: Sequence[Target],
+    options: VerifyOptions,
+    sources: Mapping[str, Path],
+    sets: Sequence[ShardSet],
+) -> Iterator[Finding]:
+    """What is wrong with shards, with the progress on stderr; nothing about those that are good.
+
+    In the end the manifests of the sets hold what was seen of their shards.
+    """
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(Progress("verify", len(found), "shard"))
+        if options.deep:
+            stack.enter_context(shown.compiling())
+        for finding in verify(found, options.deep, sources, options.jobs):
+            wrong = bool(finding.faults or finding.unread)
+            shown.advance(wrong)
             if finding.seen is not None:
-                shards.see(finding.address, *finding.seen)
-        yield finding
+                for shards in sets:
+                    shards.see(finding.address, *finding.seen)
+            if wrong:
+                yield finding
     for shards in sets:
         shards.save()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import writing
+from pipeline.errors import unreadable
 from slurm.answers import JOB_ID, JobId
 
 FORMAT = "two-stream chain of jobs"
+RECORD = re.compile(r"chain-.*\.json")
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,29 @@ def save(chain: Chain, logs: Path) -> Path:
 
 
 def latest(logs: Path) -> Chain | None:
-    """The chain submitted last; None if there is none. A record that cannot be read is ignored."""
-    chains = [chain for path in logs.glob("chain-*.json") if (chain := _read(path)) is not None]
+    """The chain submitted last; None if there is none. A damaged record is ignored.
+
+    Raises:
+        Unreadable: the system does not let a record be read, which may be the last one.
+    """
+    try:
+        paths = [path for path in logs.iterdir() if RECORD.fullmatch(path.name)]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(logs, error) from error
+    chains = [chain for path in paths if (chain := _read(path)) is not None]
     return max(chains, key=lambda chain: chain.submitted, default=None)
 
 
 def _read(path: Path) -> Chain | None:
     try:
         values = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
         return None

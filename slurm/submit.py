@@ -125,7 +125,7 @@ def command(context: click.Context, **values: Any) -> None:
     jobs = plan(chain_request(dataset, paths, options))
     if options.dry_run:
         for job in jobs:
-            check_arguments(job)
+            _announce_recipe(check_arguments(job), dataset, options)
         click.echo(as_shell_script(jobs, PROJECT, paths.logs))
         return
     _check_output(paths)
@@ -135,7 +135,7 @@ def command(context: click.Context, **values: Any) -> None:
     for job in jobs:
         scheduler.check(job, PROJECT)
     for job in jobs:
-        check_arguments(job)
+        _announce_recipe(check_arguments(job), dataset, options)
     submitted = submit_all(jobs, PROJECT)
     where = state.options_naming(dataset.name, options.data)
     record.save(Chain(time.time(), (*where, *_repeat(context)), tuple(submitted)), paths.logs)
@@ -202,8 +202,22 @@ def _method_of(folder: Path) -> str | None:
     return None
 
 
-def check_arguments(job: Job) -> None:
+def _announce_recipe(train: click.Context, dataset: Dataset, options: SubmitOptions) -> None:
+    """Print the recipes that the trainer will take, if these are its arguments and name none."""
+    if train.info_name != "train" or train.params["recipe"]:
+        return
+    from train.__main__ import foreseen
+
+    for stream in options.streams or STREAMS:
+        recipe = foreseen(dataset.name, stream, train.params["init"], len(dataset.videos))
+        click.echo(f"train: {stream} stream, {recipe}; runs that have begun keep theirs", err=True)
+
+
+def check_arguments(job: Job) -> click.Context:
     """Have the stage's own command parse the arguments of the job, so that a mistake is reported before it is queued.
+
+    Returns:
+        The command's context, with what it understood.
 
     Raises:
         InputError: the command rejects them.
@@ -216,7 +230,7 @@ def check_arguments(job: Job) -> None:
             found = command.get_command(click.Context(command), name)
             assert found is not None
             command = found
-        command.make_context(job.stage, list(job.arguments))
+        return command.make_context(job.stage, list(job.arguments))
     except click.UsageError as error:
         raise InputError(
             f"the command of stage '{job.stage}' does not take its arguments: {error.format_message()}"

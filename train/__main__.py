@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import start
-from pipeline.catalog import choose_dataset
+from pipeline.catalog import choose_dataset, load_dataset
 from pipeline.errors import InputError, command_errors
 from pipeline.options import (
     CONTEXT,
@@ -24,8 +25,9 @@ from pipeline.options import (
 )
 from pipeline.ownership import owning_folder
 from pipeline.paths import NAME, DatasetPaths, check_name, data_root
-from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name, fold_run_name
+from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name, fold_run_name, read_run
 from train import recipe as recipes
+from train.default_recipe import SMALL_PRETRAINED, default_recipe, foreseen, network_of
 from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe, parse
 from train.volume_spec import VolumeSpec
@@ -34,11 +36,7 @@ if TYPE_CHECKING:
     from train.distributed import World
     from train.training_data import TrainingData
 
-DEFAULT_RECIPES = {"temporal": "temporal-stack10", "spatial": "spatial-scratch-dropout9"}
-PRETRAINED_SPATIAL = "spatial-lastlayer-dropout5"
-PUBLISHED = "modern"
-"""The recipe for --init imagenet: of a network whose ImageNet weights torchvision publishes."""
-
+__all__ = ["foreseen", "main"]
 
 COMMANDS = {
     "convert": LazyCommand(
@@ -97,8 +95,7 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
     """Resolve the options, find the data, train; the exit status."""
     dataset = options.dataset or ("images" if options.images else choose_dataset(None, options.data))
     check_name(dataset, "dataset")
-    name = options.recipe or default_recipe(dataset, options)
-    recipe = load_recipe(name, overriding)
+    recipe, name, options = chosen_recipe(options, dataset, overriding)
     stream = chosen_stream(options, recipe)
     spec = recipe.volume(stream)
     folder = run_folder(options, dataset, stream)
@@ -125,6 +122,8 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
         data = world.share(data)
         if world.first:
             say(summary(dataset, stream, name, data, world, folder))
+            if not RunPaths(folder).checkpoints() and (hint := suggestion(options, dataset, stream)):
+                say(hint)
         return train(
             recipe,
             spec,
@@ -138,17 +137,59 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
         )
 
 
-def default_recipe(dataset: str, options: TrainOptions) -> str:
-    """The recipe of a run that names none."""
-    if options.images:
-        return "imagenet"
-    if dataset == "demo":
-        return "demo"
-    if options.init == "imagenet":
-        return PUBLISHED
-    if options.stream == "spatial" and options.init is not None:
-        return PRETRAINED_SPATIAL
-    return DEFAULT_RECIPES[options.stream or "temporal"]
+def chosen_recipe(
+    options: TrainOptions, dataset: str, overriding: dict[str, Any]
+) -> tuple[Recipe, str, TrainOptions]:
+    """The recipe that is named, else the run's own if it has begun, else the default for what it learns from.
+
+    Returns:
+        The recipe; its name and, in brackets, why it was taken; the options, with the stream of a run that has begun.
+    """
+    if options.recipe:
+        return load_recipe(options.recipe, overriding), options.recipe, options
+    begun = RunPaths(
+        run_folder(options, dataset, options.stream or ("spatial" if options.images else "temporal"))
+    )
+    if begun.checkpoints() and begun.recipe.is_file():
+        stream: Stream = "spatial" if read_run(begun.folder).stream == "spatial" else "temporal"
+        options = dataclasses.replace(options, stream=options.stream or stream)
+        return load_recipe(str(begun.recipe), overriding), "of the run so far", options
+    clips = 0 if options.images else len(load_dataset(dataset, options.data).videos)
+    chosen = default_recipe(
+        dataset,
+        options.stream,
+        options.init,
+        clips=clips,
+        gpu=trains_on_gpu(options.device),
+        images=options.images is not None,
+    )
+    if (
+        chosen.name == SMALL_PRETRAINED
+        and options.init not in (None, "imagenet")
+        and "model" not in overriding
+    ):
+        overriding = {**network_of(str(options.init)), **overriding}
+    name = f"{chosen.name} ({chosen.reason})" if chosen.reason else chosen.name
+    return load_recipe(chosen.name, overriding), name, options
+
+
+def trains_on_gpu(device: str) -> bool:
+    """Whether --device means a GPU on this machine."""
+    if device != "auto":
+        return device.startswith("cuda")
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def suggestion(options: TrainOptions, dataset: str, stream: Stream) -> str | None:
+    """A line for a spatial network that starts from random weights though nobody chose its recipe."""
+    if stream != "spatial" or options.init or options.recipe or options.images or dataset == "demo":
+        return None
+    return (
+        "hint: from scratch the spatial stream learns little from few videos; --init imagenet starts it from published "
+        "weights, --init FILE from those of a file (docs/how-to/own-data.md)"
+    )
 
 
 def chosen_stream(options: TrainOptions, recipe: Recipe) -> Stream:

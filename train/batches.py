@@ -104,7 +104,7 @@ def shard_positions(shard: Shard, spec: VolumeSpec) -> int:
         return shard.frame_count if shard.has_frames else 0
     if not set(spec.directions) <= set(shard.directions):
         return 0
-    flows = min(shard.flow_count(direction) for direction in spec.directions)
+    flows = min(shard.flow_counts[direction] for direction in spec.directions)
     return position_count(spec, shard.frame_count, flows, shard.step(spec.directions[0]))
 
 
@@ -213,7 +213,7 @@ def _flows_and_step(shard: Shard, spec: VolumeSpec) -> tuple[Any, Any]:
     """Flows that each direction has, and frames between the two of a pair, as NumPy scalars; any for frames."""
     if spec.stream == "spatial":
         return np.int64(1), np.int64(1)
-    flows = min(shard.flow_count(direction) for direction in spec.directions)
+    flows = min(len(shard.part(direction)) for direction in spec.directions)
     return np.int64(flows), np.int64(shard.step(spec.directions[0]))
 
 
@@ -371,10 +371,12 @@ class SampleReader:
     def _opened(self, shard: Shard) -> None:
         """Keep the most recently read files open, but not so many that descriptors run out; likewise their tables."""
         with self._lock:
-            if least := _least_recent(self._open, shard, OPEN_FILES):
-                least.close()
-            if isinstance(shard, RecordedShard) and (least := _least_recent(self._read, shard, KEPT_TABLES)):
-                least.forget()
+            if (closed := _least_recent(self._open, shard, OPEN_FILES)) is not None:
+                closed.close()
+            if isinstance(shard, RecordedShard):
+                forgotten = _least_recent(self._read, shard, KEPT_TABLES)
+                if forgotten is not None:
+                    forgotten.forget()
 
     def stored_size(self, item: Item, image: npt.NDArray[np.uint8] | None) -> tuple[int, int]:
         """Rows and columns of a video or image as stored."""

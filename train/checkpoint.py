@@ -27,8 +27,7 @@ from torch import Tensor
 
 from pipeline import atomic
 from pipeline.catalog import choose_dataset
-from pipeline.errors import Damaged, InputError, OtherFormat
-from pipeline.hdf5 import unreadable
+from pipeline.errors import Damaged, InputError, OtherFormat, unreadable
 from pipeline.options import DatasetOptions
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request
@@ -357,6 +356,10 @@ def is_path(run: str) -> bool:
     return "/" in run or Path(run).exists()
 
 
+ARCHIVE = b"PK\x03\x04"
+"""How a zip archive begins; torch takes what begins otherwise for a pickle."""
+
+
 def read_archive(path: Path) -> dict[str, Any]:
     """The mapping that `torch.save` wrote, its tensors on the CPU; nothing in the file is executed.
 
@@ -366,7 +369,12 @@ def read_archive(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if zipfile.is_zipfile(path):
+    try:
+        with path.open("rb") as file:
+            is_archive = file.read(len(ARCHIVE)) == ARCHIVE
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if is_archive:
         check_archive(path)
     try:
         with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ def interruptible() -> Iterator[Interrupt]:
 
     def record(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and interrupt.number:
-            raise KeyboardInterrupt
+            os._exit(128 + number)  # an exception may be swallowed where a module is being imported
         interrupt.number = number
 
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

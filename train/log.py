@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def open_events(folder: Path, resumed_at: int) -> Any:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Records of a run's log in order; a last line cut short by a crash is left out."""
+    """Records of a run's log in order; lines that are none, such as a last one cut short by a crash, are left out."""
     path = RunPaths(folder).log
     if not path.is_file():
         return []
@@ -65,11 +65,27 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict):
+        if _is_record(record):
             records.append(record)
     return records
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a line holds what `RunLog.add` is given: the numbers of an iteration, or of a validation."""
+    if not isinstance(value, dict) or type(value.get("iteration")) is not int:
+        return False
+    if "validation" in value:
+        heads = value["validation"]
+        return isinstance(heads, dict) and all(
+            isinstance(head, dict) and _are_numbers(head, ("loss", "accuracy")) for head in heads.values()
+        )
+    return _are_numbers({"seconds": 0, **value}, ("loss", "accuracy", "learning_rate", "seconds"))
+
+
+def _are_numbers(values: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return all(type(values.get(name)) in (int, float) for name in names)
 
 
 def draw_curves(folder: Path) -> Path:
@@ -94,9 +110,10 @@ def draw_curves(folder: Path) -> Path:
         )
         if checks:
             for head in checks[0]["validation"]:
+                of_head = [record for record in checks if head in record["validation"]]
                 axes.plot(
-                    [record["iteration"] for record in checks],
-                    [record["validation"][head][name] for record in checks],
+                    [record["iteration"] for record in of_head],
+                    [record["validation"][head][name] for record in of_head],
                     marker="o",
                     ms=3,
                     label=f"validation {head}",
@@ -111,3 +128,8 @@ def draw_curves(folder: Path) -> Path:
     with atomic.writing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return path
+
+
+def training_seconds(folder: Path) -> float:
+    """How long the iterations of a run took, by its log; 0 if the log does not say."""
+    return float(sum(record.get("seconds", 0.0) for record in read_log(folder)))

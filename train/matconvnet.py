@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, unreadable
 from pipeline.text import first_line
 from train.volume_spec import COLOUR_MEAN, COLOUR_STD
 
@@ -125,7 +125,13 @@ def _load(path: Path) -> dict[str, Any]:
 
     try:
         content: dict[str, Any] = loadmat(str(path), struct_as_record=True, squeeze_me=False)
-    except (MatReadError, OSError, ValueError, TypeError, NotImplementedError) as error:
+    except OSError as error:
+        if error.errno is not None:  # else SciPy's own, about what it read
+            raise unreadable(path, error) from error
+        raise InputError(
+            f"{path}: expected a MATLAB file until version 7.2, found {first_line(error)}"
+        ) from error
+    except (MatReadError, ValueError, TypeError, NotImplementedError) as error:
         raise InputError(
             f"{path}: expected a MATLAB file until version 7.2, found {first_line(error)}"
         ) from error

@@ -1,4 +1,4 @@
-"""Losses and times of iterations, for the log and for progress lines."""
+"""Losses and times of iterations, for the log and for the progress."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.text import duration
 from train.log import RunLog
 from train.losses import Readback, mean_losses
-
-PROGRESS_SECONDS = 5.0
 
 
 class Unread(NamedTuple):
@@ -36,21 +33,17 @@ class NotFinite(Exception):
 class Meter:
     """Collects iterations between two writes of the log."""
 
-    def __init__(
-        self, heads: Sequence[str], iterations: int, log: RunLog | None, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, heads: Sequence[str], log: RunLog | None, say: Callable[[str], None]) -> None:
         """An empty meter.
 
         Args:
             heads: names of the heads, in the order of the stats.
-            iterations: of the whole run.
             log: where iterations are written; None in all processes but the first.
-            say: called with progress lines, at most one every few seconds.
+            say: called with losses and learning rate whenever iterations are logged.
         """
-        self.heads, self.iterations, self.log, self.say = list(heads), iterations, log, say
+        self.heads, self.log, self.say = list(heads), log, say
         self.unread: list[Unread] = []
         self._collected: list[tuple[int, float, Tensor]] = []
-        self._reported = 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -96,7 +89,7 @@ class Meter:
         self.unread = []
 
     def flush(self) -> None:
-        """Write the iterations that were read to the log, and a progress line now and then."""
+        """Write the iterations that were read to the log, and say how they went."""
         if not self._collected:
             return
         elapsed = time.perf_counter() - self._begun
@@ -115,18 +108,15 @@ class Meter:
                 record["heads"] = dict(zip(self.heads, losses.tolist(), strict=True))
             if self.log is not None:
                 self.log.add(record)
-        if iteration == self.iterations or time.perf_counter() - self._reported > PROGRESS_SECONDS:
-            self._reported = time.perf_counter()
-            self.say(self._progress(iteration, lr, seconds, waiting))
+        self.say(self._losses(lr, waiting))
         self._collected = []
         self.restart()
 
-    def _progress(self, iteration: int, lr: float, seconds: float, waiting: float) -> str:
+    def _losses(self, lr: float, waiting: float) -> str:
         stats = torch.stack([stats for _, _, stats in self._collected])
         loss = float(mean_losses(stats).sum(dim=1).mean())
         accuracy = float(stats[:, :, 1].sum() / stats[:, :, 2].sum())
         return (
-            f"iteration {iteration}/{self.iterations}: loss {loss:.4f} accuracy {accuracy:.1%} "
-            f"(last {len(stats)}), learning rate {lr:g}, {seconds:.3f} s each, {waiting:.0%} waiting for data, "
-            f"{duration(seconds * (self.iterations - iteration))} left"
+            f"loss {loss:.4f} accuracy {accuracy:.1%} (last {len(stats)}), learning rate {lr:g}, "
+            f"{waiting:.0%} waiting for data"
         )

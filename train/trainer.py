@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import itertools
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.progress import Progress
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
-from pipeline.text import first_line
+from pipeline.text import duration, first_line, many
 from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input
 from train.checkpoint import (
     Checkpoint,
@@ -53,6 +56,8 @@ from train.volume_spec import VolumeSpec
 
 VALIDATION_SNIPPETS = 5
 CPU_MICRO_BATCH = 32
+FORECAST_FIRST, FORECAST_LAST = 2, 5
+"""Iterations of this process after which the time for all is measured: the first few are slower than the rest."""
 LARGEST_INPUT = 1e5
 """Far beyond any motion in pixels or any colour."""
 
@@ -196,23 +201,38 @@ class Trainer:
     def loop(self, interrupt: Interrupt) -> int:
         """Iterate to the end or to a signal; the exit status."""
         recipe, options = self.recipe, self.options
-        if self.iteration >= recipe.iterations:
+        if self.iteration >= recipe.iterations and not self.validation_is_due():
+            self.link_best()
             self.say(f"{self.run.folder}: complete, {self.iteration} iterations")
             return 0
+        stopped_by = 0
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
-        validate_every = options.validation_interval(recipe.iterations)
         checkpoint_every = options.checkpoint_interval(recipe.iterations)
-        with self.logging() as log, self.loading(self.reader, schedule) as batches:
-            meter = Meter(list(self.data.heads), recipe.iterations, log, self.say)
+        begun, first_measured = self.iteration, 0.0
+        with (
+            self.logging() as log,
+            self.progress_of_iterations() as shown,
+            shown.compiling(),
+            self.loading(self.reader, schedule) as batches,
+        ):
+            self.catch_up(log)
+            meter = Meter(list(self.data.heads), log, shown.set_detail)
             while self.iteration < recipe.iterations:
                 lr = recipe.learning_rate_at(self.iteration)
                 self.step(batches, schedule.micro_batches, lr, recipe.clip, meter)
                 self.iteration += 1
+                if self.iteration - begun == FORECAST_FIRST:
+                    self.read(meter)  # waits for a GPU
+                    first_measured = time.perf_counter()
+                elif self.iteration - begun == FORECAST_LAST:
+                    self.read(meter)
+                    self.forecast((time.perf_counter() - first_measured) / (FORECAST_LAST - FORECAST_FIRST))
                 stopped_by = self.stop_signal(interrupt)
                 last = stopped_by or self.iteration == recipe.iterations
                 if last or self.iteration % options.log_every == 0:
                     self.flush(meter)
-                if self.data.validation and not stopped_by and (last or self.iteration % validate_every == 0):
+                shown.advance()
+                if not stopped_by and self.validation_is_due():
                     self.flush(meter)
                     self.validate(log)
                     meter.restart()
@@ -225,6 +245,21 @@ class Trainer:
         if self.world.first:
             draw_curves(self.run.folder)
         return self.finish(stopped_by)
+
+    def forecast(self, seconds: float) -> None:
+        """Report how long the iterations that are left take, at so many seconds each."""
+        left = self.recipe.iterations - self.iteration
+        self.say(
+            f"expected time: about {duration(seconds * left)} for {many(left, 'more iteration')}, {seconds:.2f} s each"
+            + (", and validation" if self.data.validation else "")
+        )
+
+    def progress_of_iterations(self) -> Progress:
+        """The progress of the run, shown by the first process."""
+        plain = None if self.world.first else True
+        return Progress(
+            "train", self.recipe.iterations, "iteration", done=self.iteration, plain=plain, say=self.say
+        )
 
     def step(
         self,
@@ -342,7 +377,7 @@ class Trainer:
     def finish(self, stopped_by: int) -> int:
         """Report how the loop ended; the exit status."""
         iterations = self.recipe.iterations
-        if self.iteration == iterations:
+        if self.iteration == iterations and not self.validation_is_due():
             self.say(f"done: {iterations} iterations, {self.run.folder}")
             return 0
         status = exit_status(stopped_by)
@@ -372,6 +407,31 @@ class Trainer:
 
     # --- validation -------------------------------------------------------------------------------------------------
 
+    def validation_is_due(self) -> bool:
+        """Whether the network as it is now should be validated, and has not been."""
+        iterations = self.recipe.iterations
+        every = self.options.validation_interval(iterations)
+        due = self.iteration > 0 and (self.iteration == iterations or self.iteration % every == 0)
+        return bool(self.data.validation) and due and self.progress.get("validated") != self.iteration
+
+    def catch_up(self, log: RunLog | None) -> None:
+        """Do what was due after the iteration that is resumed from, where a signal came first.
+
+        So a run that was interrupted leaves the same best.pt and records the same best validation as any other.
+        """
+        if not self.validation_is_due():
+            self.link_best()
+            return
+        self.validate(log)
+        self.save()  # the checkpoint's record of what has been validated
+
+    def link_best(self) -> None:
+        """Make best.pt this iteration's checkpoint if it is the best so far and a kill has left that undone."""
+        if self.world.first and self.iteration and self.progress.get("best_iteration") == self.iteration:
+            best, newest = self.run.best, self.run.checkpoint(self.iteration)
+            if not best.exists() or not filecmp.cmp(best, newest, shallow=False):
+                link_best(self.run, self.iteration)
+
     def validate(self, log: RunLog | None) -> None:
         """Validate, record the result, and save a checkpoint if it is the best so far."""
         results = validation_results(list(self.data.heads), self.validation_totals())
@@ -384,11 +444,11 @@ class Trainer:
                 f"accuracy {result['accuracy']:.1%}{top5}"
             )
         accuracy = next(iter(results.values()))["accuracy"] if results else 0.0
+        self.progress |= {"validated": self.iteration}
         if accuracy > self.progress.get("best_accuracy", -1.0):
-            self.progress = {"best_accuracy": accuracy, "best_iteration": self.iteration}
+            self.progress |= {"best_accuracy": accuracy, "best_iteration": self.iteration}
             self.save()
-            if self.world.first:
-                link_best(self.run, self.iteration)
+            self.link_best()
 
     def validation_totals(self) -> Tensor:
         """`validation_stats` summed over the validation videos and all processes."""

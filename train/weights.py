@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -37,12 +38,14 @@ class Weights:
         classes: what the last layer's outputs are, if the file knows it.
         layout: whose names the file has.
         notes: what was taken, where that is not plain from the names.
+        recipe: of the run whose checkpoint it is; empty for other files.
     """
 
     tensors: dict[str, Tensor]
     classes: tuple[str, ...] | None
     layout: str
     notes: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_weights(path: Path) -> Weights:
@@ -60,7 +63,7 @@ def read_weights(path: Path) -> Weights:
     if values.get("format") == FORMAT:
         checkpoint = from_archive(path, values)
         classes = tuple(name for head in checkpoint.heads.values() for name in head)
-        return Weights(checkpoint.weights, classes, "this project")
+        return Weights(checkpoint.weights, classes, "this project", recipe=checkpoint.recipe)
     for key in WRAPPERS:
         if isinstance(values.get(key), Mapping):
             values = values[key]

@@ -1,5 +1,6 @@
 """The whole project as one command, `two-stream`, and its version."""
 
 import pipeline  # noqa: F401  first of all, since it makes Ctrl-C end quietly during the other imports
+from pipeline.version import VERSION as __version__
 
-__version__ = "0.2.0"
+__all__ = ["__version__"]

@@ -1,7 +1,8 @@
 """Commands in the documentation run; those that cannot run here are checked for their options; links lead somewhere.
 
-Commands stand in ```console blocks after "$ ". A block after `<!-- not run: reason -->` is not run. Each page has a
-fresh copy of a small demo dataset, with shards and barely trained runs, in `data` of an empty working folder.
+Commands stand in ```console blocks after "$ "; a page's ```python blocks are one program, run after them. A block after
+`<!-- not run: reason -->` is not run. Each page has a fresh copy of a small demo dataset, with shards and barely
+trained runs, in `data` of an empty working folder.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*) -->\s*\n)?```console\n(?P<text>.*?)```", re.DOTALL)
+PYTHON = re.compile(r"(<!-- not run: [^>]* -->\s*\n)?```python\n(.*?)```", re.DOTALL)
 COMMANDS = {
     "pipeline": "main",
     "extract_flow": "main",
@@ -57,7 +59,13 @@ def commands() -> list[Command]:
 
 
 def pages_with_commands() -> Iterator[Path]:
-    yield from dict.fromkeys(command.page for command in commands() if not command.reason)
+    with_commands = {command.page for command in commands() if not command.reason}
+    yield from (page for page in PAGES if page in with_commands or python_of(page))
+
+
+def python_of(page: Path) -> str:
+    """The Python of a page, block after block as one program; a block may be marked as not run, as commands are."""
+    return "\n".join(code for mark, code in PYTHON.findall(page.read_text(encoding="utf-8")) if not mark)
 
 
 def name(page: Path) -> str:
@@ -167,6 +175,9 @@ def test_commands_run_in_the_order_of_the_page(page: Path, small_demo: Path, tmp
     for command in commands():
         if command.page == page and not command.reason and not command.line.startswith("make"):
             run(command.line, tmp_path)
+    if code := python_of(page):
+        (tmp_path / "page.py").write_text(code, encoding="utf-8")
+        run([sys.executable, "page.py"], tmp_path)
 
 
 @pytest.mark.xdist_group("documentation")

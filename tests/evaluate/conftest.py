@@ -34,7 +34,9 @@ def add_run(paths: DatasetPaths, stream: str, split: int = 1, seed: int = 0, **v
     path = folder / "checkpoint-00000001.pt"
     save_checkpoint(path, Checkpoint(network.state_dict(), recipe, run, spec, {paths.dataset: CLASSES}, 1))
     (folder / "recipe.toml").write_text(to_toml(recipe, run))
-    (folder / "log.jsonl").write_text('{"iteration": 1, "loss": 0.7}\n')
+    (folder / "log.jsonl").write_text(
+        '{"iteration": 1, "loss": 0.7, "accuracy": 0.5, "learning_rate": 0.01}\n'
+    )
     return path
 
 

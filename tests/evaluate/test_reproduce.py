@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tiny_dataset import make_dataset as make_motions
 
-from evaluate import reproduce
+from evaluate import reproduce, score_file
 from evaluate.__main__ import main
 from evaluate.published import experiments, published_rows
 from evaluate.reproduce import Reproduction
+from evaluate.score import Measurement
+from evaluate.views import Views
+from pipeline.catalog import load_dataset
 from pipeline.paths import DatasetPaths
+from pipeline.runs import RunPaths
+from train.__main__ import main as train_main
+from train.checkpoint import load_checkpoint
 from train.recipe import load_recipe
 
 TABLES = experiments()["tables"]
@@ -99,6 +107,55 @@ def test_miniatures_keep_what_the_table_compares_and_yield_to_the_user() -> None
     assert "model=resnet18" in train
     assert not any(word.startswith("dropout=") for word in train)
     assert [word for word in train if word.startswith("iterations=")] == ["iterations=7"]
+
+
+def test_a_network_of_two_datasets_is_trained_once_and_scored_for_both(tmp_path: Path) -> None:
+    """Table 4: its scores of the second dataset do not replace those of the first."""
+    for number, name in enumerate(("first", "second")):
+        make_motions(tmp_path, name, seed=number)
+    tiny = ("width=0.125", "crop=32", "short_side=36", "length=4", "iterations=1", "batch=4", "workers=0")
+    known, trained, found = experiments()["runs"], [], {}
+    for dataset, other in (("first", "second"), ("second", "first")):
+        about = Reproduction(dataset, (1,), tmp_path, other, miniature=True, overrides=tiny[:-1])
+        rows = dict(reproduce.cells(TABLES["4"], about))
+        cell = rows["temporal stream"][0]
+        for step in reproduce.plan([("", [cell])], about):
+            if step.words[0] == "extract_flow":
+                continue
+            command, words = (
+                (train_main, step.words[1:]) if step.words[0] == "train" else (main, step.words[1:])
+            )
+            done = CliRunner().invoke(command, [*words, "--device=cpu", "--workers=0"])
+            assert done.exit_code == 0, done.output
+            trained += ["complete" not in done.stderr] if step.words[0] == "train" else []
+        assert 0 <= reproduce.accuracy(cell, about) <= 100
+        side = reproduce.home("temporal-multitask", about)
+        run = RunPaths(reproduce.run_folder("temporal-multitask", 1, side))
+        found[dataset] = score_file.score_path(run, side.dataset, dataset, "test-5x5")
+    assert known["temporal-multitask"]["also"] == "other"
+    assert trained == [True, False]
+    assert [score_file.read_scores(path).dataset for path in found.values()] == ["first", "second"]
+    assert found["first"].parent == found["second"].parent.parent
+
+
+def test_scores_of_a_second_dataset_in_their_earlier_place_are_read(own_data: DatasetPaths) -> None:
+    run = RunPaths(own_data.run("spatial-split1"))
+    scores = dataclasses.replace(
+        Measurement(
+            load_dataset("tiny", own_data.data),
+            run,
+            load_checkpoint(run.folder),
+            1,
+            "test",
+            own_data.root,
+            Views(1, 1),
+        ).empty(),
+        dataset="another",
+    )
+    earlier = run.scores("test-1x1")
+    score_file.write_scores(earlier, scores)
+    assert score_file.score_path(run, "tiny", "another", "test-1x1") == earlier
+    assert score_file.score_path(run, "tiny", "third", "test-1x1") == run.scores("test-1x1", "third")
 
 
 def test_a_dry_run_prints_commands_that_exist(own_data: DatasetPaths) -> None:

@@ -71,3 +71,14 @@ def test_another_file_is_refused_and_left_alone(tmp_path: Path, name: str, text:
     with pytest.raises(InputError, match=message):
         ResultLines(path, "x")
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("text", ["notes", "name,age\nAnn,3", "[1]\n[2", "[" * 5000 + "\n"])
+def test_another_file_is_refused_and_stays_as_it_is(tmp_path: Path, ending: str, text: str) -> None:
+    """A last line without an end is not cut off before the file is known to be of this command."""
+    path = tmp_path / f"r.{ending}"
+    path.write_text(text)
+    with pytest.raises(InputError, match="expected results of this command"):
+        ResultLines(path, "x")
+    assert path.read_text() == text

@@ -55,7 +55,7 @@ def slow_scores(measurement: Measurement, video: str) -> np.ndarray:
         if spec.stream == "spatial":
             count = shard.frame_count
         else:
-            count = max(shard.flow_count() - spec.length + 1, 1)
+            count = max(shard.flow_count - spec.length + 1, 1)
         frames = min(measurement.views.frames, count)
         places = (
             [int(np.floor(i * (count - 1) / (frames - 1) + 0.5)) for i in range(frames)]
@@ -71,7 +71,7 @@ def slow_scores(measurement: Measurement, video: str) -> np.ndarray:
                 )
                 whole = (pixels - mean) / std
             else:
-                flows = [min(place + k, shard.flow_count() - 1) for k in range(spec.length)]
+                flows = [min(place + k, shard.flow_count - 1) for k in range(spec.length)]
                 fields = [shard.flows(i, i + 1)[0] - shard.mean()[i][:, None, None] for i in flows]
                 zoom = spec.short_side / min(shard.height, shard.width)
                 whole = np.concatenate(fields) * zoom * spec.flow_scale

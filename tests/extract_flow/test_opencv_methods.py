@@ -255,3 +255,14 @@ def test_too_little_device_memory_is_told_apart(frames: np.ndarray, monkeypatch:
     FakeFlow.fail = True
     with pytest.raises(DeviceMemoryError):
         method.run(frames, np.array([[0, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("dis", {"finest_scale": 2}), ("tvl1", {"scales": 3}), ("brox", {})]
+)
+def test_a_methods_repr_is_the_call_that_makes_it(name: str, values: dict) -> None:
+    method = load(name, device="cpu", **values)
+    again = eval(repr(method), {"load": load})
+    assert repr(method).startswith(f"load({name!r}, device='cpu', ")
+    assert (again.parameters, repr(again)) == (method.parameters, repr(method))
+    assert method.parameters.items() >= values.items()

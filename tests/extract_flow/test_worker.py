@@ -114,7 +114,7 @@ def assert_same_as_one_by_one(tasks: list[VideoTask], folder: Path) -> None:
         assert make(0, alone, SETTINGS, method, "cpu").outcome.status == "done"
         with open_shard(task.shard) as one, open_shard(alone.shard) as other:
             for direction in ("forward", "backward"):
-                count = other.flow_count(direction)
+                count = other.flow_counts[direction]
                 assert one.streams(0, count, direction) == other.streams(0, count, direction)
                 assert np.array_equal(one.mean(direction), other.mean(direction))
             assert one.streams(0, one.frame_count, "frames") == other.streams(0, other.frame_count, "frames")

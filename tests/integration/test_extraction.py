@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -127,7 +128,7 @@ def test_flow_and_frames_are_those_of_the_video(clips: Path, tmp_path: Path) -> 
         with open_shard(address) as shard:
             assert (shard.video, shard.frame_count, shard.fps) == (video, len(gray), 25)
             count = len(gray) - 2
-            assert shard.flow_count("forward") == shard.flow_count("backward") == count
+            assert shard.flow_counts["forward"] == shard.flow_counts["backward"] == count
             steps = np.arange(count)
             for direction, pairs in (("forward", (steps, steps + 2)), ("backward", (steps + 2, steps))):
                 expected = method.run(gray, np.stack(pairs, axis=1), "levels", quantiser)
@@ -216,7 +217,7 @@ def test_a_folder_of_pictures_is_a_video_and_gaps_are_told(tmp_path: Path) -> No
         out, _ = extract(given, "--output", tmp_path / "out", *QUICK)
         assert f"note: {video}: frame 4 is missing" in out
         with open_shard(tmp_path / f"out/{video}.h5") as shard:
-            assert (shard.frame_count, shard.flow_count()) == (8, 7)
+            assert (shard.frame_count, shard.flow_count) == (8, 7)
 
 
 def test_a_video_of_one_frame_has_a_shard_without_flow(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_video_of_one_frame_has_a_shard_without_flow(tmp_path: Path) -> None:
     out, _ = extract(tmp_path / "one.mkv", "--output", tmp_path, *QUICK)
     assert "it has no flow" in out
     with open_shard(tmp_path / "one.h5") as shard:
-        assert (shard.frame_count, shard.flow_count()) == (1, 0)
+        assert (shard.frame_count, shard.flow_count) == (1, 0)
     assert extract(tmp_path / "one.mkv", "--output", tmp_path, *QUICK)[0].startswith("0 done, 1 skipped")
 
 
@@ -253,7 +254,7 @@ def test_a_corrupt_video_fails_or_keeps_its_frames_and_is_marked(tmp_path: Path)
     assert "frames before were kept" in out
     with open_shard(tmp_path / "keep/bad.h5") as shard:
         assert 2 <= shard.frame_count < 40
-        assert shard.flow_count() == shard.frame_count - 1
+        assert shard.flow_count == shard.frame_count - 1
         assert "cannot be decoded" in shard.corrupt
         assert f"after {shard.frame_count} frames" in shard.corrupt
 
@@ -622,5 +623,35 @@ def test_a_small_real_dataset_is_extracted_whole(test_data: Path, tmp_path: Path
         for line in path.read_text().splitlines()
     ]
     assert sum(record["flows"] for record in records) == sum(
-        open_shard(address).flow_count() for address in index_shards(tmp_path).values()
+        open_shard(address).flow_count for address in index_shards(tmp_path).values()
     )
+
+
+def test_small_videos_are_scaled_up_with_a_word_that_names_the_way_out(tmp_path: Path) -> None:
+    for number in range(2):
+        clip(tmp_path / "in" / f"v{number}.avi", 3, 48, 32)
+    way = ("--method", "dis", "--preset", "ultrafast", "--no-rgb")
+    out, _ = extract(tmp_path / "in", "--output", tmp_path / "out", *way)
+    assert out.count("--short-side none") == 1, "one line for all"
+    assert "note: 2 videos (v0, v1)" in out
+    assert "frames included" not in out, "there are none"
+    assert f"shards: {tmp_path / 'out'}" in out
+    out, _ = extract(tmp_path / "in", "--output", tmp_path / "own", *way, "--short-side", "none")
+    assert "scaled up" not in out
+
+
+def test_what_another_method_made_is_reported_before_any_work_and_only_once(tmp_path: Path) -> None:
+    for number in range(3):
+        clip(tmp_path / "in" / f"v{number}.avi", 3, 48, 32)
+    way = ("--no-rgb", "--short-side", 32, "--preset", "ultrafast", "--method", "dis")
+    extract(tmp_path / "in", "--output", tmp_path / "out", *way)
+    clip(tmp_path / "in" / "new.avi", 3, 48, 32)
+    other = ("--no-rgb", "--short-side", 32, "--method", "farneback")
+    out, err = extract(tmp_path / "in", "--output", tmp_path / "out", *other, status=1)
+    (first,) = (line for line in err.splitlines() if line.startswith("failed"))
+    assert first.startswith("failed: 3 videos")
+    assert "method: asked farneback, the shard has dis" in first
+    assert not re.search(r"asked None|has None|finest", first), "parameters of two methods are not compared"
+    assert err.index("failed") < err.index("1 video to do")
+    assert out.startswith("1 done, 0 skipped (already valid), 3 failed")
+    assert "failed: " not in out, "they were reported before"

@@ -53,31 +53,22 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_every_command_works_where_files_cannot_be_locked(
-    tmp_path: Path, ours: bool, request: pytest.FixtureRequest
-) -> None:
+def every_stage_works_without_locks(environment: dict[str, str]) -> None:
     """Every stage of benchmarks/endurance.py, undisturbed but for flock, which always fails with ENOLCK."""
-    source = PROJECT / "tests" / "integration" / "faults.c"
-    if not ours:
-        source = request.getfixturevalue("test_data") / "reports" / "no_flock_preload.c"
-        if not source.is_file():
-            pytest.skip(f"no {source} among the test data")
-    asked = {"CALL": "flock", "UNDER": "/", "NUMBER": "37", "NTH": "1", "STAYS": "1"}
-    without_locks = {f"FAULT_{name}": value for name, value in asked.items()} if ours else {}
-    without_locks |= {
-        "LD_PRELOAD": str(compiled(source, tmp_path / "library.so")),
-        "ENDURANCE_FAULTS": "",
-        "TMPDIR": str(tmp_path),
-    }
     probe = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
-    locked = run("-c", probe, source, **without_locks)
+    locked = run("-c", probe, __file__, **environment)
     assert "No locks available" in locked.stderr, "the library does not work"
-    done = run(
-        "benchmarks/endurance.py", "--kills=0", "--faults=0", "--flips=0", "--stages=", **without_locks
-    )
+    stages = ("--kills=0", "--faults=0", "--flips=0", "--stages=")
+    done = run("benchmarks/endurance.py", *stages, **environment, ENDURANCE_FAULTS="")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines() if "undisturbed" in line] == [*STAGES]
+
+
+def test_every_command_works_where_files_cannot_be_locked(tmp_path: Path) -> None:
+    asked = {"CALL": "flock", "UNDER": "/", "NUMBER": "37", "NTH": "1", "STAYS": "1"}
+    library = compiled(PROJECT / "tests" / "integration" / "faults.c", tmp_path / "library.so")
+    faults = {f"FAULT_{name}": value for name, value in asked.items()}
+    every_stage_works_without_locks({**faults, "LD_PRELOAD": str(library), "TMPDIR": str(tmp_path)})
 
 
 # --- damage that threads meet ---

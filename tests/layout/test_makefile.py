@@ -68,3 +68,13 @@ def test_the_arguments_of_pytest_are_words(folder: Path) -> None:
     done = make(folder, "test", "PYTEST_ARGS=-k 'a and b' tests/x.py")
     assert "<-k><a and b><tests/x.py>" in done.stdout
     assert "<loadgroup>" in make(folder, "test").stdout
+
+
+@pytest.mark.parametrize("value", ["'a", 'a "b'])
+def test_arguments_whose_quotes_do_not_match_are_refused_and_nothing_is_run_without_them(
+    folder: Path, value: str
+) -> None:
+    done = make(folder, "status", f"ARGS={value}", "DATASET=x")
+    assert done.returncode == 2
+    assert "ARGS cannot be split into words" in done.stderr
+    assert "status" not in done.stdout

@@ -89,7 +89,7 @@ def expected(data: Path) -> dict[str, np.ndarray]:
         for video, address in index_shards(paths.shards(shard_set)).items():
             with open_shard(address) as shard:
                 for direction in shard.directions:
-                    flows = shard.flows(0, shard.flow_count(direction), direction)
+                    flows = shard.flows(0, shard.flow_counts[direction], direction)
                     found[f"{shard_set} {video} {direction}"] = flows[SPARSE]
                 frames = shard.frames(0, shard.frame_count).transpose(0, 3, 1, 2)
                 found[f"{shard_set} {video} frames"] = frames[SPARSE]

@@ -58,7 +58,7 @@ def test_shards_read_as_when_they_were_made(expected: dict[str, Any], shard_set:
         with open_shard(address) as shard:
             assert shard.directions == (("forward", "backward") if shard_set == "packed" else ("forward",))
             for direction in shard.directions:
-                flows = shard.flows(0, shard.flow_count(direction), direction)
+                flows = shard.flows(0, shard.flow_counts[direction], direction)
                 np.testing.assert_allclose(
                     flows[SPARSE],
                     expected[f"{shard_set} {video} {direction}"],

@@ -108,6 +108,36 @@ def test_whatever_keeps_a_file_from_being_written_is_an_error_with_its_path_and_
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("writing", [atomic.writing, atomic.writing_folder])
+def test_a_signal_that_comes_during_the_removal_leaves_nothing(tmp_path, monkeypatch, writing):
+    remove, calls = atomic.remove, []
+
+    def interrupted(path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(atomic, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "x") as temporary:
+        (temporary / "file" if temporary.is_dir() else temporary).write_text("")
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_signal_that_comes_once_a_temporary_folder_is_there_leaves_nothing(tmp_path, monkeypatch):
+    make = Path.mkdir
+
+    def interrupted(path, *arguments, **more):
+        make(path, *arguments, **more)
+        if atomic.is_temporary(path.name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic.writing_folder(tmp_path / "x"):
+        pass
+    assert names(tmp_path) == []
+
+
 def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path):
     for error in (ValueError, KeyboardInterrupt, BrokenPipeError):
         with pytest.raises(error), atomic.writing(tmp_path / "x"):

@@ -97,3 +97,8 @@ def test_help_shows_defaults_ranges_and_what_is_taken_for_none() -> None:
 def test_values_that_go_over_others_are_those_that_were_given() -> None:
     assert run(given_only=True) == {}
     assert run("--no-frames", "--size", "2", given_only=True) == {"frames": False, "size": 2.0}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
+def test_a_number_is_finite(value: str) -> None:
+    assert f"expected a finite number, found {value}" in run("--layout", "a", f"--size={value}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import HEIGHT, WIDTH, make_shard
 
+from extract_flow.__main__ import main as extract_flow
 from pipeline import catalog, export, import_flow, status
-from pipeline.catalog import Dataset, Video
+from pipeline.catalog import Dataset, Split, Video
 from pipeline.shard import open_shard
 
 NAMES = ["plain", "a.b", "-dash", "50%d", "it's", 'a"b', "a;b#c&d", "[x](y)", "ü 語"]
@@ -149,6 +151,40 @@ def test_names_survive_export_and_import(tmp_path, name, layout):
         assert shard.video == f"Class/{name}"
 
 
+@pytest.mark.parametrize("layout", ["tsn", "denseflow", "mmaction2's older names"])
+def test_what_export_writes_comes_back_right_through_both_commands(tmp_path, shard_file, layout):
+    out, folder = tmp_path / "out", tmp_path / "out" / "A" / "v"
+    run(export.command, shard_file, "--layout", layout if layout == "denseflow" else "tsn", "--output", out)
+    if layout.startswith("mmaction2"):
+        for path in folder.glob("flow_*"):
+            path.rename(folder / path.name.removeprefix("flow_"))  # x_00001.jpg
+    method = ["--method", "dis", "--preset", "ultrafast", "--short-side", "none", "--jobs", 1]
+    run(extract_flow, out, "--output", tmp_path / "extracted", *method)
+    run(import_flow.command, out, "--bound", 20, "--output", tmp_path / "imported")
+    with (
+        open_shard(shard_file) as first,
+        open_shard(tmp_path / "extracted" / "A" / "v.h5") as extracted,
+        open_shard(tmp_path / "imported" / "A" / "v.h5") as imported,
+    ):
+        frames, flow = first.frames(0, 5).astype(int), first.flows(0, 4)
+        for shard in (extracted, imported):
+            assert (shard.video, shard.frame_count, shard.flow_count) == ("A/v", 5, 4)
+        # The frames in their order, and no image of flow among them: each is nearer to its own than to any other.
+        found = extracted.frames(0, 5).astype(int)
+        distances = [[np.abs(one - other).mean() for other in frames] for one in found]
+        assert np.argmin(distances, axis=1).tolist() == [0, 1, 2, 3, 4]
+        assert np.array_equal(imported.frames(0, 5), frames)
+        assert np.abs(imported.flows(0, 4) - flow).max() < 3 * 40 / 255  # a level of either coding, and JPEG
+
+
+def test_several_sequences_in_a_folder_are_refused_with_both_names(tmp_path):
+    names = [f"{side}_{i:05d}.jpg" for side in ("left", "right") for i in (1, 2, 3)]
+    images(tmp_path / "in" / "v", *names)
+    output = run(extract_flow, tmp_path / "in", "--output", tmp_path / "out", "--method", "dis", status=1)
+    assert "left_00001.jpg" in output
+    assert "right_00001.jpg" in output
+
+
 def test_imported_flow_is_the_images_bytes_exactly(tmp_path, shard_file):
     run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out", "--bound", 12)
     run(import_flow.command, tmp_path / "out", "--bound", 12, "--output", tmp_path / "back")
@@ -181,7 +217,7 @@ def test_step_and_direction_survive_export_and_import(tmp_path, step, direction)
     run(import_flow.command, *given, "--output", tmp_path / "out")
     with open_shard(tmp_path / "out" / "v.h5") as shard:
         assert shard.directions == (direction,)
-        assert (shard.flow_count(direction), shard.frame_count) == (3, 3 + step)
+        assert (shard.flow_counts[direction], shard.frame_count) == (3, 3 + step)
         assert shard.step(direction) == step
     export_again = ["--layout", "denseflow", "--direction", direction, "--output", tmp_path / "again"]
     run(export.command, tmp_path / "out", *export_again)
@@ -264,3 +300,92 @@ def test_options_that_mean_nothing_are_refused(tmp_path, shard_file):
     run(export.command, shard_file, "--layout", "npy", "--output", tmp_path, "--bound", 20, status=2)
     run(import_flow.command, tmp_path, "--bound", 20, status=2)
     assert "found none" in run(import_flow.command, tmp_path, "--bound", 20, "--output", tmp_path, status=1)
+
+
+# --- lists, sizes, and what to leave out ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(tmp_path) -> list[object]:
+    """A dataset of two classes and a split, with shards; returns the options that name it."""
+    videos = {}
+    for label, stem, flows in (("A", "v", 4), ("B", "w", 2), ("B", "x y", 3)):
+        name = f"{label}/{stem}"
+        path = tmp_path / "mine" / "shards" / "tvl1" / f"{name}.h5"
+        make_shard(path, name, flows=flows, frames=True)
+        videos[name] = Video(name, tmp_path / f"{stem}.avi", label, stem)
+    splits = {1: Split(1, ("A/v", "B/x y"), ("B/w",))}
+    catalog.save(Dataset("mine", ("A", "B"), videos, splits), tmp_path, tmp_path)
+    return ["--dataset", "mine", "--data", tmp_path]
+
+
+def test_a_datasets_images_come_with_the_lists_that_mmaction2_and_tsn_read(tmp_path, listed):
+    out = tmp_path / "out"
+    assert "1 name with white space left out" in run(
+        export.command, *listed, "--layout", "tsn", "--output", out
+    )
+    texts = {path.name: path.read_text() for path in out.glob("*.txt")}
+    assert texts == {
+        "classInd.txt": "1 A\n2 B\n",
+        "mine_train_split_1_rawframes.txt": "A/v 5 0\n",
+        "mine_val_split_1_rawframes.txt": "B/w 3 1\n",
+        "mine_train_split_1_rawframes_flow.txt": "A/v 4 0\n",
+        "mine_val_split_1_rawframes_flow.txt": "B/w 2 1\n",
+        "mine_rgb_train_split_1.txt": f"{out}/A/v 5 0\n",
+        "mine_rgb_val_split_1.txt": f"{out}/B/w 3 1\n",
+        "mine_flow_train_split_1.txt": f"{out}/A/v 4 0\n",
+        "mine_flow_val_split_1.txt": f"{out}/B/w 2 1\n",
+    }
+    for name in ("mine_rgb_train_split_1.txt", "mine_flow_val_split_1.txt"):
+        folder, count, _ = texts[name].split()
+        pattern = "img_*.jpg" if "rgb" in name else "flow_y_*.jpg"
+        assert len(list(Path(folder).glob(pattern))) == int(count)
+
+
+def test_lists_are_of_what_lies_there(tmp_path, listed):
+    out = tmp_path / "out"
+    run(export.command, *listed, "--layout", "denseflow", "--output", out, "--no-rgb")
+    assert names(out / "B" / "w") == [f"flow_{c}_0000{i}.jpg" for c in "xy" for i in (0, 1)]
+    expected = [
+        "classInd.txt",
+        "mine_train_split_1_rawframes_flow.txt",
+        "mine_val_split_1_rawframes_flow.txt",
+    ]
+    assert sorted(path.name for path in out.glob("*.txt")) == expected
+    run(export.command, *listed, "--layout", "denseflow", "--output", out)  # they are there, without frames
+    assert sorted(path.name for path in out.glob("*.txt")) == expected
+
+
+def test_shards_named_by_path_get_no_lists(tmp_path, shard_file):
+    run(export.command, shard_file, "--layout", "tsn", "--output", tmp_path / "out")
+    assert names(tmp_path / "out") == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("given", "number", "frames"),
+    [([], 4, True), (["--no-rgb"], 4, False), (["--float16", "--no-rgb"], 2, False)],
+)
+def test_the_size_of_arrays_is_announced_before_they_are_written(tmp_path, shard_file, given, number, frames):
+    output = run(export.command, shard_file, "--layout", "npy", "--output", tmp_path / "out", *given)
+    size = 4 * 2 * HEIGHT * WIDTH * number + frames * 5 * 3 * HEIGHT * WIDTH
+    assert f"{size / 1000:.1f} kB of npy to write" in output
+    assert output.index("to write") < output.index("1 exported")
+    folder = tmp_path / "out" / "A" / "v"
+    assert names(folder) == ["flow.npy"] + ["frames.npy"] * frames
+    written = sum(path.stat().st_size for path in folder.iterdir())
+    assert size <= written <= size + 300
+    with open_shard(shard_file) as shard:
+        flow = np.load(folder / "flow.npy")
+        assert flow.dtype == (np.float16 if number == 2 else np.float32)
+        assert np.allclose(flow, shard.flows(0, 4), rtol=1e-3 if number == 2 else 0, atol=1e-6)
+
+
+def test_arrays_that_do_not_fit_on_the_disk_are_not_begun(tmp_path, shard_file, monkeypatch):
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))
+    output = run(export.command, shard_file, "--layout", "flo", "--output", tmp_path / "out", status=1)
+    assert "export fewer videos" in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_goes_with_arrays_only(tmp_path, shard_file):
+    run(export.command, shard_file, "--layout", "flo", "--output", tmp_path, "--float16", status=2)

@@ -18,7 +18,8 @@ from made_shards import make_shard
 
 from pipeline import export, pack, verify, view
 from pipeline.errors import Damaged, InputError, Unreadable
-from pipeline.shard import FLOW_TABLES, STREAM_TABLES, ShardAddress, open_shard, tables_crc32
+from pipeline.shard import ShardAddress, open_shard
+from pipeline.shard_file import FLOW_TABLES, STREAM_TABLES, tables_crc32
 from pipeline.shard_index import index_pack, index_shards
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +22,10 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import catalog
+from pipeline import catalog, checked_json, container
 from pipeline import import_dataset as importing
 from pipeline.catalog import Dataset
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Unreadable
 from pipeline.groups import pattern_group
 from pipeline.import_dataset import import_dataset, match, scan
 from pipeline.lists import key_of, read_lists, split_labels, stem_of
@@ -673,10 +676,10 @@ def test_a_system_out_of_file_handles_stops_an_import_instead_of_recording_video
     film(tmp_path / "a/one.avi", 7)
     program = (
         "import os, resource, sys; from pathlib import Path; import cv2, h5py, numpy, av, av.error;"
-        "from pipeline.import_dataset import probe; from pipeline.errors import Unreadable\n"
-        "probe(Path(sys.argv[1]))\n"
+        "from pipeline.import_dataset import check_read, probe; from pipeline.errors import Unreadable\n"
+        "path = Path(sys.argv[1]); check_read({'a/one': probe(path)}, 5)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1,) * 2)\n"
-        "try: probe(Path(sys.argv[1]))\n"
+        "try: check_read({'a/one': probe(path)}, 5)\n"
         "except Unreadable as error: print(error)\n"
     )
     ran = subprocess.run(
@@ -685,8 +688,73 @@ def test_a_system_out_of_file_handles_stops_an_import_instead_of_recording_video
         text=True,
         check=True,
     )
-    assert "one.avi: could not be read: " in ran.stdout
+    assert "1 video could not be read: a/one: " in ran.stdout
     assert "oo many open files" in ran.stdout
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT])
+def test_videos_that_the_system_does_not_let_be_read_are_listed_and_nothing_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    for name in ("one", "two", "three"):
+        film(tmp_path / f"videos/a/{name}.avi", 7)
+    refused = tmp_path / "videos/a/one.avi", tmp_path / "videos/a/two.avi"
+
+    def refusing(call: Any) -> Any:
+        def refuse(path: Path, *arguments: Any, **more: Any) -> Any:
+            if path in refused:
+                raise OSError(number, os.strerror(number), str(path))
+            return call(path, *arguments, **more)
+
+        return refuse
+
+    monkeypatch.setattr(container, "_open", refusing(container._open))
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    words = ["folder", "--videos", tmp_path / "videos", "--name", "x", "--data", tmp_path / "data"]
+    done = CliRunner().invoke(importing.command, [str(word) for word in words])
+    assert done.exit_code == 1
+    reason = os.strerror(number)
+    assert (
+        f"2 videos could not be read: a/one: {reason}, a/two: {reason}; nothing was recorded" in done.output
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_video_on_which_ffmpeg_reports_an_error_of_the_system_is_damaged_if_its_bytes_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg's demuxers report EIO and ENOMEM for what they find in a file, too."""
+    film(tmp_path / "one.avi", 7)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(container, "_open", refuse)
+    assert importing.probe(tmp_path / "one.avi") == importing.Header(fault="Input/output error")
+
+
+def test_an_import_over_a_record_of_a_later_version_is_refused_before_the_work(tmp_path: Path) -> None:
+    record = tmp_path / "data/x/dataset.json"
+    record.parent.mkdir(parents=True)
+    later = {"format": catalog.FORMAT, "version": catalog.VERSION + 1}
+    record.write_text(json.dumps(checked_json.with_checksum(later)))
+    (tmp_path / "videos").mkdir()  # in which the work would find no video
+    words = ["folder", "--videos", tmp_path / "videos", "--name", "x", "--data", tmp_path / "data"]
+    done = CliRunner().invoke(importing.command, [str(word) for word in words])
+    assert done.exit_code == 1
+    assert "the dataset's record has version 2" in done.output
+
+
+def test_a_record_that_cannot_be_read_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "dataset.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(Unreadable, match="could not be read: Permission denied"):
+        catalog.check_replaceable(tmp_path / "dataset.json")
 
 
 def test_known_counts_go_before_headers(tmp_path: Path) -> None:

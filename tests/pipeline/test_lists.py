@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from pipeline.catalog import Dataset
 from pipeline.errors import InputError
 from pipeline.import_dataset import Imported, import_dataset
-from pipeline.lists import VideosFolder, read_lists
+from pipeline.lists import read_lists
 
 NAMES = ("run/a1.mp4", "run/a2.mp4", "walk/b1.mp4", "walk/b2.mp4")
 
@@ -160,6 +158,21 @@ def test_frames_and_labels_of_folders_and_of_videos_are_still_read(videos: Path)
 # --- duplicates -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("row", ["{path},{label}\n", '"{path}",{label}\n', '"{path}","{label}"\n'])
+@pytest.mark.parametrize("header", ["", "path,label\n"])
+def test_a_csv_with_and_without_a_header_or_quotes_is_the_same_list(
+    videos: Path, header: str, row: str
+) -> None:
+    lists = videos.parent / "lists"
+    lists.mkdir()
+    for side, number in (("train", 1), ("val", 2)):
+        rows = [row.format(path=f"{name}{number}.mp4", label=k) for k, name in enumerate(("run/a", "walk/b"))]
+        (lists / f"{side}.csv").write_text(header + "".join(rows))
+    made = import_dataset("folder", "x", videos, lists).dataset
+    assert made.classes == ("run", "walk")
+    assert sides(made) == ({"run/a1", "walk/b1"}, {"run/a2", "walk/b2"})
+
+
 def test_identical_rows_are_accepted_with_a_count(videos: Path) -> None:
     text = f"run/a1.mp4 0\nwalk/b1.mp4 1\nrun/a1.mp4 0\n{videos}/run/a1.mp4 0\n"
     made = imported(videos, train__txt=text, val__txt="run/a2.mp4 0\n")
@@ -266,36 +279,3 @@ def test_an_odd_line_is_refused_without_delay(videos: Path, line: str) -> None:
 def test_lines_may_end_as_on_an_old_macintosh(videos: Path) -> None:
     made = imported(videos, train__txt="run/a1.mp4 0\rwalk/b1.mp4 1\r", val__txt="run/a2.mp4 0\r\n").dataset
     assert sides(made) == ({"run/a1", "walk/b1"}, {"run/a2"})
-
-
-# --- public reports -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unpacked(test_data: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    archive = test_data / "reports" / request.param
-    if not archive.is_file():
-        pytest.skip(f"no {archive}")
-    with tarfile.open(archive) as packed:
-        packed.extractall(tmp_path, filter="data")
-    return tmp_path
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize("unpacked", ["list_absolute_paths.tar.gz"], indirect=True)
-def test_the_list_of_absolute_paths_of_a_public_report_is_imported(unpacked: Path) -> None:
-    for path in (unpacked / "absin").iterdir():
-        path.write_text(path.read_text().replace("/path/to/unpacked", os.fspath(unpacked)))
-    made = import_dataset("folder", "x", unpacked / "vids", unpacked / "absin").dataset
-    assert sides(made) == ({"run/a1", "walk/b1"}, {"run/a2", "walk/b2"})
-    assert made.classes == ("run", "walk")
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize("unpacked", ["list_two_labels.tar.gz"], indirect=True)
-def test_the_list_with_two_labels_of_a_public_report_is_refused_by_file_and_line(unpacked: Path) -> None:
-    for name in ("train_list.txt", "val_list.txt"):
-        with pytest.raises(InputError, match=rf"{name}:[12]: .*several labels"):
-            read_lists(unpacked / "ml2" / name, None, VideosFolder(unpacked / "vids"))
-    with pytest.raises(InputError, match=r"train_list.txt:1: .*several labels"):
-        import_dataset("folder", "x", unpacked / "vids", unpacked / "ml2")

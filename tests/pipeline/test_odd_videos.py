@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -259,6 +261,9 @@ def test_a_cut_or_shifted_jpeg_has_a_fault() -> None:
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (97, 131, 3), np.uint8), (3, 3), 1)
     data = cv2.imencode(".jpg", image)[1].tobytes()
     assert jpeg_scan.fault(data[: len(data) * 2 // 3]) == "the data ends too early"
+    progressive = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    assert jpeg_scan.fault(progressive) is None
+    assert jpeg_scan.fault(progressive[: len(progressive) * 2 // 3]) == "the data ends too early"
     middle = len(data) * 2 // 3
     assert jpeg_scan.fault(data[:middle] + data[middle + 40 :])
     assert jpeg_scan.fault(data[:middle] + data[middle - 60 :])
@@ -300,16 +305,25 @@ def test_stamps_decide_nothing_unless_seconds_are_asked_for(stamps: list[int]) -
     assert all(after > before for before, after in pairwise(times))
 
 
-def test_a_torn_download_is_noted_with_both_figures(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.mkv", frames=60)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mkv", {}),
+        ("a.wmv", {"codec": "wmv2"}),
+        ("a.mxf", {"codec": "mpeg2video"}),
+    ],
+)
+def test_a_torn_download_is_noted_with_both_figures(tmp_path: Path, name: str, options: Any) -> None:
+    path = clip(tmp_path / name, frames=60, width=160, height=120, **options)
     assert decoded(path)[2] == ()
     whole = path.read_bytes()
-    torn = tmp_path / "torn.mkv"
+    torn = tmp_path / f"torn{path.suffix}"
     torn.write_bytes(whole[: packets_of(path)[25].pos])
     frames, failure, notes = decoded(torn)
     assert failure == ""
+    assert 1 < len(frames) <= 25
     assert len(notes) == 1
-    assert f"says 2.40 s, it holds {len(frames) / 25:.2f} s ({len(frames)} frames)" in notes[0]
+    assert re.fullmatch(rf"its header says 2\.40 s, it holds [01]\.\d\d s \({len(frames)} frames\)", notes[0])
 
 
 def test_a_header_two_frames_high_is_no_news(tmp_path: Path) -> None:

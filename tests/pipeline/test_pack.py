@@ -108,6 +108,11 @@ def test_a_file_that_is_no_pack_is_an_input_error(folder):
         index_shards(folder)
 
 
+def test_a_folder_without_shards_is_an_error(tmp_path):
+    assert "expected shards" in run(tmp_path, status=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_use_is_told(folder):
     run(status=2)
     run(folder, "--dataset", "demo", status=2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Unreadable
 from pipeline.paths import DatasetPaths
 from pipeline.runs import (
     STREAMS,
@@ -111,3 +111,14 @@ def test_names_of_runs() -> None:
     assert default_run_name("temporal", 2) == "temporal-split2"
     assert default_run_name("spatial", None) == "spatial-images"
     assert chain_run_name("big", "temporal", 2) == "big-temporal-split2"
+
+
+def test_a_recipe_that_cannot_be_read_is_not_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(Unreadable, match=r"recipe\.toml: could not be read: Permission denied"):
+        read_run(tmp_path)

@@ -12,7 +12,7 @@ from extract_flow.sources import find_videos
 from pipeline.errors import InputError
 from pipeline.import_dataset import import_dataset
 from pipeline.paths import OutputPaths
-from pipeline.pictures import frames_of, number_gaps
+from pipeline.pictures import frames_of, list_pictures, number_gaps
 from pipeline.scan import scan
 
 FOLDER = Path("folder")
@@ -65,10 +65,14 @@ def test_copies_are_not_frames() -> None:
         "img_00004 - Copy.jpg",
         "img_00005 copy 2.jpg",
         "img_00006 - Kopie (2).jpg",
+        "img_00002(1).jpg",
+        "Copy of img_00007.jpg",
     ]
     assert order([*copies, *frames]) == frames
     numbered = [f"frame ({n}).jpg" for n in range(1, 12)]
     assert order(numbered[::-1]) == numbered
+    runs = [f"run 5({n}).jpg" for n in range(1, 12)]
+    assert order(runs[::-1]) == runs
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,34 @@ def test_both_commands_see_the_same_videos(tmp_path: Path) -> None:
     by_extraction, by_import = found_by_both(tmp_path)
     assert by_extraction == by_import == ["a/1", "a/frames", "b/2", "c/tsn"]
     assert scan(tmp_path).flow == ("c/flow",)
+
+
+def test_a_folder_of_thumbnails_is_not_a_video(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "a/r1.avi", "a/r2.avi", "a/thumbs/r1.jpg", "a/thumbs/r2.jpg", "b/r3.mp4", "b/t/r3.mp4.png"
+    )
+    touch(tmp_path, "c/r5.avi", "c/frames/r5.jpg", "c/frames/r6.jpg")
+    by_extraction, by_import = found_by_both(tmp_path)
+    assert by_extraction == by_import == ["a/r1", "a/r2", "b/r3", "c/frames", "c/r5"]
+
+
+def test_links_to_folders_that_are_gone_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.avi")
+    (tmp_path / "b").symlink_to("/nowhere/b")
+    (tmp_path / "c").symlink_to("c")
+    (tmp_path / "notes.txt").symlink_to("/nowhere/notes.txt")
+    for command in (lambda: find_videos([tmp_path], OUTPUT), lambda: import_dataset("folder", "x", tmp_path)):
+        with pytest.raises(
+            InputError, match=r"2 links.*'b' \(leads nowhere\), 'c' \(a loop: leads to itself\)"
+        ):
+            command()
+
+
+def test_a_frame_that_is_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"img_{n}.jpg" for n in range(3)))
+    (tmp_path / "img_3.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(InputError, match=r"img_3\.jpg is a link that leads nowhere"):
+        list_pictures(tmp_path)
 
 
 def test_one_stem_with_two_suffixes_is_refused_with_both_names_or_kept_apart(tmp_path: Path) -> None:

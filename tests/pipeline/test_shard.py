@@ -132,7 +132,7 @@ def test_a_shard_tells_what_it_is(tmp_path):
     with open_shard(make_shard(tmp_path / "x.h5", video="A class/ü 'v'")) as shard:
         assert (shard.video, shard.frame_count, shard.fps) == ("A class/ü 'v'", 5, 25.0)
         assert (shard.width, shard.height, shard.corrupt) == (WIDTH, HEIGHT, "")
-        assert (shard.has_frames, shard.directions, shard.flow_count(), shard.step()) == (
+        assert (shard.has_frames, shard.directions, shard.flow_count, shard.step()) == (
             False,
             ("forward",),
             4,
@@ -144,9 +144,59 @@ def test_a_shard_tells_what_it_is(tmp_path):
         assert shard.clipped().shape == (4,)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [slice(None), slice(1, 3), slice(None, None, 2), slice(-2, None), slice(None, None, -1), slice(3, 1)],
+)
+def test_a_shard_is_the_sequence_of_its_flows(tmp_path, index):
+    with open_shard(make_shard(tmp_path / "x.h5", frames=True)) as shard:
+        every = shard.flows(0, 4)
+        assert len(shard) == shard.flow_count == 4
+        assert np.array_equal(shard.flows(), every)
+        assert np.array_equal(shard.flows(2), every[2:])
+        assert np.array_equal(shard.levels(), shard.levels(0, 4))
+        assert np.array_equal(shard.frames(), shard.frames(0, 5))
+        assert np.array_equal(shard[index], every[index])
+        assert np.array_equal(shard[-1], every[3])
+        assert np.array_equal(np.stack(list(shard)), every)
+        for outside in (4, -5):
+            with pytest.raises(IndexError, match=f"flow {outside} asked, 4 are there"):
+                shard[outside]
+
+
+def test_a_shard_of_backward_flow_alone_is_the_sequence_of_that(tmp_path):
+    with open_shard(make_shard(tmp_path / "x.h5", directions=("backward",))) as shard:
+        assert (len(shard), shard.flow_counts) == (4, {"backward": 4})
+        assert np.array_equal(shard[1:3], shard.flows(1, 3, "backward"))
+
+
+def test_a_shard_of_frames_alone_is_an_empty_sequence_and_true(tmp_path):
+    with open_shard(make_shard(tmp_path / "x.h5", directions=(), frames=True)) as shard:
+        assert (len(shard), list(shard), bool(shard), shard.method) == (0, [], True, "")
+
+
+def test_the_call_of_flow_count_still_answers_and_warns(tmp_path):
+    with open_shard(make_shard(tmp_path / "x.h5")) as shard:
+        with pytest.warns(DeprecationWarning, match="flow_counts") as warned:
+            assert shard.flow_count() == shard.flow_count("forward") == 4
+        assert {Path(each.filename).name for each in warned} == {Path(__file__).name}
+        with (
+            pytest.warns(DeprecationWarning, match="flow_counts"),
+            pytest.raises(InputError, match="no backward"),
+        ):
+            shard.flow_count("backward")
+
+
+def test_a_shards_repr_shows_what_it_holds(tmp_path):
+    with open_shard(make_shard(tmp_path / "x.h5", frames=True)) as shard:
+        assert repr(shard) == (
+            f"<Shard 'Class/video': 4 forward flows, 5 RGB frames by dis, 33x18, '{tmp_path / 'x.h5'}'>"
+        )
+
+
 def test_a_video_of_one_frame_has_no_flow_and_is_a_shard(tmp_path):
     with open_shard(make_shard(tmp_path / "x.h5", flows=0, frames=True)) as shard:
-        assert shard.flow_count() == 0
+        assert shard.flow_count == 0
         assert shard.flows(0, 0).shape == (0, 2, HEIGHT, WIDTH)
         assert shard.frames(0, 1).shape == (1, HEIGHT, WIDTH, 3)
 
@@ -404,7 +454,7 @@ def test_bytes_of_other_files_are_not_read(tmp_path):
 
 def retabled(path: Path, start: np.ndarray) -> None:
     """Replace the table of starts, with a checksum that agrees."""
-    from pipeline.shard import FLOW_TABLES, STREAM_TABLES, tables_crc32
+    from pipeline.shard_file import FLOW_TABLES, STREAM_TABLES, tables_crc32
 
     with h5py.File(path, "r+") as file:
         part = file["flow/forward"]

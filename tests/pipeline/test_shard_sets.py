@@ -10,7 +10,7 @@ from pipeline import catalog
 from pipeline.catalog import Dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
-from pipeline.shard_sets import choose_shard_set, shard_sets
+from pipeline.shard_sets import choose_shard_set, shard_sets, targets_at
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,10 @@ def test_the_named_dataset_else_the_only_known_one_else_the_demo(tmp_path: Path)
         catalog.choose_dataset(None, tmp_path)
     known(tmp_path, "demo")
     assert catalog.choose_dataset(None, tmp_path) == "demo"
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "notes.txt", "x.h5.damaged"])
+def test_a_file_of_another_kind_is_no_shard_to_repair_or_delete(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{name}: expected a shard .* found a file of another kind"):
+        targets_at(tmp_path / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import signal
 import subprocess
 import sys
@@ -126,6 +127,95 @@ def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path, room: str) -> No
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_that_comes_while_a_command_imports_a_module_leaves_no_half_of_one(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    """The module that imports the other swallows what is raised, as some of C do, and uses the half that it gets."""
+    (tmp_path / "inner.py").write_text(
+        "import os, sys, time\nos.kill(os.getpid(), int(sys.argv[1]))\ntime.sleep(0.1)\nvalue = 1\n"
+    )
+    (tmp_path / "outer.py").write_text("try:\n    import inner\nexcept BaseException:\n    inner = None\n")
+    body = DESTROYING.replace("    Slow()\n", "    import outer\n    outer.inner.value\n")
+    done = python("-c", body, int(number), timeout=30, env=os.environ | {"PYTHONPATH": f"{tmp_path}"})
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+# Python imports this first of all; it says when our code begins.
+BEGINNING = """
+import os, sys
+class Watch:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "pipeline.text":
+            sys.meta_path.remove(Watch)
+            os.write(int(os.environ["BEGUN"]), b"begun")
+sys.meta_path.insert(0, Watch)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pipeline", "demo"),
+        ("extract_flow", "videos", "--output", "out", "--method", "dis"),
+        ("train", "--images", "images"),
+        ("evaluate", "score"),
+        ("slurm", "submit", "--dry-run"),
+        ("two_stream", "train", "--images", "images"),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_from_our_first_line_on_is_no_traceback(
+    tmp_path: Path, command: tuple[str, ...], number: signal.Signals
+) -> None:
+    """At two random moments of the first second, in which modules are imported and the work begins."""
+    (tmp_path / "sitecustomize.py").write_text(BEGINNING)
+    draw = random.Random(f"{command} {number}")
+    for delay in (draw.uniform(0, 0.3), draw.uniform(0.3, 1.0)):
+        receiver, sender = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{PROJECT}", "BEGUN": str(sender)},
+            pass_fds=[sender],
+        )
+        os.close(sender)
+        assert os.read(receiver, 5) == b"begun"
+        os.close(receiver)
+        time.sleep(delay)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        # 1 where there is nothing to work on, which it said before the signal came.
+        assert process.returncode in (1, 128 + number, *([-number] if number == signal.SIGTERM else [])), (
+            errors
+        )
+
+
+def test_ctrl_c_during_the_imports_of_the_installed_command_ends_quietly(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    script = tmp_path / "two-stream"
+    script.write_text("from two_stream.__main__ import command\ncommand()\n")
+    process = subprocess.Popen(
+        [sys.executable, script, "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{PROJECT}"},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
@@ -300,6 +390,16 @@ def test_a_reason_is_at_most_300_characters() -> None:
     assert len(long) <= 300
     assert long.startswith("begin ")
     assert long.endswith(" end")
+
+
+def test_a_message_with_much_of_a_file_in_it_is_cut() -> None:
+    script = (
+        "import click\nfrom pipeline.errors import InputError, command_errors\n"
+        "@click.command()\n@command_errors\ndef main(): raise InputError('a\\n' + 'x' * 100_000)\nmain()"
+    )
+    errors = python("-c", script).stderr
+    assert errors.startswith("error: a\nxxx")
+    assert len(errors) < 3000
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1"])

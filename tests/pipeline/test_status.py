@@ -12,7 +12,7 @@ from made_shards import make_shard
 from pipeline import catalog, status
 from pipeline.catalog import Dataset, Video
 from pipeline.outcome import Outcome, OutcomeLog
-from pipeline.paths import DatasetPaths
+from pipeline.paths import DatasetPaths, OutputPaths
 
 IDS = ["a/1", "a/2", "a/3", "a/x y.z", "b/1", "b/2"]
 
@@ -128,3 +128,24 @@ def test_without_datasets_the_next_step_is_told(tmp_path: Path) -> None:
     told = CliRunner().invoke(status.datasets_command, ["--data", str(tmp_path)])
     assert told.exit_code == 0
     assert "python -m pipeline demo" in told.output
+
+
+def test_a_folder_of_output_has_a_status_too(tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.h5", "a", flows=3)
+    log = OutcomeLog(OutputPaths(tmp_path).outcomes)
+    log.append(Outcome("a", "done", flows=3, bytes=100, seconds=1.5))
+    log.append(*(Outcome(f"v{number}", "failed", f"/v/v{number}.avi: it is empty") for number in range(12)))
+    log.close()
+    shown = CliRunner().invoke(status.command, [str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert f"{tmp_path}: 1 of 13 done, 0 missing, 12 failed" in shown.output
+    assert "3 flows" in shown.output
+    assert "2.0 pairs/s" in shown.output
+    assert shown.output.count("it is empty") == 1, "one reason, one line"
+    assert "12 videos (v0, v1, v10, v11, v2 and 7 more)" in shown.output
+    both = CliRunner().invoke(status.command, [str(tmp_path), "--dataset", "mine"])
+    assert both.exit_code == 2
+    (tmp_path / "empty").mkdir()
+    nothing = CliRunner().invoke(status.command, [str(tmp_path / "empty")])
+    assert nothing.exit_code == 1
+    assert "expected shards" in nothing.output

@@ -87,7 +87,7 @@ def test_only_deep_finds_images_whose_check_sum_agrees_but_that_do_not_decode(fo
     """As a writer with a fault of its own would leave them."""
     import zlib
 
-    from pipeline.shard import FLOW_TABLES, STREAM_TABLES, tables_crc32
+    from pipeline.shard_file import FLOW_TABLES, STREAM_TABLES, tables_crc32
 
     path = folder / "A" / "one.h5"
     with h5py.File(path, "r+") as file:

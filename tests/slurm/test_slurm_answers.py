@@ -6,8 +6,6 @@ The stand-ins for SLURM's programs keep the queue as a folder with a file for ea
 from __future__ import annotations
 
 import os
-import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -451,19 +449,16 @@ def test_a_record_with_a_name_of_a_cluster_that_is_an_option_is_passed_over(tmp_
     assert record.latest(tmp_path) is None
 
 
-# --- a public report ------------------------------------------------------------------------------------------------
+def test_a_record_that_cannot_be_read_is_an_error_and_no_older_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chain-7.json").write_text("{}")
+    assert record.latest(tmp_path) is None
+    assert record.latest(tmp_path / "nowhere") is None
 
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
 
-@pytest.mark.realdata
-def test_the_wrapper_of_a_public_report_submits_the_chain(site: Site, test_data: Path) -> None:
-    archive = test_data / "reports" / "slurm_wrapper_with_banner.tar.gz"
-    if not archive.is_file():
-        pytest.skip(f"no {archive}")
-    with tarfile.open(archive) as packed:
-        packed.extractall(site.folder / "report", filter="data")
-    site.set(PATH=f"{site.folder / 'report' / 'banner'}:{os.environ['PATH']}", FAKE_SLURM=str(site.folder))
-    assert [each.job for each in site.submit()] == ["519605", "519606", "519607"]
-    # Its scancel fails and its squeue has every job pending: nothing may be called cancelled.
-    refusing: Callable[[JobId], str] = lambda found: "it never starts"  # noqa: E731
-    site.monkeypatch.setattr(scheduler, "never_starts", refusing)
-    assert "could not be cancelled: job 519608 (pending; scancel: Invalid job id)" in site.fault()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"chain-7\.json: could not be read: Permission denied"):
+        record.latest(tmp_path)

@@ -124,3 +124,21 @@ def test_an_array_task_without_a_pair_is_an_error(values: dict[str, str], words:
     with pytest.raises(InputError) as raised:
         run_options(values)
     assert words in str(raised.value)
+
+
+def test_submitting_prints_the_recipes_that_the_trainer_will_take(tmp_path: Path) -> None:
+    known(tmp_path, "toy")
+    printed = submit(tmp_path, "--dataset=toy").stderr
+    assert "train: spatial stream, recipe small (2 clips, fewer than 2,000)" in printed
+    assert "train: temporal stream, recipe small (2 clips, fewer than 2,000)" in printed
+    printed = submit(tmp_path, "--dataset=toy", "--stream=spatial", "--pass=train=--init=imagenet").stderr
+    assert "train: spatial stream, recipe small-pretrained" in printed
+    assert "temporal stream" not in printed
+    assert "recipe" not in submit(tmp_path, "--dataset=toy", "--pass=train=--recipe=modern").stderr
+    videos = {
+        f"a/{number}": Video(f"a/{number}", tmp_path / "v.avi", "a", str(number)) for number in range(2000)
+    }
+    names = tuple(videos)
+    catalog.save(Dataset("large", ("a",), videos, {1: Split(1, names[1:], names[:1])}), tmp_path, tmp_path)
+    printed = submit(tmp_path, "--dataset=large", "--stream=temporal").stderr
+    assert "recipe temporal-stack10 on a node with a GPU, small on one without" in printed

@@ -53,7 +53,7 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
 def from_flows(item: Item, spec: VolumeSpec, position: int) -> np.ndarray:
     """A stacked volume [2L,H,W] from the flows that the shard gives in pixels, one by one."""
     shard = item.source
-    forward, backward = flow_indices(spec, position, shard.flow_count())
+    forward, backward = flow_indices(spec, position, shard.flow_count)
     fields = [shard.flows(i, i + 1)[0] for i in forward] + [
         shard.flows(i, i + 1, "backward")[0] for i in backward
     ]

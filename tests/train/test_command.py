@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from tiny_dataset import make_dataset
 from pipeline.errors import InputError
 from pipeline.ownership import owning_folder
 from pipeline.paths import DatasetPaths
-from train.__main__ import chosen_stream, default_recipe, main, overrides, run_folder
+from pipeline.runs import Stream
+from train.__main__ import chosen_recipe, chosen_stream, main, overrides, run_folder
+from train.default_recipe import default_recipe
+from train.models import build
 from train.options import TrainOptions
 from train.recipe import KEYS, Recipe, load_recipe
 
@@ -71,18 +75,59 @@ def test_recipe_keys_given_both_ways_must_agree() -> None:
 
 
 def test_the_recipe_and_stream_of_a_run_that_names_neither() -> None:
-    assert default_recipe("demo", TrainOptions()) == "demo"
-    assert default_recipe("x", TrainOptions()) == "temporal-stack10"
-    assert default_recipe("x", TrainOptions(stream="spatial")) == "spatial-scratch-dropout9"
-    assert (
-        default_recipe("x", TrainOptions(stream="spatial", init=Path("w.pt"))) == "spatial-lastlayer-dropout5"
-    )
-    assert default_recipe("images", TrainOptions(images=Path("i"))) == "imagenet"
+    def name(dataset: str, stream: Stream | None = None, init: str | None = None, **about: bool) -> str:
+        return default_recipe(
+            dataset, stream, init, clips=about.pop("clips", 9537), **{"gpu": True, **about}
+        ).name
+
+    assert name("demo") == "demo"
+    assert name("x") == "temporal-stack10"
+    assert name("x", "spatial") == "spatial-scratch-dropout9"
+    assert name("x", "spatial", "w.pt") == "spatial-lastlayer-dropout5"
+    assert name("images", images=True) == "imagenet"
     assert chosen_stream(TrainOptions(), Recipe()) == "temporal"
     assert chosen_stream(TrainOptions(images=Path("i")), Recipe()) == "spatial"
     assert chosen_stream(TrainOptions(), load_recipe("spatial-scratch-dropout9")) == "spatial"
     with pytest.raises(InputError, match="--images has no flow"):
         chosen_stream(TrainOptions(images=Path("i"), stream="temporal"), Recipe())
+
+
+def test_few_clips_or_a_cpu_take_the_small_recipes_and_the_reason_is_given() -> None:
+    assert default_recipe("x", None, None, clips=1999, gpu=True) == ("small", "1,999 clips, fewer than 2,000")
+    assert default_recipe("x", "spatial", None, clips=2000, gpu=False) == ("small", "on a CPU")
+    assert default_recipe("x", "temporal", None, clips=2000, gpu=True) == ("temporal-stack10", "")
+    for init in ("imagenet", "weights.pth"):
+        assert default_recipe("x", "spatial", init, clips=72, gpu=True).name == "small-pretrained"
+    assert default_recipe("x", "spatial", "imagenet", clips=9537, gpu=True).name == "modern"
+
+
+def test_the_network_that_small_data_starts_from_is_that_of_its_weights(tmp_path: Path) -> None:
+    import torch
+
+    paths = make_dataset(tmp_path)
+    file = tmp_path / "vgg16_features.pth"
+    torch.save(build("vgg16", 3, 2).features.state_dict(prefix="features."), file)
+    options = TrainOptions(data=tmp_path, stream="spatial", init=str(file), device="cpu")
+    assert chosen_recipe(options, paths.dataset, {})[0].model == "vgg16_gap"
+    assert chosen_recipe(options, paths.dataset, {"model": "vgg16"})[0].model == "vgg16"
+    published = dataclasses.replace(options, init="imagenet")
+    recipe, name, _ = chosen_recipe(published, paths.dataset, {})
+    assert name.startswith("small-pretrained (24 clips")
+    assert (recipe.model, recipe.width) == ("resnet18", 1.0)
+
+
+def test_a_run_that_has_begun_keeps_its_recipe_whatever_would_be_the_default(tmp_path: Path) -> None:
+    paths = make_dataset(tmp_path)
+    done = train("--data", str(tmp_path), "--stream", "spatial", "--run", "mine")
+    assert done.returncode == 0, done.stderr
+    again = subprocess.run(
+        [sys.executable, "-m", "train", "--data", str(tmp_path), "--run", "mine", "--no-tensorboard"],
+        cwd=PROJECT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "spatial stream, recipe of the run so far" in again.stderr
+    assert "complete, 1 iterations" in again.stderr
+    assert paths.run("mine").is_dir()
 
 
 def test_a_run_is_named_or_is_the_folder_of_one(tmp_path: Path) -> None:

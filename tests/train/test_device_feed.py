@@ -97,7 +97,7 @@ def test_iterations_wait_for_the_device_only_where_losses_are_logged(
         recipe, spec, data(tmp_path), RunRecord("tiny", "temporal", 1), RunPaths(tmp_path), options,
         World(Place(), META), None, None, lambda _: None,
     )  # fmt: skip
-    meter = Meter(["first", "second"], 6, None, lambda _: None)
+    meter = Meter(["first", "second"], None, lambda _: None)
     schedule = Schedule(trainer.indices, trainer.micro_batch, 0, 6)
     with Copies() as seen:
         batches = (trainer.reader.read(keys) for keys in schedule)

@@ -244,6 +244,44 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("stop", [2, 3, 4, 6])
+def test_a_run_that_a_signal_stops_keeps_the_same_best_and_validates_as_often(
+    material: TrainingData, tmp_path: Path, stop: int
+) -> None:
+    """A signal in an iteration after which validation is due (2, 4), at the end (6), or in another (3)."""
+    recipe = dataclasses.replace(RECIPE, validation="test")
+    validated = dataclasses.replace(material, validation=material.train[:4])
+    assert run(tmp_path / "straight", validated, recipe, validate_every=2, checkpoint_every=1) == 0
+    folder = tmp_path / "stopped"
+    first = run(folder, validated, recipe, validate_every=2, checkpoint_every=1, stop_after=stop)
+    assert first == RESUME_LATER
+    assert run(folder, validated, recipe, validate_every=2, checkpoint_every=1) == 0
+    for path in [RunPaths(tmp_path / "straight").best, *RunPaths(tmp_path / "straight").checkpoints()]:
+        one, other = load_checkpoint(path), load_checkpoint(folder / path.name)
+        assert (one.digest, one.progress) == (other.digest, other.progress), path.name
+    assert validations(folder) == validations(tmp_path / "straight")
+
+
+def validations(folder: Path) -> list[dict[str, Any]]:
+    return [record for record in read_log(folder) if "validation" in record]
+
+
+def test_best_is_linked_on_resuming_where_a_kill_came_between(material: TrainingData, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, validation="test")
+    validated = dataclasses.replace(material, validation=material.train[:4])
+    options = {"validate_every": 2, "checkpoint_every": 1}
+    run(tmp_path, validated, recipe, **options, stop_after=2)
+    run(tmp_path, validated, recipe, **options, stop_after=3)
+    best = RunPaths(tmp_path).best
+    iteration = load_checkpoint(best).iteration
+    for path in RunPaths(tmp_path).checkpoints():
+        if path != RunPaths(tmp_path).checkpoint(iteration):
+            path.unlink()
+    best.unlink()
+    run(tmp_path, validated, recipe, **options, stop_after=iteration + 1)
+    assert load_checkpoint(best).iteration == iteration
+
+
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
     material: TrainingData, tmp_path: Path
 ) -> None:
@@ -351,7 +389,7 @@ def test_a_loss_that_is_not_finite_is_seen_before_the_update(material: TrainingD
     schedule = Schedule(trainer.indices, trainer.micro_batch, 0, 1)
     batches = (trainer.reader.__getitems__(keys) for keys in schedule)
     with pytest.raises(InputError, match=r"the loss is nan at iteration 1 .* stopped before the update"):
-        trainer.step(batches, schedule.micro_batches, 0.05, 0.0, Meter(["tiny"], 1, None, print))
+        trainer.step(batches, schedule.micro_batches, 0.05, 0.0, Meter(["tiny"], None, print))
     for name, parameter in trainer.network.named_parameters():
         assert torch.equal(parameter, before[name]), name
 

@@ -1,0 +1,225 @@
+"""Flow that other tools left as numbers: Middlebury's .flo, NumPy's .npy. Nothing that is read is trusted.
+
+- a folder of .flo files, or of .npy files float[2,H,W] or [H,W,2]: one field each, in the order of their numbers
+- a folder with flow.npy, and frames.npy or img_*.jpg beside it, as `pipeline export` writes them
+- a .npy file float[n,2,H,W] or [n,H,W,2]: all fields of a video
+
+Flow is in pixels, x (right) first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.codec import Floats
+from pipeline.errors import InputError
+from pipeline.export import FLO_TAG
+from pipeline.shard_file import LARGEST_SIDE, MOST_PIXELS
+from pipeline.text import first_line, some
+
+FLOW_ARRAY, FRAME_ARRAY = "flow.npy", "frames.npy"
+LARGEST_FLOW = 1e9
+"""From here on Middlebury's format means that the flow is unknown."""
+NUMBER = re.compile(r"([0-9]+)[^0-9]*$")
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FlowNumbers:
+    """The flow of one video.
+
+    Attributes:
+        files: of one field each, in order; or the one array of all of them.
+        count: number of fields.
+        height, width: of all of them, in pixels.
+        in_one: whether it is one array.
+    """
+
+    files: tuple[Path, ...]
+    count: int
+    height: int
+    width: int
+    in_one: bool
+
+    @property
+    def format(self) -> str:
+        """ "flo" or "npy"."""
+        return self.files[0].suffix.lower().removeprefix(".")
+
+    def fields(self) -> Iterator[Floats]:
+        """Each field, float32[2,H,W].
+
+        Raises:
+            InputError: a file that is none, fields of different sizes, or values that are no flow.
+        """
+        if self.in_one:
+            array = load_array(self.files[0], 4)
+            for index in range(self.count):
+                yield checked_field(array[index], f"{self.files[0]}: field {index}")
+            return
+        for file in self.files:
+            field = read_field(file)
+            if field.shape[1:] != (self.height, self.width):
+                raise InputError(
+                    f"{file}: expected {self.width}x{self.height} as the first field, found "
+                    f"{field.shape[2]}x{field.shape[1]}"
+                )
+            yield field
+
+
+def flow_places(folder: Path) -> dict[str, Path]:
+    """Where flow lies directly in a folder: the folder itself under "", or files that are a video each, by stem; a file
+    that cannot be read is one of these, so that it is reported alone.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".flo", ".npy"))
+    if any(path.suffix.lower() == ".flo" or path.name == FLOW_ARRAY for path in files):
+        return {"": folder}
+    arrays = [path for path in files if path.name != FRAME_ARRAY]
+    with contextlib.suppress(InputError):
+        if arrays and load_array(arrays[0]).ndim == 3:
+            return {"": folder}
+    return {path.stem: path for path in arrays}
+
+
+def flow_numbers(place: Path) -> FlowNumbers:
+    """The flow at one of the `flow_places`.
+
+    Raises:
+        InputError: no flow, an array of another shape, or files whose numbers do not give an order.
+    """
+    if place.is_file() or (place / FLOW_ARRAY).is_file():
+        file = place if place.is_file() else place / FLOW_ARRAY
+        array = load_array(file, 4)
+        height, width = array.shape[2:]
+        _check_size(file, height, width)
+        return FlowNumbers((file,), len(array), height, width, in_one=True)
+    flo = [path for path in place.iterdir() if path.suffix.lower() == ".flo"]
+    files = in_order(place, flo or [path for path in place.iterdir() if path.suffix.lower() == ".npy"])
+    height, width = read_field(files[0]).shape[1:]
+    return FlowNumbers(files, len(files), height, width, in_one=False)
+
+
+def in_order(folder: Path, files: Sequence[Path]) -> tuple[Path, ...]:
+    """Files by the last number in their names, which must follow each other.
+
+    Raises:
+        InputError: a name without a number, a number twice, or a gap.
+    """
+    numbered: dict[int, Path] = {}
+    for path in sorted(files):
+        match = NUMBER.search(path.stem)
+        if match is None:
+            raise InputError(f"{path}: expected a number in the name, which gives the order of the fields")
+        if (other := numbered.setdefault(int(match[1]), path)) != path:
+            raise InputError(f"{path}: the same number as {other.name}; remove one of them")
+    numbers = sorted(numbered)
+    if missing := sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers)):
+        raise InputError(f"{folder}: expected numbers without gaps, missing {some(map(str, missing))}")
+    return tuple(numbered[number] for number in numbers)
+
+
+def read_field(path: Path) -> Floats:
+    """One field, float32[2,H,W], of a .flo or .npy file.
+
+    Raises:
+        InputError: not such a file, or values that are no flow.
+    """
+    field = read_flo(path) if path.suffix.lower() == ".flo" else load_array(path, 3)
+    _check_size(path, *field.shape[1:])
+    return checked_field(field, str(path))
+
+
+def read_flo(path: Path) -> Floats:
+    """A file in Middlebury's format as float32[2,H,W]: the tag "PIEH", width and height as int32, then x and y of each
+    pixel as float32, all little-endian.
+
+    Raises:
+        InputError: not such a file.
+    """
+    with path.open("rb") as file:
+        head = file.read(12)
+        width, height = np.frombuffer(head[4:], "<i4").tolist() if len(head) == 12 else (0, 0)
+        expected, found = 12 + 8 * width * height, path.stat().st_size
+        if head[:4] != FLO_TAG or width < 1 or height < 1 or expected != found:
+            raise InputError(
+                f"{path}: expected a .flo file, which begins with PIEH and holds as many values as it says, found "
+                f"{found} bytes that are none"
+            )
+        values = np.fromfile(file, "<f4")
+    return values.reshape(height, width, 2).transpose(2, 0, 1).astype(np.float32)
+
+
+def load_array(path: Path, axes: int | None = None) -> npt.NDArray[np.floating[Any]]:
+    """An array of flow, mapped from its file, with x and y first: float[2,H,W] or [n,2,H,W].
+
+    Args:
+        path: a .npy file.
+        axes: how many it must have, 3 or 4; None takes it as it lies there.
+
+    Raises:
+        InputError: not such a file, or no flow.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path}: expected a NumPy array: {first_line(error)}") from error
+    if axes is None:
+        return array
+    wanted = "[n,2,H,W] or [n,H,W,2]" if axes == 4 else "[2,H,W] or [H,W,2]"
+    if (
+        array.ndim != axes
+        or array.dtype.kind != "f"
+        or not array.size
+        or 2 not in (array.shape[-3], array.shape[-1])
+    ):
+        raise InputError(f"{path}: expected flow as float {wanted}, found {array.dtype} {list(array.shape)}")
+    return array if array.shape[-3] == 2 else np.moveaxis(array, -1, -3)
+
+
+def load_frames(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """RGB frames uint8[n,H,W,3], mapped from a .npy file.
+
+    Raises:
+        InputError: not such a file, or of another size than the flow.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path}: expected a NumPy array: {first_line(error)}") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (height, width, 3):
+        raise InputError(
+            f"{path}: expected frames as uint8 [n,{height},{width},3], as the flow's size, found {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    return array
+
+
+def checked_field(field: npt.NDArray[np.floating[Any]], where: str) -> Floats:
+    """A field as float32; InputError where a value is not finite or marked as unknown."""
+    values = np.ascontiguousarray(field, np.float32)
+    unknown = int((~(np.abs(values) < LARGEST_FLOW)).sum())
+    if unknown:
+        raise InputError(
+            f"{where}: {unknown} values are unknown or not finite; a shard holds flow of every pixel"
+        )
+    return values
+
+
+def add_file(digest: Any, path: Path) -> None:
+    """Add a file's bytes to a digest of hashlib, a piece at a time."""
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+
+
+def _check_size(path: Path, height: int, width: int) -> None:
+    if max(height, width) > LARGEST_SIDE or height * width > MOST_PIXELS:
+        raise InputError(f"{path}: {width}x{height} is larger than any video")
