@@ -19,7 +19,7 @@ from pipeline.flow_colours import full_colour_speed as full_colour_speed
 from pipeline.options import CONTEXT, DataOptions, ShardSetOptions, argument, from_options, option, options_of
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.picture_files import MOVING_SUFFIXES, STILL_SUFFIXES, write_moving, write_still
-from pipeline.progress import Progress
+from pipeline.progress import Progress, progress
 from pipeline.shard import Shard, open_shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX
@@ -307,14 +307,14 @@ def view_clip(choice: Choice, options: ViewOptions) -> None:
             other = view.sources[1].shard.address
             print(f"note: {shard.address} and {other} were made of different videos", file=sys.stderr)
         if options.moving:
-            shown = many(write_all(view, output), f"{direction} flow")
+            what = many(write_all(view, output), f"{direction} flow")
         else:
             with _elsewhere(options):
                 write_still(output, picture_of(view, view.index))
-            shown = f"{direction} flow {view.index}"
+            what = f"{direction} flow {view.index}"
         typical = "" if options.moving or options.index is not None else ", a typical one"
         click.echo(
-            f"{printable(str(output))}: {shown} of {printable(shard.video)}{typical}; "
+            f"{printable(str(output))}: {what} of {printable(shard.video)}{typical}; "
             f"full colour is {view.fastest:.1f} pixels"
         )
 
@@ -326,15 +326,15 @@ def write_all(view: View, output: Path) -> int:
         raise InputError(
             f"{output}: expected at most {LONGEST_GIF} flows for a GIF, found {count:,}; name an .mp4"
         )
-    with Progress("view", count, "picture") as progress:
-        write_moving(output, _each_picture(view, count, progress), view.sources[0].shard.fps or 25)
+    with Progress("view", count, "picture") as bar:
+        write_moving(output, _each_picture(view, count, bar), view.sources[0].shard.fps or 25)
     return count
 
 
-def _each_picture(view: View, count: int, progress: Progress) -> Iterator[Levels]:
+def _each_picture(view: View, count: int, bar: Progress) -> Iterator[Levels]:
     for index in range(count):
         yield picture_of(view, index)
-        progress.advance()
+        bar.advance()
 
 
 def view_sheet(found: Sequence[Choice], options: ViewOptions) -> int:
