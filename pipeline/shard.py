@@ -23,7 +23,16 @@ import numpy.typing as npt
 from pipeline.codec import Floats, Levels, lowest_level, value_table
 from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
 from pipeline.errors import InputError, unreadable
-from pipeline.shard_file import Contents, Flow, ShardAddress, Source, Streams, damaged, read_contents
+from pipeline.shard_file import (
+    DIRECTIONS,
+    Contents,
+    Flow,
+    ShardAddress,
+    Source,
+    Streams,
+    damaged,
+    read_contents,
+)
 
 BLOCK_BYTES = 1 << 22
 FIELDS_AT_ONCE = 5
@@ -147,6 +156,9 @@ class Shard:
                 place = range(len(self))[index]
             except IndexError:
                 raise IndexError(f"{self.address}: flow {index} asked, {len(self)} are there") from None
+            except TypeError:
+                kind = type(index).__name__
+                raise TypeError(f"flows of a shard: expected an integer or a slice, found {kind}") from None
             return self.flows(place, place + 1, direction)[0]
         places = range(len(self))[index]
         if places.step == 1:
@@ -207,6 +219,7 @@ class Shard:
 
         Raises:
             IndexError: outside 0..the number of flows.
+            ValueError: a direction that there is not.
             InputError: the shard has no such direction, or a damaged stream.
         """
         flow = self._flow(direction)
@@ -360,6 +373,8 @@ class Shard:
         return self._flow(part)
 
     def _flow(self, direction: str) -> Flow:
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction: expected {' or '.join(DIRECTIONS)}, found {direction!r}")
         if direction not in self.contents.flow:
             raise InputError(
                 f"{self.address}: has no {direction} flow (it has {', '.join(self.directions) or 'none'}); "

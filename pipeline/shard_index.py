@@ -24,7 +24,8 @@ DEEPEST_GROUP = 8
 def index_shards(folder: str | Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
     """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
 
-    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts.
+    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts. A folder that is
+    not there has none.
 
     Args:
         folder: a set of shards.
