@@ -194,7 +194,7 @@ def probe_pictures(folder: Path) -> Header:
     pictures = list_pictures(folder)
     if not pictures:
         return Header(fault="holds no numbered picture")
-    data = np.fromfile(pictures[0], np.uint8)
+    data = np.frombuffer(pictures[0].read_bytes(), np.uint8)
     if not data.size:
         return Header(fault=f"{pictures[0].name} is empty")
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import click
 import numpy as np
 
-from pipeline import atomic
+from pipeline import atomic, jpeg_scan
 from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
 from pipeline.errors import DiskFull, InputError, command_errors
@@ -121,17 +121,23 @@ def frame_images(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(match["number"]), path) for match, path in matches if match)]
 
 
+def check_whole(path: Path, data: bytes) -> None:
+    """Raise InputError for a JPEG that is cut short or damaged, which decoders fill with gray."""
+    if data.startswith(b"\xff\xd8") and (fault := jpeg_scan.fault(data)):
+        raise InputError(f"{path}: is damaged: {fault}")
+
+
 def read_gray(path: Path) -> Levels:
     """A gray image uint8[H,W]; InputError if it cannot be decoded or its file is far too large for one."""
     import cv2
 
     if path.stat().st_size > LARGEST_IMAGE_FILE:
         raise InputError(f"{path}: {path.stat().st_size} bytes is too much for a flow image")
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.stat().st_size else None
+    data = path.read_bytes()
+    check_whole(path, data)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
-        raise InputError(
-            f"{path}: expected a JPEG or PNG image, found {path.stat().st_size} bytes that are none"
-        )
+        raise InputError(f"{path}: expected a JPEG or PNG image, found {len(data)} bytes that are none")
     return np.asarray(image, np.uint8)
 
 
@@ -396,6 +402,7 @@ def frame_stream(path: Path, data: bytes, height: int, width: int) -> bytes:
         raise InputError(f"{path}: {error}") from error
     if found != (height, width):
         raise InputError(f"{path}: expected {width}x{height} as the flow, found {found[1]}x{found[0]}")
+    check_whole(path, data)
     return data
 
 
