@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from extract_flow.clip import VideoTask, check_source, existing_standing, other_settings
+from extract_flow.gpu_use import busy_share
 from extract_flow.options import Execution
 from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Event, Finished, Lost, Preparing, Started, Stopped, supervise
@@ -195,10 +197,16 @@ def _extract_in_workers(
     )
     outcomes: dict[int, Outcome] = {}
     weights = {number: _weight(video.path) for number, video in enumerate(videos)}
-    with Progress("", len(videos), weights=weights, amount="pair", plain=plain) as shown:
+    with (
+        Progress("", len(videos), weights=weights, amount="pair", plain=plain) as shown,
+        ExitStack() as watching,
+    ):
+        busy: Callable[[], float | None] | None = None
         try:
             for event in events:
                 _show(event, shown, settings.method, len(videos))
+                if isinstance(event, Started) and event.ready.workers is not None:  # on a GPU
+                    busy = watching.enter_context(busy_share(execution.device))
                 if (outcome := _outcome(event, videos)) is None:
                     continue
                 assert isinstance(event, Finished | Lost)
@@ -211,15 +219,21 @@ def _extract_in_workers(
                     )
         finally:
             events.close()  # ends the workers
+        if busy is not None:
+            share = busy()
+            known = f"{share:.0%} of the time" if share is not None else "unknown, nvidia-smi says nothing"
+            shown.line(f"GPU busy: {known}")
     return outcomes
 
 
 def _show(event: Event, shown: Progress, method: str, videos: int) -> None:
     if isinstance(event, Started):
+        starting = shown.seconds
         shown.start()
+        note = f" {event.ready.note}" if event.ready.note else ""
         shown.line(
-            f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}, "
-            f"{many(videos, 'video')} to do"
+            f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}{note}, "
+            f"{many(videos, 'video')} to do; starting took {starting:.1f} s"
         )
     elif isinstance(event, Preparing):
         shown.line(event.what)

@@ -22,6 +22,7 @@ import numpy as np
 from extract_flow import methods
 from extract_flow.clip import Clip, Piece, VideoTask, begin, compute
 from extract_flow.flow_method import DeviceMemoryError, FlowMethod
+from extract_flow.gpu_use import mps_runs
 from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Link, Ready
 from pipeline import atomic
@@ -87,7 +88,11 @@ def serve(
     method.share_device(sharing)
     beside = max(1, cores // (gpus * sharing))
     ready = Ready(
-        method.device + implementation, gpus * sharing if on_gpu else None, 2 * beside if overlap else 1, gpus
+        method.device + implementation,
+        gpus * sharing if on_gpu else None,
+        2 * beside if overlap else 1,
+        gpus,
+        "side by side by MPS" if sharing > 1 and mps_runs() else "",
     )
     link.ready(ready)
     if overlap:

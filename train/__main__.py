@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,22 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
             options.init,
             say,
         )
+
+
+def recipe_differences(begun: RunPaths, values: Mapping[str, Any]) -> list[str]:
+    """One line for each key of a begun run's recipe that differs from what the command's options ask for.
+
+    Args:
+        begun: a run that has checkpoints; where no recipe is named, its own counts.
+        values: the command's options by name, as click gives them.
+
+    Raises:
+        InputError: no such recipe or key.
+    """
+    overriding = overrides(given_values(Recipe, values), values["settings"])
+    there = load_recipe(str(begun.recipe)).as_dict()
+    asked = load_recipe(values["recipe"] or str(begun.recipe), overriding).as_dict()
+    return [f"{key}: {there[key]} there, {asked[key]} asked for" for key in there if there[key] != asked[key]]
 
 
 def chosen_recipe(
