@@ -12,6 +12,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -491,6 +492,7 @@ def _worker_main(
     # The terminal sends Ctrl-C to all; the parent decides, and ends its workers by SIGTERM, which lets them clean up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    sys.unraisablehook = start.raise_again
     signal.signal(signal.SIGTERM, start.exit_by_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     # If the parent is gone, nobody is left to report to.

@@ -35,7 +35,7 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
     for number in ENDED_BY.values():
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, exit_by_signal)
-    sys.unraisablehook = _raise_again
+    sys.unraisablehook = raise_again
     status: Any = 1
     try:
         try:
@@ -93,7 +93,7 @@ def _send_again(number: int) -> None:
     _thread.start_new_thread(wait_and_send, ())  # not by threading, whose locks the interrupted code may hold
 
 
-def _raise_again(swallowed: sys.UnraisableHookArgs) -> None:
+def raise_again(swallowed: sys.UnraisableHookArgs) -> None:
     """A signal that came while a destructor ran: Python drops what is raised there, so the signal is sent again."""
     if isinstance(swallowed.exc_value, KeyboardInterrupt):
         number, handler = signal.SIGINT, _interrupt
