@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pipeline import atomic, checked_json
@@ -362,18 +362,20 @@ def check_inside(path: str, source: str) -> str:
     Raises:
         InputError: the path is absolute, empty, or has `..` in it; `source` is where it was read, for the message.
     """
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise InputError(
-            f"{source}: the path {quoted(path)} leaves the folder of the videos, which is not allowed"
-        )
-    return path
+    parts = path.split("/")
+    if not {"", "."}.issuperset(parts) and ".." not in parts and parts[0] and "\0" not in path:
+        return path
+    raise InputError(
+        f"{source}: the path {quoted(path)} leaves the folder of the videos, which is not allowed"
+    )
 
 
 def as_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r}")
-    if b"\0" in os.fsencode(value):  # which refuses lone surrogates that stand for no byte
+    if not value.isprintable() and b"\0" in os.fsencode(
+        value
+    ):  # refuses lone surrogates that stand for no byte
         raise ValueError(f"{value!r} cannot be in the name of a file")
     return value
 

@@ -1,6 +1,6 @@
 """Decoding so that damage which the decoder conceals does not pass for sound frames.
 
-A decoder fills what it cannot decode from its neighbours and goes on. What gives that away differs by codec, and was
+A decoder fills what it cannot decode from its neighbours and continues. What gives that away differs by codec, and was
 measured on sound and damaged files of each (`benchmarks/damage.py`, docs/how-to/odd-videos.md):
 
 - H.264, MPEG-4, MPEG-1, MPEG-2 and their relatives flag the frame. Messages alone say nothing: sound cuts have them.
@@ -8,7 +8,7 @@ measured on sound and damaged files of each (`benchmarks/damage.py`, docs/how-to
 - Sectors of zeros in H.264 and HEVC are found by `pipeline.nal_units`; decoders may read them as a picture.
 - Motion JPEG is counted through by `pipeline.jpeg_scan`.
 - VP9 is decoded with libvpx where PyAV has it, which checks where each tile's data ends; FFmpeg's own decoder does not.
-- A transport stream that lost packets goes on within a group of pictures; one that was joined begins a new one.
+- A transport stream that lost packets continues within a group of pictures; one that was joined begins a new one.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from pipeline.flow_files import (
     flow_places,
     load_frames,
 )
+from pipeline.manifest import Facts, Stamp, record
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
@@ -300,14 +301,19 @@ def request_for(source: Images | Numbers, options: ImportFlowOptions) -> Request
     )
 
 
-def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptions) -> bool:
-    """Make the shard `path` of a place that holds flow (and frames); False if it is there already, made the same way.
+def import_folder(
+    folder: Path, video: str, path: Path, options: ImportFlowOptions
+) -> tuple[Stamp, Facts] | None:
+    """Make the shard `path` of a place that holds flow (and frames); None if it is there already, made the same way.
 
     Args:
         folder: with images, .flo or .npy files, or a .npy file of all flow of the video.
         video: the shard's video id.
         path: the shard.
         options: what the files mean, and how they are stored.
+
+    Returns:
+        What the set's manifest records of the shard.
 
     Raises:
         InputError: files missing, damaged or of different sizes, or a different shard is there.
@@ -322,7 +328,7 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
                 f"{path}: is there, but made with other options ({'; '.join(differences)}); use --overwrite or "
                 "another --output"
             )
-        return False
+        return None
     digest = hashlib.sha256()
     flows = frames = 0
     with ShardWriter(path, request, codec_of(source, options)) as writer:
@@ -332,7 +338,7 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
         for stream in each_frame(source, digest):
             writer.add_streams("frames", [stream])
             frames += 1
-        writer.finish(
+        return writer.finish(
             video=video,
             source=Source(request.source_bytes, digest.hexdigest(), source.width, source.height),
             fps=options.fps,
@@ -340,7 +346,6 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
             width=source.width,
             height=source.height,
         )
-    return True
 
 
 def each_flow(source: Images | Numbers, options: ImportFlowOptions, digest: Any) -> Iterator[Quantised]:
@@ -435,6 +440,7 @@ def command(**values: Any) -> None:
         log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
     there = 0
     failed: list[tuple[str, str]] = []
+    written: dict[str, tuple[Stamp, Facts]] = {}
     for video, folder in progress(found.items(), "import-flow"):
         try:
             if known is not None and video not in known:
@@ -442,14 +448,18 @@ def command(**values: Any) -> None:
                     f"{folder}: {video!r} is not a video of {options.dataset}; give the folder that holds its classes"
                 )
             path = shard_path(video, options)
-            if not import_folder(folder, video, path, options):
+            made = import_folder(folder, video, path, options)
+            if made is None:
                 there += 1
-            elif log is not None:
+                continue
+            written[video] = made
+            if log is not None:
                 log.append(outcome_of(video, path, options))
         except DiskFull:
             raise
         except InputError as error:
             failed.append((video, str(error)))
+    record(shards_folder(options), written)
     for line in report_failures(failed, file_beside(shards_folder(options))):
         click.echo(line, err=True)
     click.echo(f"{len(found) - there - len(failed)} imported, {there} there already, {len(failed)} failed")

@@ -92,38 +92,47 @@ class Shard:
         frame_count: frames of the video, whether or not the shard holds them.
         flow_count: flows of the first of `directions`; 0 where it holds frames only.
         flow_counts: flows of each direction that it holds, by its name.
-        fps: frames per second.
         width, height: of flow and frames, in pixels.
         has_frames: whether it holds RGB frames.
         directions: which of "forward" and "backward" it holds, in this order.
         method: how the flow of the first direction was computed; "" where it holds frames only.
-        corrupt: what was found damaged in the video, "" if nothing was.
-        source: bytes, SHA-256 and size of the video.
         address: where the shard lies.
     """
 
     def __init__(self, address: ShardAddress, contents: Contents) -> None:
         self.address = address
-        self.contents = contents
+        self._contents = contents
         attributes = contents.attributes
         self.video: str = attributes["video"]
         self.frame_count: int = attributes["frames"]
-        self.fps: float = attributes["fps"]
         self.width: int = attributes["width"]
         self.height: int = attributes["height"]
-        self.corrupt: str = attributes["corrupt"]
         self.has_frames: bool = contents.frames is not None
         self.directions: tuple[str, ...] = tuple(contents.flow)
-        self.source = Source(
-            attributes["source_bytes"],
-            attributes["source_sha256"],
-            attributes["source_width"],
-            attributes["source_height"],
-        )
         first = contents.flow[self.directions[0]] if self.directions else None
         self.method: str = first.attributes["method"] if first else ""
         self.flow_counts: Mapping[str, int] = {name: len(flow) for name, flow in contents.flow.items()}
         self._descriptor: Descriptor | None = None
+
+    @property
+    def contents(self) -> Contents:
+        """Everything of it but its image streams."""
+        return self._contents
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return float(self.contents.attributes["fps"])
+
+    @property
+    def corrupt(self) -> str:
+        """What was found damaged in the video, "" if nothing was."""
+        return str(self.contents.attributes["corrupt"])
+
+    @property
+    def source(self) -> Source:
+        """Bytes, SHA-256 and size of the video."""
+        return Source(*(self.contents.attributes[f"source_{name}"] for name in Source.__annotations__))
 
     def __enter__(self) -> Self:
         return self

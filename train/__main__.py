@@ -115,10 +115,12 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
     with join(options.device) as world, contextlib.ExitStack() as owned:
         if world.first and not (options.dataset or options.images):
             say(f"Dataset: {dataset} (in {data_root(options.data)})")
+        data: TrainingData | None = None
         with world.agreeing():
             if world.first:
                 owned.enter_context(owning_folder(folder))
-            data = find_data(options, dataset, recipe, spec)
+                data = find_data(options, dataset, recipe, spec)
+        data = world.share(data)
         if world.first:
             say(summary(dataset, stream, name, data, world, folder))
             if not RunPaths(folder).checkpoints() and (hint := suggestion(options, dataset, stream)):
