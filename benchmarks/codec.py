@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from extract_flow.flow_method import FlowMethod
 from extract_flow.methods import load
 from pipeline.codec import PRESETS, Codec, codec, dequantise
 from pipeline.export import field_levels
@@ -72,9 +73,8 @@ class Coded(NamedTuple):
     offset: Flow | None = None
 
 
-def real_flow(folder: Path, pairs: int, method: str, preset: str, step: int) -> list[Flow]:
+def real_flow(folder: Path, pairs: int, solver: FlowMethod, step: int) -> list[Flow]:
     """Flow float32[2,H,W] of pairs of frames `step` apart, spread evenly over each real clip, smaller side 256."""
-    solver = load(method, device="cpu", preset=preset)
     fields: list[Flow] = []
     for path in sorted(path for pattern in CLIPS for path in folder.glob(pattern)):
         with VideoReader(path) as reader:
@@ -188,13 +188,28 @@ def draw(curves: dict[str, list[Result]], path: Path) -> None:
 )  # fmt: skip
 @click.option("--method", default="tvl1", show_default=True, help="Flow method.")
 @click.option("--preset", default="default", show_default=True, help="Preset of the flow method.")
+@click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A number of the method, as theta=0.4.",
+)
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Save the curves here.")
 def main(
-    data: Path | None, pairs: int, steps: tuple[int, ...], method: str, preset: str, picture: Path | None
+    data: Path | None,
+    pairs: int,
+    steps: tuple[int, ...],
+    method: str,
+    preset: str,
+    parameters: tuple[str, ...],
+    picture: Path | None,
 ) -> None:
     """Compare the codec with the field's standard on real clips."""
     folder = data or Path(os.environ.get("TWO_STREAM_TEST_DATA", PROJECT.parent / "shared" / "data"))
-    sets = {f"step {step}": real_flow(folder / "clips", pairs, method, preset, step) for step in steps}
+    changed = {name: float(value) for name, _, value in (text.partition("=") for text in parameters)}
+    solver = load(method, device="cpu", preset=preset, **changed)
+    sets = {f"step {step}": real_flow(folder / "clips", pairs, solver, step) for step in steps}
     fields = next(iter(sets.values()))
     if not fields:
         raise click.ClickException(f"no clips under {folder / 'clips'}: set TWO_STREAM_TEST_DATA")

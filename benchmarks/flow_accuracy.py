@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -73,6 +73,13 @@ def candidates() -> Iterator[tuple[str, Callable[[Images], Flow]]]:
     yield "scikit-image tvl1", scikit_image()
 
 
+def changed(parameters: Sequence[str]) -> Iterator[tuple[str, Callable[[Images], Flow]]]:
+    """TV-L1's default preset with NAME=VALUE changed."""
+    values = {name: float(value) for name, _, value in (text.partition("=") for text in parameters)}
+    method = methods.load("tvl1", device="cpu", **values)
+    yield f"tvl1, default, {', '.join(parameters)}", lambda frames: method(frames)[0]
+
+
 @click.command()
 @click.option(
     "--data",
@@ -80,7 +87,11 @@ def candidates() -> Iterator[tuple[str, Callable[[Images], Flow]]]:
     default=Path(os.environ.get("TWO_STREAM_TEST_DATA", "../shared/data")) / "flow" / "middlebury",
     help="Folder with a folder for each pair.",
 )
-def main(data: Path) -> None:
+@click.option(
+    "--parameter", "parameters", multiple=True, metavar="NAME=VALUE",
+    help="Only tvl1's default preset, with this number changed, as theta=0.4.",
+)  # fmt: skip
+def main(data: Path, parameters: tuple[str, ...]) -> None:
     """Print the table."""
     pairs = list(middlebury(data))
     if not pairs:
@@ -89,7 +100,7 @@ def main(data: Path) -> None:
         )
     print("| method, preset | " + " | ".join(name for name, _, _ in pairs) + " | mean |")
     print("|---" * (len(pairs) + 2) + "|")
-    for name, flow in candidates():
+    for name, flow in changed(parameters) if parameters else candidates():
         errors = [end_point_error(flow(frames), truth) for _, frames, truth in pairs]
         print(f"| {name} | " + " | ".join(f"{e:.3f}" for e in [*errors, statistics.mean(errors)]) + " |")
 

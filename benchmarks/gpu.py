@@ -12,7 +12,6 @@ if there is no GPU or a result is wrong; rates do not decide it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,10 @@ AIMS = {"tvl1": 5000, "brox": 3000}
 """Pairs per second of the default presets at 340x256 on an H200."""
 BATCHES = (1, 8, 32, 128)
 FRAMES_OF_A_CLIP, CLIPS = 2000, 24
+MOST_PAIRS, PAIRS_OF_BATCHES = 128, 300
+"""Pairs at once where time is taken; pairs that are computed at once and in batches."""
+SECONDS, HELD_BYTES = 5.0, 1 << 30
+"""For how long a rate is taken; the memory that is cleared while launches are queued."""
 
 
 class LeftOut(Exception):
@@ -94,6 +97,16 @@ def moving_frames(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
         noise = generator.normal(0, 4, image.shape)
         frames.append(np.clip(128 + 22 * image + noise, 0, 255).astype(np.uint8))
     return np.stack(frames)
+
+
+def waves(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Smooth frames that move by (1, 0.6) pixels each. On small, noisy ones rounding decides what a pixel matches."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    frames = []
+    for i in range(count):
+        right, down = x - i, y - 0.6 * i
+        frames.append(128 + 55 * np.sin(right / 2.3 + down / 4.1) + 55 * np.cos(down / 2.7 - right / 5.3))
+    return np.stack(frames).astype(np.uint8)
 
 
 def consecutive(count: int) -> npt.NDArray[np.int64]:
@@ -170,7 +183,7 @@ def correctness(report: Report, small: bool) -> None:
             for height, width in SMALL_SIZES if small else SIZES:
                 if height > 1000 and preset != "default":
                     continue
-                frames = moving_frames(2 if height > 1000 else 5, height, width)
+                frames = waves(2 if height > 1000 else 5, height, width)
                 compare(report, f"{name} {preset} {width}x{height}", cpu, gpu, frames, (name, preset))
     batches(report, small)
 
@@ -247,7 +260,9 @@ def batches(report: Report, small: bool) -> None:
     from extract_flow.methods import load
 
     frames = moving_frames(18, *((67, 71) if small else (HEIGHT, WIDTH)))
-    every = np.array([(a, b) for a in range(18) for b in range(18) if a != b])[: 20 if small else 300]
+    every = np.array([(a, b) for a in range(18) for b in range(18) if a != b])[
+        : 20 if small else PAIRS_OF_BATCHES
+    ]
     step = max(1, len(every) // 20)
     for name in PRESETS:
         method = load(name, "cuda")
@@ -263,6 +278,8 @@ def batches(report: Report, small: bool) -> None:
 
 # --- speed -------------------------------------------------------------------------------------------------------
 
+OPERATIONS = {"iterate": 45, "relax": 26}
+"""Floating-point operations per pixel of an iteration of TV-L1 (docs/explanation/tvl1.md) and of a sweep of Brox."""
 PLANES_MOVED = {
     "iterate": 17, "warp_and_linearise": 15, "take_flow": 4, "relax": 11, "make_equations": 17, "linearise": 22
 }  # fmt: skip
@@ -277,7 +294,7 @@ def kernels(report: Report) -> None:
 
     for name in PRESETS:
         method: Any = load(name, "cuda")
-        pairs, stream = method.batch_pairs, Stream()
+        pairs, stream = min(method.batch_pairs, MOST_PAIRS), Stream()
         solver = method.make(method.kernels, Size(HEIGHT, WIDTH), pairs + 1, pairs)
         frames = upload(clip(pairs + 1))
         first, second = (upload(np.arange(pairs, dtype=np.int32) + side) for side in (0, 1))
@@ -298,12 +315,47 @@ def kernels(report: Report) -> None:
 
 
 def traffic(kernel: str, times: list[float], solver: Any, pairs: int) -> str:
-    """GB/s of a kernel's longest launch, which is one of the finest level, and its share of the memory's."""
+    """GB/s and GFLOP/s of a kernel's longest launch, one of the finest level, and their shares of the limits."""
     if kernel not in PLANES_MOVED:
         return ""
-    found = 4 * PLANES_MOVED[kernel] * solver.sizes[0].area * pairs / max(times) / 1e6
-    share = f" ({100 * found / bandwidth():.0f} % of the memory's)" if bandwidth() else ""
-    return f", at least {found:.0f} GB/s in it{share}"
+    height, width = solver.sizes[0][:2]
+    moved = 4 * PLANES_MOVED[kernel] * solver.sizes[0].area * pairs / max(times) / 1e6
+    found = [f"at least {moved:.0f} GB/s{share_of(moved, bandwidth(), 'memory')}"]
+    if kernel in OPERATIONS:
+        computed = OPERATIONS[kernel] * rounds(kernel, solver) * height * width * pairs / max(times) / 1e6
+        found.append(f"{computed:.0f} GFLOP/s{share_of(computed, arithmetic(), 'arithmetic')} without halos")
+    return f", in it {' and '.join(found)}"
+
+
+def share_of(found: float, limit: float, what: str) -> str:
+    """In words, the share of a limit; nothing where the limit is unknown."""
+    return f" ({100 * found / limit:.0f} % of the {what}'s)" if limit else ""
+
+
+def rounds(kernel: str, solver: Any) -> int:
+    """Iterations or sweeps of a launch that does most."""
+    if kernel == "iterate":
+        from extract_flow.tvl1.cuda.solver import HALO
+
+        return HALO
+    from extract_flow.brox.cuda.solver import launches_of
+
+    return max(launches_of(solver.parameters.solver_iterations))
+
+
+def arithmetic() -> float:
+    """GFLOP/s in float32, a multiplication with an addition counted as two; 0 where the driver reports no clock."""
+    from cuda.bindings import driver
+
+    from extract_flow.cuda.device import Device
+
+    kinds = driver.CUdevice_attribute
+    clock, processors = (
+        driver.cuDeviceGetAttribute(kind, 0)[1]
+        for kind in (kinds.CU_DEVICE_ATTRIBUTE_CLOCK_RATE, kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+    )
+    lanes = 64 if Device(0).capability in ((7, 0), (7, 2), (7, 5), (8, 0)) else 128
+    return 2 * lanes * processors * clock / 1e6
 
 
 def timed_launches(loaded: Any, stream: Any, run: Callable[[], Any]) -> dict[str, list[float]]:
@@ -322,7 +374,7 @@ def timed_launches(loaded: Any, stream: Any, run: Callable[[], Any]) -> dict[str
         checked(driver.cuEventRecord(end, stream.handle))
         events.append((name, begin, end))
 
-    held = Buffer(1 << 30)
+    held = Buffer(HELD_BYTES)
     try:
         loaded.launch = timed
         for _ in range(150):
@@ -349,7 +401,7 @@ def speed(report: Report) -> None:
     for name, aim in AIMS.items():
         before = card.free_memory()
         method = load(name, "cuda")
-        most = method.batch_pairs
+        most = min(method.batch_pairs, MOST_PAIRS)
         for batch in sorted({*(b for b in BATCHES if b <= most), most}):
             work = partial(method.run, clip(batch + 1), consecutive(batch + 1)[:batch], "levels", quantiser)
             report.add(
@@ -390,10 +442,9 @@ def extraction(report: Report, folder: Path) -> None:
         command = [sys.executable, "-m", "extract_flow", str(videos), "--output", str(output), "--method", name,
                    "--device", "cuda:0", "--processes", str(processes), *([] if rgb else ["--no-rgb"])]  # fmt: skip
         began = time.time()
-        with busy_share() as busy:
-            finished = subprocess.run(
-                command, cwd=PROJECT, capture_output=True, text=True, timeout=200, check=False
-            )
+        finished = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, timeout=200, check=False
+        )
         what = f"{name}, {processes} processes{'' if rgb else ', flow only'}"
         if finished.returncode != 0:
             report.add("extraction", what, finished.stderr.strip()[-300:], False)
@@ -401,10 +452,13 @@ def extraction(report: Report, folder: Path) -> None:
         ends = sorted(path.stat().st_mtime for path in output.glob("*.h5"))
         from_here = len(ends) // 4  # when every process has long been at work
         steady = (len(ends) - 1 - from_here) * (FRAMES_OF_A_CLIP - 1) / max(1e-9, ends[-1] - ends[from_here])
-        stages = finished.stdout.strip().splitlines()[-1]
+        printed = (finished.stderr + finished.stdout).splitlines()
+        said = [
+            line for line in printed if line.startswith(("GPU busy", "computing")) or "starting took" in line
+        ]
         report.add(
             "extraction", what, f"{steady:.0f} pairs/s once it runs", None,
-            f"first shard after {ends[0] - began:.1f} s; GPU busy {busy()}; {stages}",
+            f"first shard after {ends[0] - began:.1f} s; {'; '.join(said)}",
         )  # fmt: skip
 
 
@@ -427,24 +481,6 @@ def rendered_videos(folder: Path) -> Path:
     for number in range(1, CLIPS):
         shutil.copy(videos / "clip00.mp4", videos / f"clip{number:02}.mp4")
     return videos
-
-
-@contextlib.contextmanager
-def busy_share() -> Iterator[Callable[[], str]]:
-    """What nvidia-smi calls the utilisation of the GPU while the block runs, on average."""
-    if shutil.which("nvidia-smi") is None:
-        yield lambda: "unknown (no nvidia-smi)"
-        return
-    sampler = subprocess.Popen(
-        ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    samples: list[float] = []
-    try:
-        yield lambda: f"{np.mean(samples or [np.nan]):.0f} % on average"
-    finally:
-        sampler.terminate()
-        samples += [float(line) for line in sampler.communicate()[0].splitlines() if line.strip().isdigit()]
 
 
 def peers(report: Report, folder: Path | None) -> None:
@@ -609,7 +645,7 @@ def rate(call: Callable[[], None], items: int, wait: Callable[[], None]) -> floa
     wait()
     began = time.perf_counter()
     count = 0
-    while time.perf_counter() - began < 5:
+    while time.perf_counter() - began < SECONDS:
         for _ in range(5):
             call()
         wait()

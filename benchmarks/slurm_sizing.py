@@ -1,9 +1,13 @@
-"""How many core hours, hours and gigabytes the flow of a dataset takes on a cluster, from measured rates.
+"""How many core hours, hours and gigabytes the flow of a dataset takes on a cluster, from measured rates; and training.
 
-    python benchmarks/slurm_sizing.py --core-pairs 33 [--gpu-pairs N] [--pair-bytes 20900] [--tasks 64] [--cores 4]
+    python benchmarks/slurm_sizing.py --core-pairs 35 [--gpu-pairs N] [--pair-bytes 21400] [--tasks 64] [--cores 4]
+    python benchmarks/slurm_sizing.py --training [--tflops 20]
 
 The rates are those of docs/performance for 340x256, in pairs of frames a second: of one CPU core, of one GPU. Work
 grows with pairs x pixels. Prints the table of docs/how-to/slurm.md.
+
+Training is counted, not measured: the operations of a forward and backward pass as torch counts them, and the bytes
+that it keeps for the backward pass; a GPU's speed is an assumption that --tflops replaces.
 """
 
 from __future__ import annotations
@@ -65,13 +69,64 @@ def readable(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 2 else f"{hours * 60:.0f} min"
 
 
+RECIPES = (
+    ("temporal-stack10", "temporal"),
+    ("spatial-lastlayer-dropout5", "spatial"),
+    ("modern", "temporal"),
+    ("small", "temporal"),
+)
+CLASSES = 101
+COUNTED = 2
+"""Samples of the pass whose operations and bytes are counted."""
+
+
+def training_rows(tflops: float) -> list[list[str]]:
+    """Recipe, iterations x batch, operations of a sample, hours of one GPU, GB for a batch of the recipe at once."""
+    return [_training_row(name, stream, tflops) for name, stream in RECIPES]
+
+
+def _training_row(name: str, stream: str, tflops: float) -> list[str]:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from train.models import build
+    from train.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    spec = recipe.volume(stream)  # type: ignore[arg-type]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[id(tensor)] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.device("meta"):
+        network = build(recipe.model, spec.channels, CLASSES, recipe.dropout, spec.crop, recipe.width)
+        inputs = torch.empty(COUNTED, spec.channels, spec.crop, spec.crop)
+        keys = torch.zeros(COUNTED, dtype=torch.int64)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(inputs, keys).sum().backward()
+    operations = counter.get_total_flops() / COUNTED
+    weights = sum(parameter.numel() for parameter in network.parameters()) * 4
+    activations = max(0, sum(kept.values()) - weights) / COUNTED
+    hours = operations * recipe.batch * recipe.iterations / (tflops * 1e12) / 3600
+    return [
+        name,
+        f"{recipe.iterations:,} x {recipe.batch}",
+        f"{operations / 1e9:.1f}",
+        readable(hours),
+        f"{(3 * weights + activations * recipe.batch) / 1e9:.1f}",
+    ]
+
+
 @click.command()
-@click.option("--core-pairs", type=float, required=True, help="Pairs per second of one CPU core at 340x256.")
+@click.option("--core-pairs", type=float, help="Pairs per second of one CPU core at 340x256.")
 @click.option("--gpu-pairs", type=float, help="Pairs per second of one GPU at 340x256.")
 @click.option(
     "--pair-bytes",
     type=float,
-    default=20_900,
+    default=21_400,
     show_default=True,
     help="Shard bytes per pair, frames included.",
 )
@@ -83,8 +138,27 @@ def readable(hours: float) -> str:
     help="Array size, multiplied where a task would take over 12 hours.",
 )
 @click.option("--cores", type=int, default=4, show_default=True, help="Cores per task.")
-def main(core_pairs: float, gpu_pairs: float | None, pair_bytes: float, tasks: int, cores: int) -> None:
-    """Print the sizing table."""
+@click.option("--training", is_flag=True, help="The table of training instead.")
+@click.option("--tflops", type=float, default=20, show_default=True, help="Sustained TFLOP/s of a GPU.")
+def main(
+    core_pairs: float | None,
+    gpu_pairs: float | None,
+    pair_bytes: float,
+    tasks: int,
+    cores: int,
+    training: bool,
+    tflops: float,
+) -> None:
+    """Print a sizing table."""
+    if training:
+        print(
+            "| recipe | iterations x batch | GFLOP a sample | one GPU | GB of GPU memory |\n|---|---|---|---|---|"
+        )
+        for row in training_rows(tflops):
+            print("| " + " | ".join(row) + " |")
+        return
+    if core_pairs is None:
+        raise click.UsageError("give --core-pairs, or --training")
     head = ["dataset", "videos", "pairs", "core hours", "tasks", "hours a task"]
     head += ["1 GPU", "8 GPUs", "GB"] if gpu_pairs else ["GB"]
     print("| " + " | ".join(head) + " |")

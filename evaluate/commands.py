@@ -31,13 +31,13 @@ from evaluate.score_file import Scores
 from evaluate.views import Views
 from pipeline.catalog import Dataset, choose_dataset, load_dataset
 from pipeline.errors import InputError
+from pipeline.manifest import read_shard_set
 from pipeline.options import DatasetOptions, ShareOptions
 from pipeline.ownership import owning_name
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.progress import Progress, rate
 from pipeline.runs import Fusion, SvmScores
 from pipeline.shard import ShardAddress
-from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.text import duration, many
 from train.checkpoint import Checkpoint, load_checkpoint
@@ -58,7 +58,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     chosen = chosen_runs(paths, options.choose, console)
     views, train_views = options.views, options.train_views.views(options.views)
     computes = computing(options.compute)
-    shards: ShardIndex = functools.cache(index_shards)
+    shards: ShardIndex = functools.cache(read_shard_set)
 
     def score_part(run: TrainedRun, split: int, part: str, part_views: Views) -> None:
         checkpoint = checked_checkpoint(run, dataset, options.choose)
@@ -94,7 +94,7 @@ def score(options: ScoreOptions, console: Console) -> None:
         InputError: runs that do not fit the dataset, missing or damaged shards.
     """
     computes = computing(options.compute)
-    shards: ShardIndex = functools.cache(index_shards)
+    shards: ShardIndex = functools.cache(read_shard_set)
     for measurement in chosen_measurements(options, console, options.length):
         score_list(
             measurement,
@@ -155,7 +155,7 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
             paths,
             fused,
             chosen,
-            functools.cache(index_shards),
+            functools.cache(read_shard_set),
             console,
             options.fusion.details,
         )

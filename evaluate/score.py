@@ -25,10 +25,10 @@ from evaluate.views import Views
 from pipeline import atomic, catalog
 from pipeline.errors import Damaged, InputError, OtherFormat, Unreadable
 from pipeline.groups import training_folds
+from pipeline.manifest import read_shard_set
 from pipeline.plan import share
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress
-from pipeline.shard_index import index_shards
 from pipeline.text import many, some
 from train.checkpoint import Checkpoint
 
@@ -154,7 +154,7 @@ def listed_shards(
     measurement: Measurement, shards: Mapping[str, ShardAddress] | None = None
 ) -> tuple[dict[str, ShardAddress], tuple[str, ...]]:
     """The list's videos with their shards, and those that have none; `shards` as in `scoring_state`."""
-    there = index_shards(measurement.shards) if shards is None else shards
+    there = read_shard_set(measurement.shards) if shards is None else shards
     return (
         {video: there[video] for video in measurement.videos if video in there},
         tuple(video for video in measurement.videos if video not in there),

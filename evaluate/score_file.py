@@ -203,6 +203,10 @@ def _read_version_1(path: Path) -> Scores:
             if arrays[name].dtype != dtype:
                 raise Invalid(f"{name!r} is not of type {np.dtype(dtype).name}")
         return _scores(attributes, {name: tuple(arrays[name].tolist()) for name in TEXTS}, arrays)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Invalid(first_line(error)) from error
 

@@ -6,8 +6,11 @@ of time. The process runs this file, which imports nothing of the project.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -29,13 +32,16 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Attributes and arrays of a score file of version 1, texts as str arrays; nothing about them is checked.
 
     Raises:
-        ValueError: it cannot be read, with the reason.
+        OSError: the system did not let it be read, or had not the memory for it.
+        ValueError: it is damaged, with the reason.
     """
-    command = [sys.executable, "-P", __file__, str(path)]
+    command, data = [sys.executable, "-P", __file__], path.read_bytes()
     try:
-        done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, input=data, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ValueError(f"reading it did not end within {SECONDS} s") from None
+    if done.returncode == -signal.SIGKILL:  # by the system or somebody else
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()
         raise ValueError(reason[-1] if reason else f"reading it ended with status {done.returncode}")
@@ -47,9 +53,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         raise ValueError(f"reading it gave no scores ({error})") from error
 
 
-def main(path: str) -> None:
+def main(data: bytes) -> None:
     """Write the arrays of a file, and its attributes as JSON, to stdout in NumPy's .npz format."""
-    with h5py.File(path, "r", locking=False) as file:
+    with h5py.File(io.BytesIO(data), "r") as file:
         found = (file.attrs.get("format"), file.attrs.get("version"))
         if found != ("two-stream scores", 1):
             raise ValueError(f"expected 'two-stream scores' version 1, found {found[0]!r} {found[1]}")
@@ -72,6 +78,6 @@ def main(path: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(sys.stdin.buffer.read())
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         sys.exit(str(error) or type(error).__name__)

@@ -10,7 +10,7 @@ import click
 from extract_flow.methods import module
 from extract_flow.options import ExtractionOptions, MethodCommand, SourceOptions
 from pipeline import start
-from pipeline.errors import command_errors
+from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, from_options, given_values, options_of
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[
         ]
         return videos, Destination(paths.shards(shard_set), paths.outcomes(STAGE), shard_set, source.task)
     assert source.output is not None
+    if source.output.exists() and not source.output.is_dir():
+        raise InputError(
+            f"{source.output}: expected a folder for the shards, found a file; name another --output"
+        )
     below = OutputPaths(source.output)
     found = find_videos(
         source.videos,

@@ -22,6 +22,7 @@ from extract_flow.flow_method import FlowMethod
 from extract_flow.settings import ExtractionSettings
 from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import Damaged, InputError
+from pipeline.manifest import Facts, Stamp
 from pipeline.outcome import Outcome
 from pipeline.paths import fault_of_part
 from pipeline.request import Request, Standing, check
@@ -84,15 +85,6 @@ def check_source(task: VideoTask) -> int:
     return source_bytes(task.path)
 
 
-def existing_standing(task: VideoTask, settings: ExtractionSettings) -> Standing | None:
-    """How the task's existing shard answers what is asked; None if there is none that opens. No stream is read."""
-    address = task.existing()
-    try:
-        return None if address is None else check(address, settings.request(source_bytes(task.path)))
-    except InputError:
-        return None
-
-
 def other_settings(standing: Standing, settings: ExtractionSettings) -> str:
     """Why an existing shard that differs from what is asked is neither done nor replaced; names no video."""
     preset = settings.preset_of(standing.made)
@@ -110,6 +102,7 @@ class Clip:
         task: the video and where its shard goes.
         settings: what to make of it.
         error: what ended it; its remaining pieces are dropped.
+        written: what the set's manifest records of the shard, once it is there.
     """
 
     def __init__(self, task: VideoTask, settings: ExtractionSettings, device: str) -> None:
@@ -123,6 +116,7 @@ class Clip:
         self.task = task
         self.settings = settings
         self.error: Exception | None = None
+        self.written: tuple[Stamp, Facts] | None = None
         self._device = device
         self._started = time.perf_counter()
         self._stages = {"decode": 0.0, "flow": 0.0, "encode": 0.0, "write": 0.0}
@@ -277,7 +271,7 @@ class Clip:
         assert self._reader is not None
         reader = self._reader
         with self.stage("write"):
-            self._writer.finish(
+            self.written = self._writer.finish(
                 video=self.task.video,
                 source=Source(
                     self._source_bytes,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from extract_flow.clip import VideoTask, check_source, existing_standing, other_settings
+from extract_flow.clip import VideoTask, check_source, other_settings
+from extract_flow.gpu_use import busy_share
 from extract_flow.options import Execution
 from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Event, Finished, Lost, Preparing, Started, Stopped, supervise
@@ -18,6 +19,7 @@ from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.failures import report_failures
 from pipeline.machine import usable_cores
+from pipeline.manifest import Facts, ShardSet, Stamp, read_shard_set, record
 from pipeline.outcome import (
     Outcome,
     OutcomeLog,
@@ -27,13 +29,9 @@ from pipeline.outcome import (
     summarise,
 )
 from pipeline.progress import Progress
-from pipeline.request import Standing
-from pipeline.shard_index import index_shards
+from pipeline.request import Standing, standing
 from pipeline.text import many, shortened
 from pipeline.video import VideoError, source_bytes
-
-MANY = 2000
-"""Shards from which on several processes check them; starting a process costs about as much as checking a thousand."""
 
 
 class Destination(NamedTuple):
@@ -79,8 +77,8 @@ def extract(
         Stopped: a signal stopped it; the outcomes of finished videos are recorded.
     """
     outcomes = dict(known_outcomes(videos, settings, execution, destination) if known is None else known)
-    there = index_shards(destination.shards)
     left = [number for number in range(len(videos)) if number not in outcomes]
+    there = read_shard_set(destination.shards) if left else {}
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
         _record_skipped(log, destination, [o for o in outcomes.values() if o.status == "skipped"])
@@ -90,7 +88,7 @@ def extract(
                 [videos[number]._replace(packed=there.get(videos[number].video)) for number in left],
                 settings,
                 execution,
-                destination.shard_set,
+                destination,
                 log,
                 plain,
             )
@@ -112,15 +110,14 @@ def known_outcomes(
     Existing shards are compared with what is asked, and the videos must be there; nothing is decoded.
     """
     atomic.sweep(destination.shards)
-    there = index_shards(destination.shards)
-    videos = [video._replace(packed=there.get(video.video)) for video in videos]
     outcomes: dict[int, Outcome] = {}
-    for number, standing in _standings(videos, settings, _cores(execution)).items():
+    there = read_shard_set(destination.shards)
+    for number, found in _standings(videos, settings, there, _cores(execution)).items():
         video = videos[number].video
-        if standing.done:
+        if found.done:
             outcomes[number] = Outcome(video, "skipped", shard_set=destination.shard_set)
-        elif standing.differences and not settings.overwrite:
-            reason = other_settings(standing, settings)
+        elif found.differences and not settings.overwrite:
+            reason = other_settings(found, settings)
             outcomes[number] = Outcome(video, "failed", reason, shard_set=destination.shard_set)
     for number in range(len(videos)):
         if number not in outcomes:
@@ -156,35 +153,44 @@ def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Out
     log.append(*(o for o in skipped if o.video not in known or known[o.video].status == "failed"))
 
 
-def _standings(videos: Sequence[VideoTask], settings: ExtractionSettings, cores: int) -> dict[int, Standing]:
-    """How existing shards answer what is asked, by the number of the video."""
-    candidates = [(number, video) for number, video in enumerate(videos) if video.packed is not None]
-    if len(candidates) < MANY or cores < 2:
-        return dict(_standings_of(candidates, settings))
-    parts = min(cores, 8)
-    with ProcessPoolExecutor(parts) as pool:
-        shares = pool.map(
-            _standings_of, [candidates[part::parts] for part in range(parts)], [settings] * parts
-        )
-        return {number: standing for share in shares for number, standing in share}
+def _standings(
+    videos: Sequence[VideoTask], settings: ExtractionSettings, there: ShardSet, cores: int
+) -> dict[int, Standing]:
+    """How existing shards answer what is asked, by the number of the video; those that do not open are left out."""
+    there.learn((video.video for video in videos), jobs=cores)
+    asked = settings.request(0)
+    of_request: dict[int, Standing] = {}  # which shards made alike share
+    found: dict[int, Standing] = {}
+    for number, video in enumerate(videos):
+        facts = there.facts.get(video.video)
+        if facts is None or (size := _bytes(video.path)) is None:
+            continue
+        if size != facts.source_bytes:
+            found[number] = standing(dataclasses.replace(asked, source_bytes=size), facts.made)
+            continue
+        if id(facts.request) not in of_request:
+            of_request[id(facts.request)] = standing(asked, facts.request)
+        found[number] = of_request[id(facts.request)]
+    return found
 
 
-def _standings_of(
-    share: list[tuple[int, VideoTask]], settings: ExtractionSettings
-) -> list[tuple[int, Standing]]:
-    found = ((number, existing_standing(video, settings)) for number, video in share)
-    return [(number, standing) for number, standing in found if standing is not None]
+def _bytes(path: Path) -> int | None:
+    try:
+        return source_bytes(path)
+    except VideoError:
+        return None
 
 
 def _extract_in_workers(
     videos: list[VideoTask],
     settings: ExtractionSettings,
     execution: Execution,
-    shard_set: str,
+    destination: Destination,
     log: OutcomeLog,
     plain: bool | None,
 ) -> dict[int, Outcome]:
     """Give the videos to workers, and record how each ends; outcomes by the video's number."""
+    written: dict[str, tuple[Stamp, Facts]] = {}
     cores = _cores(execution)
     events = supervise(
         videos,
@@ -194,32 +200,47 @@ def _extract_in_workers(
         patience=execution.patience or None,
     )
     outcomes: dict[int, Outcome] = {}
-    weights = {number: _weight(video.path) for number, video in enumerate(videos)}
-    with Progress("", len(videos), weights=weights, amount="pair", plain=plain) as shown:
+    weights = {number: _bytes(video.path) or 1 for number, video in enumerate(videos)}
+    with (
+        Progress("", len(videos), weights=weights, amount="pair", plain=plain) as shown,
+        ExitStack() as watching,
+    ):
+        busy: Callable[[], float | None] | None = None
         try:
             for event in events:
                 _show(event, shown, settings.method, len(videos))
+                if isinstance(event, Started) and event.ready.workers is not None:  # on a GPU
+                    busy = watching.enter_context(busy_share(execution.device))
                 if (outcome := _outcome(event, videos)) is None:
                     continue
                 assert isinstance(event, Finished | Lost)
-                outcomes[event.task] = dataclasses.replace(outcome, shard_set=shard_set)
+                outcomes[event.task] = dataclasses.replace(outcome, shard_set=destination.shard_set)
                 log.append(outcomes[event.task])
                 shown.finish(event.task, outcome.flows, outcome.status == "failed")
+                if isinstance(event, Finished) and event.result.written is not None:
+                    written[outcome.video] = event.result.written
                 if isinstance(event, Finished) and event.result.disk_full:
                     raise InputError(
                         f"{outcome.reason} (the extraction was stopped; earlier shards are intact)"
                     )
         finally:
             events.close()  # ends the workers
+            record(destination.shards, written)
+        if busy is not None:
+            share = busy()
+            known = f"{share:.0%} of the time" if share is not None else "unknown, nvidia-smi says nothing"
+            shown.line(f"GPU busy: {known}")
     return outcomes
 
 
 def _show(event: Event, shown: Progress, method: str, videos: int) -> None:
     if isinstance(event, Started):
+        starting = shown.seconds
         shown.start()
+        note = f" {event.ready.note}" if event.ready.note else ""
         shown.line(
-            f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}, "
-            f"{many(videos, 'video')} to do"
+            f"{method} on {event.ready.device}, {many(event.workers, 'process', 'processes')}{note}, "
+            f"{many(videos, 'video')} to do; starting took {starting:.1f} s"
         )
     elif isinstance(event, Preparing):
         shown.line(event.what)
@@ -236,13 +257,6 @@ def _outcome(event: Event, videos: Sequence[VideoTask]) -> Outcome | None:
         video = videos[event.task]
         return Outcome(video.video, "failed", f"{video.path}: {event.reason}")
     return None
-
-
-def _weight(path: Path) -> int:
-    try:
-        return source_bytes(path)
-    except VideoError:
-        return 1
 
 
 def summary_lines(

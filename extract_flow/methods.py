@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from numbers import Real
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ def resolve(name: str, preset: str | None = None, /, **parameters: Any) -> Any:
             raise InputError(
                 f"{name} has no parameter {key!r}: it takes {', '.join(sorted(fields)) or 'none'}"
             )
+        if isinstance(fields[key].default, Real) and not isinstance(parameters[key], Real):
+            raise InputError(f"{name}: {key} must be a number, found {parameters[key]!r}")
     try:
         return dataclasses.replace(method.PRESETS[preset or "default"], **parameters)
     except (TypeError, ValueError) as error:

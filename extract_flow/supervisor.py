@@ -47,12 +47,14 @@ class Ready(NamedTuple):
         workers: how many such workers make sense, given its device; None leaves it to the caller.
         ahead: how many tasks it works on at a time.
         gpus: how many GPUs all workers share.
+        note: what else the user should know of how they work.
     """
 
     device: str
     workers: int | None
     ahead: int
     gpus: int = 1
+    note: str = ""
 
 
 class Refused(NamedTuple):

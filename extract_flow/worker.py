@@ -22,11 +22,13 @@ import numpy as np
 from extract_flow import methods
 from extract_flow.clip import Clip, Piece, VideoTask, begin, compute
 from extract_flow.flow_method import DeviceMemoryError, FlowMethod
+from extract_flow.gpu_use import mps_runs
 from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Link, Ready
 from pipeline import atomic
 from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError
+from pipeline.manifest import Facts, Stamp
 from pipeline.outcome import WAIT_FOR_FRAMES, WAIT_FOR_WRITERS, Outcome
 from pipeline.progress import COMPILING
 
@@ -39,10 +41,17 @@ DECODED_AHEAD = 2
 
 
 class Result(NamedTuple):
-    """How a video ended; `disk_full`: there is no space for any other either."""
+    """How a video ended.
+
+    Attributes:
+        outcome: for the records.
+        disk_full: there is no space for any other video either.
+        written: what the set's manifest records of the shard, if one was written.
+    """
 
     outcome: Outcome
     disk_full: bool
+    written: tuple[Stamp, Facts] | None = None
 
 
 def serve(
@@ -87,7 +96,11 @@ def serve(
     method.share_device(sharing)
     beside = max(1, cores // (gpus * sharing))
     ready = Ready(
-        method.device + implementation, gpus * sharing if on_gpu else None, 2 * beside if overlap else 1, gpus
+        method.device + implementation,
+        gpus * sharing if on_gpu else None,
+        2 * beside if overlap else 1,
+        gpus,
+        "side by side by MPS" if sharing > 1 and mps_runs() else "",
     )
     link.ready(ready)
     if overlap:
@@ -143,7 +156,7 @@ def make(
                 if link is not None:
                     link.progress(number, clip.progress())
             clip.finish()
-            return Result(clip.outcome("done"), False)
+            return Result(clip.outcome("done"), False, clip.written)
     except Exception as error:  # noqa: BLE001  whatever goes wrong with one video must cost that video only
         return failed(clip, error)
 
@@ -433,7 +446,7 @@ class Overlapped:
             with clip:
                 if error is None:
                     clip.finish()
-                    result = Result(clip.outcome("done"), False)
+                    result = Result(clip.outcome("done"), False, clip.written)
                 else:
                     result = failed(clip, error)
         except Exception as raised:  # noqa: BLE001  costs that video only

@@ -11,6 +11,12 @@ COMMANDS: dict[str, LazyCommand] = {
     "import": LazyCommand(
         "pipeline.import_dataset", "command", "Check a dataset's videos against its lists and record it."
     ),
+    "fetch-lists": LazyCommand(
+        "pipeline.fetch_lists", "command", "Fetch the official lists of UCF-101 or HMDB-51, and check them."
+    ),
+    "unpack": LazyCommand(
+        "pipeline.unpack", "command", "Unpack a dataset's archive (RAR, ZIP, ...) and the archives in it."
+    ),
     "datasets": LazyCommand(
         "pipeline.status", "datasets_command", "List the known datasets and how complete they are."
     ),

@@ -188,7 +188,7 @@ def token_is_alive(token: str) -> bool | None:
 
 def is_temporary(name: str) -> bool:
     """Whether a file name stands for something unfinished or replaced, which no command may take for its own."""
-    return any(pattern.fullmatch(name) for pattern in (TEMPORARY, SET_ASIDE, OWNER))
+    return name.startswith(".") and any(pattern.fullmatch(name) for pattern in (TEMPORARY, SET_ASIDE, OWNER))
 
 
 def sweep(folder: str | Path) -> list[Path]:
@@ -199,7 +199,7 @@ def sweep(folder: str | Path) -> list[Path]:
     """
     removed = []
     for parent, folders, names in os.walk(folder):
-        for name in [*folders, *names]:
+        for name in [name for name in (*folders, *names) if name.startswith(".")]:
             match = TEMPORARY.fullmatch(name)
             path = Path(parent, name)
             with contextlib.suppress(FileNotFoundError):

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pipeline import atomic, checked_json
@@ -36,13 +36,31 @@ class Facts:
     videos: int
     splits: Mapping[int, tuple[int, int]]
     """split number -> videos to train on, videos to test on"""
+    lists: str
+    """address of the archive of its official lists"""
+    archive: str
+    """address of the archive of its videos"""
 
 
 FACTS: Mapping[str, Facts] = {
     # Soomro, Zamir, Shah: UCF101, CRCV-TR-12-01, and its official lists for action recognition.
-    "ucf101": Facts("UCF-101", 101, 13_320, {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)}),
+    "ucf101": Facts(
+        "UCF-101",
+        101,
+        13_320,
+        {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)},
+        "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
+        "https://www.crcv.ucf.edu/data/UCF101/UCF101.rar",
+    ),
     # Kuehne et al.: HMDB, ICCV 2011: 70 clips to train on and 30 to test on per class; the others are unused.
-    "hmdb51": Facts("HMDB-51", 51, 6_766, {number: (51 * 70, 51 * 30) for number in (1, 2, 3)}),
+    "hmdb51": Facts(
+        "HMDB-51",
+        51,
+        6_766,
+        {number: (51 * 70, 51 * 30) for number in (1, 2, 3)},
+        "http://serre-lab.clps.brown.edu/wp-content/uploads/2013/10/test_train_splits.rar",
+        "http://serre-lab.clps.brown.edu/wp-content/uploads/2013/10/hmdb51_org.rar",
+    ),
 }
 
 
@@ -344,18 +362,20 @@ def check_inside(path: str, source: str) -> str:
     Raises:
         InputError: the path is absolute, empty, or has `..` in it; `source` is where it was read, for the message.
     """
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise InputError(
-            f"{source}: the path {quoted(path)} leaves the folder of the videos, which is not allowed"
-        )
-    return path
+    parts = path.split("/")
+    if not {"", "."}.issuperset(parts) and ".." not in parts and parts[0] and "\0" not in path:
+        return path
+    raise InputError(
+        f"{source}: the path {quoted(path)} leaves the folder of the videos, which is not allowed"
+    )
 
 
 def as_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r}")
-    if b"\0" in os.fsencode(value):  # which refuses lone surrogates that stand for no byte
+    if not value.isprintable() and b"\0" in os.fsencode(
+        value
+    ):  # refuses lone surrogates that stand for no byte
         raise ValueError(f"{value!r} cannot be in the name of a file")
     return value
 

@@ -67,12 +67,12 @@ def kernel(function: Any = None, *, fastmath: bool = True) -> Any:
     return decorate if function is None else decorate(function)
 
 
-def inlined(function: Any = None, *, fastmath: bool = True, no_alias: bool = False) -> Any:
+def inlined(function: Any = None, *, fastmath: bool | set[str] = True, no_alias: bool = False) -> Any:
     """Decorator of a function that kernels call: it becomes part of each kernel, and is not cached on its own.
 
     Args:
         function: the function.
-        fastmath: let LLVM reorder float operations and use reciprocals.
+        fastmath: let LLVM reorder float operations and use reciprocals; or which of its flags to set.
         no_alias: promise that an array or pointer argument that is written overlaps no other argument.
     """
     options: dict[str, Any] = {"pipeline_class": NoAlias} if no_alias else {}

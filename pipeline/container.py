@@ -96,7 +96,7 @@ def _is_picture(container: InputContainer) -> bool:
 
 
 def pixel_note(stream: VideoStream) -> str:
-    """What to tell about pixels that are not square, or ""; they are kept as they are coded."""
+    """What to report about pixels that are not square, or ""; they are kept as they are coded."""
     ratio = stream.sample_aspect_ratio
     if not ratio or ratio == 1:
         return ""

@@ -1,13 +1,14 @@
 """Decoding so that damage which the decoder conceals does not pass for sound frames.
 
-A decoder fills what it cannot decode from its neighbours and goes on. What gives that away differs by codec, and was
+A decoder fills what it cannot decode from its neighbours and continues. What gives that away differs by codec, and was
 measured on sound and damaged files of each (`benchmarks/damage.py`, docs/how-to/odd-videos.md):
 
 - H.264, MPEG-4, MPEG-1, MPEG-2 and their relatives flag the frame. Messages alone say nothing: sound cuts have them.
 - HEVC flags nothing, but writes a message when a slice contradicts itself.
+- Sectors of zeros in H.264 and HEVC are found by `pipeline.nal_units`; decoders may read them as a picture.
 - Motion JPEG is counted through by `pipeline.jpeg_scan`.
 - VP9 is decoded with libvpx where PyAV has it, which checks where each tile's data ends; FFmpeg's own decoder does not.
-- A transport stream that lost packets goes on within a group of pictures; one that was joined begins a new one.
+- A transport stream that lost packets continues within a group of pictures; one that was joined begins a new one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from pipeline import jpeg_scan
+from pipeline import jpeg_scan, nal_units
 
 if TYPE_CHECKING:
     import av
@@ -36,6 +37,7 @@ TELLING = {
     "mjpeg": re.compile(r"overread|error (?:y=|count|dc)|bad vlc"),
 }
 """Messages of a codec's decoder that mean damage; others are about side information, and sound files give them too."""
+NAL_CODECS = frozenset(("h264", "hevc"))
 CONCEALING = "concealing"
 """How the decoders that flag frames begin the message that they are doing so."""
 MOST_HELD = 64
@@ -77,10 +79,13 @@ def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.
     decoder.copy_opaque = True  # a frame carries the number of its packet
     codec = stream.codec_context.name
     watch = _Watch()
+    prefix = nal_units.length_bytes(codec, stream.codec_context.extradata) if codec in NAL_CODECS else 0
     packets = _packets(container, stream)
     for number, (packet, fault) in enumerate(_scanned(packets) if codec == "mjpeg" else packets):
         if fault:
             watch.damaged(number, fault)
+        elif codec in NAL_CODECS and nal_units.is_broken(bytes(packet), prefix):
+            watch.damaged(number, "damaged: its data holds zeros that no encoder writes")
         # A new object each: PyAV finds it by its identity, and small numbers are the same object everywhere.
         packet.opaque = (number,)
         with Capture() as messages:

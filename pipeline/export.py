@@ -25,6 +25,7 @@ from pipeline.frame_lists import Counts, counts_of_images, unreadable, write_lis
 from pipeline.options import CONTEXT, REQUIRED, from_options, option, options_of
 from pipeline.progress import Progress
 from pipeline.shard import Shard, open_shard
+from pipeline.shard_file import leads_elsewhere
 from pipeline.shard_sets import ShardArguments, Target, gather
 from pipeline.text import many, size_in_bytes
 
@@ -221,10 +222,9 @@ def announce_size(targets: Sequence[Target], options: ExportOptions) -> None:
 
 def inside(root: Path, video: str) -> Path:
     """`root/video`, or InputError where a shard's video would lead out of `root`."""
-    parts = video.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+    if leads_elsewhere(video):
         raise InputError(f"{video!r} is not a valid video id: it would lead out of {root}")
-    return root.joinpath(*parts)
+    return root / video
 
 
 @click.command(context_settings=CONTEXT)

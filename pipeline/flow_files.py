@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.codec import Floats
-from pipeline.errors import InputError
+from pipeline.errors import InputError, unreadable
 from pipeline.export import FLO_TAG
 from pipeline.shard_file import LARGEST_SIDE, MOST_PIXELS
 from pipeline.text import first_line, some
@@ -153,7 +153,9 @@ def read_flo(path: Path) -> Floats:
                 f"{path}: expected a .flo file, which begins with PIEH and holds as many values as it says, found "
                 f"{found} bytes that are none"
             )
-        values = np.fromfile(file, "<f4")
+        values = np.frombuffer(
+            file.read(), "<f4"
+        )  # not fromfile, which takes an error of the disk for the end
     return values.reshape(height, width, 2).transpose(2, 0, 1).astype(np.float32)
 
 
@@ -169,7 +171,9 @@ def load_array(path: Path, axes: int | None = None) -> npt.NDArray[np.floating[A
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, EOFError) as error:
         raise InputError(f"{path}: expected a NumPy array: {first_line(error)}") from error
     if axes is None:
         return array
@@ -192,7 +196,9 @@ def load_frames(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, EOFError) as error:
         raise InputError(f"{path}: expected a NumPy array: {first_line(error)}") from error
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (height, width, 3):
         raise InputError(

@@ -194,7 +194,7 @@ def probe_pictures(folder: Path) -> Header:
     pictures = list_pictures(folder)
     if not pictures:
         return Header(fault="holds no numbered picture")
-    data = np.fromfile(pictures[0], np.uint8)
+    data = np.frombuffer(pictures[0].read_bytes(), np.uint8)
     if not data.size:
         return Header(fault=f"{pictures[0].name} is empty")
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
@@ -336,7 +336,9 @@ def lists_for(
     facts = FACTS.get(kind)
     if source is None:
         if facts:
-            raise InputError(f"{facts.title} needs its official lists: --lists DIR")
+            raise InputError(
+                f"{facts.title} needs its official lists: --lists DIR (python -m pipeline fetch-lists {kind})"
+            )
         return lists_of_folder(found, group or ucf_group, keep_suffix)
     lists = read_lists(source, class_names, VideosFolder.of(videos, found.videos))
     if facts:
@@ -534,7 +536,10 @@ class ImportOptions(DataOptions):
         if self.name is None and self.kind == "folder":
             raise click.UsageError("a folder needs a name: --name NAME")
         if self.kind in FACTS and self.lists is None:
-            raise click.UsageError(f"{self.kind} needs its official lists: --lists DIR")
+            raise click.UsageError(
+                f"{self.kind} needs its official lists: --lists DIR; get them with: "
+                f"python -m pipeline fetch-lists {self.kind} --output DIR"
+            )
         if self.keep_suffix and self.lists is not None:
             raise click.UsageError(
                 "--keep-suffix goes with a folder without --lists: lists name their videos"

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import click
 import numpy as np
 
-from pipeline import atomic
+from pipeline import atomic, jpeg_scan
 from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
 from pipeline.errors import DiskFull, InputError, command_errors
@@ -28,6 +28,7 @@ from pipeline.flow_files import (
     flow_places,
     load_frames,
 )
+from pipeline.manifest import Facts, Stamp, record
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
@@ -121,17 +122,23 @@ def frame_images(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(match["number"]), path) for match, path in matches if match)]
 
 
+def check_whole(path: Path, data: bytes) -> None:
+    """Raise InputError for a JPEG that is cut short or damaged, which decoders fill with gray."""
+    if data.startswith(b"\xff\xd8") and (fault := jpeg_scan.fault(data)):
+        raise InputError(f"{path}: is damaged: {fault}")
+
+
 def read_gray(path: Path) -> Levels:
     """A gray image uint8[H,W]; InputError if it cannot be decoded or its file is far too large for one."""
     import cv2
 
     if path.stat().st_size > LARGEST_IMAGE_FILE:
         raise InputError(f"{path}: {path.stat().st_size} bytes is too much for a flow image")
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.stat().st_size else None
+    data = path.read_bytes()
+    check_whole(path, data)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
-        raise InputError(
-            f"{path}: expected a JPEG or PNG image, found {path.stat().st_size} bytes that are none"
-        )
+        raise InputError(f"{path}: expected a JPEG or PNG image, found {len(data)} bytes that are none")
     return np.asarray(image, np.uint8)
 
 
@@ -294,14 +301,19 @@ def request_for(source: Images | Numbers, options: ImportFlowOptions) -> Request
     )
 
 
-def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptions) -> bool:
-    """Make the shard `path` of a place that holds flow (and frames); False if it is there already, made the same way.
+def import_folder(
+    folder: Path, video: str, path: Path, options: ImportFlowOptions
+) -> tuple[Stamp, Facts] | None:
+    """Make the shard `path` of a place that holds flow (and frames); None if it is there already, made the same way.
 
     Args:
         folder: with images, .flo or .npy files, or a .npy file of all flow of the video.
         video: the shard's video id.
         path: the shard.
         options: what the files mean, and how they are stored.
+
+    Returns:
+        What the set's manifest records of the shard.
 
     Raises:
         InputError: files missing, damaged or of different sizes, or a different shard is there.
@@ -316,7 +328,7 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
                 f"{path}: is there, but made with other options ({'; '.join(differences)}); use --overwrite or "
                 "another --output"
             )
-        return False
+        return None
     digest = hashlib.sha256()
     flows = frames = 0
     with ShardWriter(path, request, codec_of(source, options)) as writer:
@@ -326,7 +338,7 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
         for stream in each_frame(source, digest):
             writer.add_streams("frames", [stream])
             frames += 1
-        writer.finish(
+        return writer.finish(
             video=video,
             source=Source(request.source_bytes, digest.hexdigest(), source.width, source.height),
             fps=options.fps,
@@ -334,7 +346,6 @@ def import_folder(folder: Path, video: str, path: Path, options: ImportFlowOptio
             width=source.width,
             height=source.height,
         )
-    return True
 
 
 def each_flow(source: Images | Numbers, options: ImportFlowOptions, digest: Any) -> Iterator[Quantised]:
@@ -396,6 +407,7 @@ def frame_stream(path: Path, data: bytes, height: int, width: int) -> bytes:
         raise InputError(f"{path}: {error}") from error
     if found != (height, width):
         raise InputError(f"{path}: expected {width}x{height} as the flow, found {found[1]}x{found[0]}")
+    check_whole(path, data)
     return data
 
 
@@ -428,6 +440,7 @@ def command(**values: Any) -> None:
         log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
     there = 0
     failed: list[tuple[str, str]] = []
+    written: dict[str, tuple[Stamp, Facts]] = {}
     for video, folder in progress(found.items(), "import-flow"):
         try:
             if known is not None and video not in known:
@@ -435,14 +448,18 @@ def command(**values: Any) -> None:
                     f"{folder}: {video!r} is not a video of {options.dataset}; give the folder that holds its classes"
                 )
             path = shard_path(video, options)
-            if not import_folder(folder, video, path, options):
+            made = import_folder(folder, video, path, options)
+            if made is None:
                 there += 1
-            elif log is not None:
+                continue
+            written[video] = made
+            if log is not None:
                 log.append(outcome_of(video, path, options))
         except DiskFull:
             raise
         except InputError as error:
             failed.append((video, str(error)))
+    record(shards_folder(options), written)
     for line in report_failures(failed, file_beside(shards_folder(options))):
         click.echo(line, err=True)
     click.echo(f"{len(found) - there - len(failed)} imported, {there} there already, {len(failed)} failed")

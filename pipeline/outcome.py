@@ -114,17 +114,29 @@ def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outco
         folder: `DatasetPaths.outcomes(stage)`.
         shard_set: only records of that set.
     """
-    records: list[Outcome] = []
+    return _latest(record for record in _records(folder) if shard_set in (None, record.shard_set))
+
+
+def read_outcomes_by_set(folder: Path) -> dict[str, dict[str, Outcome]]:
+    """`read_outcomes` of each shard set, by its name, with one reading of the files."""
+    by_set: dict[str, list[Outcome]] = {}
+    for record in _records(folder):
+        by_set.setdefault(record.shard_set, []).append(record)
+    return {shard_set: _latest(records) for shard_set, records in by_set.items()}
+
+
+def _records(folder: Path) -> Iterator[Outcome]:
     # Not glob, which takes a folder that may not be listed for an empty one.
     for path in (
         sorted(path for path in folder.iterdir() if path.suffix == ".jsonl") if folder.is_dir() else []
     ):
         with path.open("rb") as file:
-            records.extend(record for line in _lines(file) if (record := _parse(line)) is not None)
+            yield from (record for line in _lines(file) if (record := _parse(line)) is not None)
+
+
+def _latest(records: Iterable[Outcome]) -> dict[str, Outcome]:
     latest: dict[str, Outcome] = {}
     for record in sorted(records, key=lambda record: record.time):
-        if shard_set is not None and record.shard_set != shard_set:
-            continue
         before = latest.get(record.video)
         if record.status == "skipped" and before is not None and before.status == "done":
             continue

@@ -17,6 +17,7 @@ import click
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
 from pipeline.hdf5 import new_file, write_attributes
+from pipeline.manifest import has_manifest, refresh
 from pipeline.options import (
     CONTEXT,
     DataOptions,
@@ -171,6 +172,8 @@ def command(**values: Any) -> None:
             click.echo(
                 f"{folder}: {packed} shards in {packs} packs; {len(shards) - packed} were packed already"
             )
+        if options.dataset or has_manifest(folder):
+            refresh(folder)
 
 
 def pack_all(shards: dict[str, ShardAddress], folder: Path, options: PackOptions) -> tuple[int, int]:

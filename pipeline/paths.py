@@ -52,7 +52,9 @@ def fault_of_part(part: str) -> str | None:
         return "it is empty or leads to another folder"
     if "/" in part:
         return "it holds a slash"
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in part):
+    if not part.isprintable() and any(
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in part
+    ):
         return "it holds control characters or bytes that are not UTF-8"
     if len(part.encode()) > LONGEST_PART:
         return f"it is longer than {LONGEST_PART} bytes"

@@ -198,6 +198,11 @@ class Standing:
         return not self.differences and not self.missing
 
 
+def standing(asked: Request, made: Request) -> Standing:
+    """How a shard that was `made` for a request answers another."""
+    return Standing(made, asked.differences(made), asked.missing(made))
+
+
 def check(address: str | Path | ShardAddress, request: Request) -> Standing:
     """Whether an existing shard opens, is whole in its tables, and is what is asked. Streams are `verify`'s work.
 
@@ -206,4 +211,4 @@ def check(address: str | Path | ShardAddress, request: Request) -> Standing:
     """
     with open_shard(address) as shard:
         made = request_of(shard)
-    return Standing(made, request.differences(made), request.missing(made))
+    return standing(request, made)

@@ -115,7 +115,7 @@ class RunPaths:
         """One score file, named after its part, for example `test` or `test-task-3`.
 
         Args:
-            part: of the split, with whatever tells it from others.
+            part: of the split, with whatever distinguishes it from others.
             other: the dataset that is scored, where it is not the run's own; its files have a folder of their own.
         """
         return self._scores_of(other) / f"{check_name(part, 'score file')}.h5"

@@ -23,7 +23,16 @@ import numpy.typing as npt
 from pipeline.codec import Floats, Levels, lowest_level, value_table
 from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
 from pipeline.errors import InputError, unreadable
-from pipeline.shard_file import Contents, Flow, ShardAddress, Source, Streams, damaged, read_contents
+from pipeline.shard_file import (
+    DIRECTIONS,
+    Contents,
+    Flow,
+    ShardAddress,
+    Source,
+    Streams,
+    damaged,
+    read_contents,
+)
 
 BLOCK_BYTES = 1 << 22
 FIELDS_AT_ONCE = 5
@@ -83,38 +92,47 @@ class Shard:
         frame_count: frames of the video, whether or not the shard holds them.
         flow_count: flows of the first of `directions`; 0 where it holds frames only.
         flow_counts: flows of each direction that it holds, by its name.
-        fps: frames per second.
         width, height: of flow and frames, in pixels.
         has_frames: whether it holds RGB frames.
         directions: which of "forward" and "backward" it holds, in this order.
         method: how the flow of the first direction was computed; "" where it holds frames only.
-        corrupt: what was found damaged in the video, "" if nothing was.
-        source: bytes, SHA-256 and size of the video.
         address: where the shard lies.
     """
 
     def __init__(self, address: ShardAddress, contents: Contents) -> None:
         self.address = address
-        self.contents = contents
+        self._contents = contents
         attributes = contents.attributes
         self.video: str = attributes["video"]
         self.frame_count: int = attributes["frames"]
-        self.fps: float = attributes["fps"]
         self.width: int = attributes["width"]
         self.height: int = attributes["height"]
-        self.corrupt: str = attributes["corrupt"]
         self.has_frames: bool = contents.frames is not None
         self.directions: tuple[str, ...] = tuple(contents.flow)
-        self.source = Source(
-            attributes["source_bytes"],
-            attributes["source_sha256"],
-            attributes["source_width"],
-            attributes["source_height"],
-        )
         first = contents.flow[self.directions[0]] if self.directions else None
         self.method: str = first.attributes["method"] if first else ""
         self.flow_counts: Mapping[str, int] = {name: len(flow) for name, flow in contents.flow.items()}
         self._descriptor: Descriptor | None = None
+
+    @property
+    def contents(self) -> Contents:
+        """Everything of it but its image streams."""
+        return self._contents
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return float(self.contents.attributes["fps"])
+
+    @property
+    def corrupt(self) -> str:
+        """What was found damaged in the video, "" if nothing was."""
+        return str(self.contents.attributes["corrupt"])
+
+    @property
+    def source(self) -> Source:
+        """Bytes, SHA-256 and size of the video."""
+        return Source(*(self.contents.attributes[f"source_{name}"] for name in Source.__annotations__))
 
     def __enter__(self) -> Self:
         return self
@@ -147,6 +165,9 @@ class Shard:
                 place = range(len(self))[index]
             except IndexError:
                 raise IndexError(f"{self.address}: flow {index} asked, {len(self)} are there") from None
+            except TypeError:
+                kind = type(index).__name__
+                raise TypeError(f"flows of a shard: expected an integer or a slice, found {kind}") from None
             return self.flows(place, place + 1, direction)[0]
         places = range(len(self))[index]
         if places.step == 1:
@@ -201,12 +222,14 @@ class Shard:
         """Flows start..stop-1, all of them by default, in pixels per step at the stored size: float32[n,2,H,W].
 
         Args:
-            start, stop: counted from 0; `stop` None is the end.
+            start: the first, counted from 0.
+            stop: the one after the last; None is the end.
             direction: "forward" or "backward".
             out: a contiguous array of that shape to fill; a new one unless given.
 
         Raises:
             IndexError: outside 0..the number of flows.
+            ValueError: a direction that there is not.
             InputError: the shard has no such direction, or a damaged stream.
         """
         flow = self._flow(direction)
@@ -360,6 +383,8 @@ class Shard:
         return self._flow(part)
 
     def _flow(self, direction: str) -> Flow:
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction: expected {' or '.join(DIRECTIONS)}, found {direction!r}")
         if direction not in self.contents.flow:
             raise InputError(
                 f"{self.address}: has no {direction} flow (it has {', '.join(self.directions) or 'none'}); "

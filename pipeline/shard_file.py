@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline import hdf5
 from pipeline.codec import BLOCK, Floats, image_size
-from pipeline.errors import Damaged, InputError, OtherFormat
+from pipeline.errors import Damaged, InputError, OtherFormat, Unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.text import shortened
 
@@ -162,6 +162,12 @@ def opened(address: ShardAddress) -> Iterator[tuple[Any, SourceFile]]:
     except FileNotFoundError as error:
         raise InputError(
             f"{address.file}: no such shard; extract the video first (python -m extract_flow)"
+        ) from error
+    except Unreadable as error:
+        if not address.file.is_dir():
+            raise
+        raise InputError(
+            f"{address.file}: expected a shard, found a folder; pipeline.shard_index.index_shards lists those in it"
         ) from error
     except Foreign as error:
         raise OtherFormat(f"{address}: {error}; it was left as it is") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 
@@ -24,7 +24,8 @@ DEEPEST_GROUP = 8
 def index_shards(folder: str | Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
     """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
 
-    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts.
+    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts. A folder that is
+    not there has none.
 
     Args:
         folder: a set of shards.
@@ -35,30 +36,64 @@ def index_shards(folder: str | Path, unusable: list[ShardAddress] | None = None)
         InputError: there is such a pack or thing, and no list for it.
     """
     folder = Path(folder)
-    loose: dict[str, ShardAddress] = {}
-    packs: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=_folder_unreadable):
-        folders[:] = sorted(name for name in folders if not atomic.is_temporary(name))
-        for path in (Path(parent, name) for name in sorted(names) if not atomic.is_temporary(name)):
-            if path.name.endswith(SUFFIX):
-                loose[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = ShardAddress(path)
-            elif path.name.endswith(PACK_SUFFIX):
-                packs.append(path)
+    files = list_files(folder)
+    loose = {video: ShardAddress(Path(entry)) for video, entry in files.loose.items()}
     packed: dict[str, ShardAddress] = {}
-    for path in packs:
-        try:
-            packed.update(index_pack(path, unusable))
-        except InputError:
-            if unusable is None:
-                raise
-            unusable.append(ShardAddress(path))
+    for path in files.packs:
+        packed.update(index_pack_or_report(path, unusable))
     return dict(sorted((packed | loose).items()))
 
 
-def _folder_unreadable(error: OSError) -> None:
-    """A folder that is not there has no shards; one that cannot be listed may have some."""
-    if not isinstance(error, FileNotFoundError):
-        raise unreadable(error.filename, error) from error
+class Files(NamedTuple):
+    """The files of a set: entries of loose shards by video id, and of packs by path, both sorted folder by folder."""
+
+    loose: dict[str, os.DirEntry[str]]
+    packs: dict[Path, os.DirEntry[str]]
+
+
+def list_files(folder: Path) -> Files:
+    """The files of shards and packs below a folder; a link to a folder is not followed."""
+    files = Files({}, {})
+    root = os.path.join(folder, "")  # noqa: PTH118  of the entries' paths
+    for entry in _files_below(root):
+        if entry.name.endswith(SUFFIX):
+            files.loose[entry.path[len(root) : -len(SUFFIX)]] = entry
+        elif entry.name.endswith(PACK_SUFFIX):
+            files.packs[Path(entry.path)] = entry
+    return files
+
+
+def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Entries of all files of a folder and then of those below, sorted by name; nothing temporary."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except (
+        FileNotFoundError
+    ):  # a folder that is not there has no shards; one that cannot be listed may have some
+        return
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    entries = [entry for entry in entries if not atomic.is_temporary(entry.name)]
+    folders = [entry for entry in entries if entry.is_dir()]
+    if folders:
+        there = {entry.name for entry in folders}
+        entries = [entry for entry in entries if entry.name not in there]
+    yield from entries
+    for below in folders:
+        if not below.is_symlink():
+            yield from _files_below(below.path)
+
+
+def index_pack_or_report(path: Path, unusable: list[ShardAddress] | None) -> dict[str, ShardAddress]:
+    """`index_pack`; one that cannot be read goes to `unusable` where there is such a list."""
+    try:
+        return index_pack(path, unusable)
+    except InputError:
+        if unusable is None:
+            raise
+        unusable.append(ShardAddress(path))
+        return {}
 
 
 def index_pack(path: Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:

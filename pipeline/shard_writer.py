@@ -18,6 +18,7 @@ from pipeline import atomic
 from pipeline.codec import Codec, Levels, Quantised
 from pipeline.errors import InputError
 from pipeline.hdf5 import new_file, write_attributes
+from pipeline.manifest import Facts, Stamp, facts_of, stamp_of
 from pipeline.request import Request
 from pipeline.shard import BLOCK_BYTES, Flow, Shard, Source, faults, open_shard, parts
 from pipeline.shard_file import DIRECTIONS, FLOW_ATTRIBUTES, FORMAT, VERSION, tables_crc32
@@ -146,7 +147,7 @@ class ShardWriter:
         height: int,
         device: str = "",
         corrupt: str = "",
-    ) -> None:
+    ) -> tuple[Stamp, Facts]:
         """Write the file under a temporary name, verify what was written, and rename it.
 
         Args:
@@ -158,9 +159,13 @@ class ShardWriter:
             device: that computed the flow; recorded, never compared.
             corrupt: the decoder's error where the frames before it were kept.
 
+        Returns:
+            What a manifest records of it.
+
         Raises:
             InputError: it cannot be written, or what is on the disk is not what was written.
         """
+        written: list[tuple[Stamp, Facts]] = []
         attributes = {
             "format": FORMAT,
             "version": VERSION,
@@ -177,12 +182,13 @@ class ShardWriter:
             "corrupt": corrupt,
         }
         with (
-            atomic.writing(self.path, verify=verify_written) as temporary,
+            atomic.writing(self.path, verify=lambda path: written.append(verify_written(path))) as temporary,
             new_file(temporary) as file,
         ):
             write_attributes(file, attributes)
             for part in ("frames", *DIRECTIONS):
                 self._write_part(file, part, device)
+        return written[0]
 
     def _write_part(self, root: h5py.Group, part: str, device: str) -> None:
         if part in self._spools:
@@ -256,8 +262,10 @@ def write_tables(
     return group.create_dataset("jpeg", (int(tables["start"][-1]),), np.uint8, fillvalue=None)
 
 
-def verify_written(path: Path) -> None:
-    """Raise InputError unless the file is a valid shard whose streams are complete and match their checksums."""
+def verify_written(path: Path) -> tuple[Stamp, Facts]:
+    """What a manifest records of a shard; InputError unless its streams are complete and match their checksums."""
+    stamp = stamp_of(path)
     with open_shard(path) as shard:
         for fault in faults(shard):
             raise InputError(f"{path.parent}: the shard of {shard.video} is damaged as written: {fault}")
+        return stamp, facts_of(shard)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import click
 from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
 from pipeline.failures import by_reason, reason_lines
+from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, from_options, option, options_of
-from pipeline.outcome import Outcome, read_outcomes
+from pipeline.outcome import Outcome, read_outcomes, read_outcomes_by_set
 from pipeline.paths import NAME, DatasetPaths, OutputPaths, data_root
-from pipeline.shard import ShardAddress, open_shard
-from pipeline.shard_index import index_shards
 from pipeline.shard_sets import shard_sets
 from pipeline.text import size_in_bytes
+
+Outcomes = Mapping[str, Mapping[str, Outcome]]
+"""By shard set and video."""
 
 
 @dataclass(frozen=True)
@@ -64,44 +66,56 @@ class SetStatus:
         return self.timed_flows / self.seconds if self.seconds > 0 else None
 
 
-def reported_shard_sets(paths: DatasetPaths) -> list[str]:
+def reported_shard_sets(paths: DatasetPaths, outcomes: Outcomes | None = None) -> list[str]:
     """Names of a dataset's shard sets: those that exist, and those of which only failures are recorded."""
-    tried = {
-        record.shard_set for folder in folders_in(paths.outcomes_root) for record in latest(folder).values()
-    }
+    tried = outcomes_by_set(paths) if outcomes is None else outcomes
     return sorted({*shard_sets(paths), *(name for name in tried if NAME.fullmatch(name))})
+
+
+def outcomes_by_set(paths: DatasetPaths) -> Outcomes:
+    """The last outcome of each video in each shard set; InputError for a file that cannot be read."""
+    found: dict[str, dict[str, Outcome]] = {}
+    with readable(paths.outcomes_root):
+        for stage in folders_in(paths.outcomes_root):
+            for shard_set, records in read_outcomes_by_set(stage).items():
+                found.setdefault(shard_set, {}).update(records)
+    return found
 
 
 def folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def latest(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
-    """`read_outcomes`, with an InputError for a file that cannot be read."""
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """InputError for outcome records that cannot be read."""
     try:
-        return read_outcomes(folder, shard_set)
+        yield
     except OSError as error:
         raise InputError(
             f"{error.filename or folder}: outcome records cannot be read: {error.strerror}"
         ) from error
 
 
-def set_status(dataset: Dataset, paths: DatasetPaths, shard_set: str, count: bool = False) -> SetStatus:
-    """The state of one shard set of a dataset; reads folders and outcome records only.
+def set_status(
+    dataset: Dataset,
+    paths: DatasetPaths,
+    shard_set: str,
+    count: bool = False,
+    outcomes: Outcomes | None = None,
+) -> SetStatus:
+    """The state of one shard set of a dataset; reads folders, outcome records and the set's manifest.
 
     Args:
         dataset: whose videos count.
         paths: of the dataset.
         shard_set: the set's name.
         count: open the shards whose flows are in no record, and count them.
+        outcomes: `outcomes_by_set`, where the caller has read them already.
     """
-    outcomes = {
-        video: record
-        for folder in folders_in(paths.outcomes_root)
-        for video, record in latest(folder, shard_set).items()
-        if video in dataset.videos
-    }
-    return status_of(shard_set, tuple(dataset.videos), index_shards(paths.shards(shard_set)), outcomes, count)
+    recorded = (outcomes_by_set(paths) if outcomes is None else outcomes).get(shard_set, {})
+    ended = {video: record for video, record in recorded.items() if video in dataset.videos}
+    return status_of(shard_set, tuple(dataset.videos), read_shard_set(paths.shards(shard_set)), ended, count)
 
 
 def folder_status(folder: Path, count: bool = False) -> SetStatus:
@@ -112,7 +126,9 @@ def folder_status(folder: Path, count: bool = False) -> SetStatus:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    outcomes, index = latest(OutputPaths(folder).outcomes), index_shards(folder)
+    with readable(folder):
+        outcomes = read_outcomes(OutputPaths(folder).outcomes)
+    index = read_shard_set(folder)
     if not outcomes and not index:
         raise InputError(
             f"{folder}: expected shards or records of an extraction, found neither; make some with: "
@@ -124,7 +140,7 @@ def folder_status(folder: Path, count: bool = False) -> SetStatus:
 def status_of(
     name: str,
     videos: Sequence[str],
-    index: Mapping[str, ShardAddress],
+    index: ShardSet,
     outcomes: Mapping[str, Outcome],
     count: bool,
 ) -> SetStatus:
@@ -142,7 +158,8 @@ def status_of(
     failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
     flows = {video: record.flows for video, record in made.items()}
     if count:
-        flows |= counted({video: index[video] for video in there - made.keys()})
+        index.learn(sorted(there - made.keys()))
+    flows |= counted(index, there - made.keys())
     timed = [record for record in made.values() if record.seconds > 0]
     return SetStatus(
         shard_set=name,
@@ -154,19 +171,16 @@ def status_of(
         foreign=tuple(sorted(index.keys() - set(videos))),
         flows=sum(flows.values()),
         unrecorded=len(there) - len(flows),
-        bytes=sum(file.stat().st_size for file in {index[video].file for video in there}),
+        bytes=index.bytes_of(there),
         timed_flows=sum(record.flows for record in timed),
         seconds=sum(record.seconds for record in timed),
     )
 
 
-def counted(shards: Mapping[str, ShardAddress]) -> dict[str, int]:
-    """Flows of each shard in all its directions; those that cannot be opened are left out, as `verify` names them."""
-    flows = {}
-    for video, address in shards.items():
-        with contextlib.suppress(InputError), open_shard(address) as shard:
-            flows[video] = sum(shard.flow_counts.values())
-    return flows
+def counted(shards: ShardSet, videos: Iterable[str]) -> dict[str, int]:
+    """Flows of the shards that are known, in all their directions."""
+    known = ((video, shards.facts[video]) for video in videos if video in shards.facts)
+    return {video: max(facts.forward, 0) + max(facts.backward, 0) for video, facts in known}
 
 
 def describe(status: SetStatus, show: int) -> list[str]:
@@ -243,7 +257,8 @@ def _of_dataset(options: StatusOptions) -> list[SetStatus]:
         click.echo(f"dataset: {dataset}", err=True)
     known = load_dataset(dataset, options.data)
     paths = DatasetPaths(data_root(options.data), dataset)
-    names = reported_shard_sets(paths)
+    outcomes = outcomes_by_set(paths)
+    names = reported_shard_sets(paths, outcomes)
     if options.shards is not None and options.shards not in names:
         raise InputError(
             f"dataset {dataset} has no shard set {options.shards!r} (it has: {', '.join(names) or 'none'}); "
@@ -252,7 +267,7 @@ def _of_dataset(options: StatusOptions) -> list[SetStatus]:
     if not names and not options.json:
         click.echo(f"{dataset}: no shards yet; make them with: python -m extract_flow --dataset {dataset}")
     wanted = [options.shards] if options.shards else names
-    return [set_status(known, paths, name, options.count) for name in wanted]
+    return [set_status(known, paths, name, options.count, outcomes) for name in wanted]
 
 
 @click.command(context_settings=CONTEXT)
@@ -295,6 +310,6 @@ def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
             f"  {len(dataset.videos) - there:,} are gone since it was imported, for example {lost.path}"
         )
     for shard_set in shard_sets(paths):
-        done = len(index_shards(paths.shards(shard_set)).keys() & dataset.videos.keys())
+        done = len(read_shard_set(paths.shards(shard_set)).keys() & dataset.videos.keys())
         lines.append(f"  shards {shard_set}: {done:,} of {len(dataset.videos):,} videos")
     return lines

@@ -18,6 +18,17 @@ from pipeline.catalog import load_dataset
 from pipeline.errors import Damaged, InputError, command_errors
 from pipeline.failures import SHOWN, file_beside, report_failures
 from pipeline.machine import usable_cores
+from pipeline.manifest import (
+    Facts,
+    ShardSet,
+    Stamp,
+    facts_of,
+    has_manifest,
+    read_shard_set,
+    recordable,
+    refresh,
+    stamp_of,
+)
 from pipeline.options import CONTEXT, from_options, option, options_of
 from pipeline.ownership import owning_folder
 from pipeline.pack import write_pack
@@ -37,11 +48,13 @@ class Finding:
         target: the shard.
         faults: what is wrong with the bytes that were read.
         unread: why it could not be read or used, which says nothing about its bytes; "" if it could.
+        seen: the shard's own name, and what a manifest records of it; None if it does not open.
     """
 
     target: Target
     faults: list[str]
     unread: str = ""
+    seen: tuple[str, Stamp, Facts] | None = None
 
     @property
     def address(self) -> ShardAddress:
@@ -63,10 +76,14 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
     """
     address = target.address
     found: list[str] = []
+    seen: tuple[str, Stamp, Facts] | None = None
+    stamp = stamp_of(address.file)
     try:
         if address.file.suffix == PACK_SUFFIX and address.group == "/":
             index_pack(address.file)  # raises what kept its shards from being listed
         with open_shard(address) as shard:
+            if recordable(shard.video, shard):
+                seen = shard.video, stamp, facts_of(shard)
             found += faults(shard)
             if target.video and shard.video != target.video:
                 found.append(f"it is the shard of {shard.video!r}, expected {target.video!r}")
@@ -80,7 +97,7 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
         return Finding(target, [], str(error).removeprefix(f"{address}: "))
     except OSError as error:
         return Finding(target, [], f"{source} could not be read: {system_reason(error)}")
-    return Finding(target, found)
+    return Finding(target, found, seen=seen)
 
 
 def undecodable(address: ShardAddress) -> Iterator[str]:
@@ -201,7 +218,10 @@ def _verify(options: VerifyOptions) -> None:
     found = gather(options)
     videos = load_dataset(options.dataset, options.data).videos if options.dataset else {}
     sources = {video.id: video.path for video in videos.values()} if options.deep else {}
-    findings = sorted(_findings(found, options, sources), key=by_address)
+    sets = [
+        read_shard_set(folder, []) for folder in options.folders if options.dataset or has_manifest(folder)
+    ]
+    findings = sorted(_findings(found, options, sources, sets), key=by_address)
     bad = [finding for finding in findings if finding.faults]
     failed = [(str(finding.address), finding.reason) for finding in findings]
     file = file_beside((options.folders or options.targets)[0])
@@ -217,6 +237,8 @@ def _verify(options: VerifyOptions) -> None:
             click.echo(line)
         if len(repaired) > SHOWN:
             click.echo(f"and {len(repaired) - SHOWN:,} more")
+        for shards in sets:
+            refresh(shards.folder)
     missing = sorted(videos.keys() - {target.video for target in found}) if options.complete else []
     lacking = [(video, "no shard; run the extraction again") for video in missing]
     for line in report_failures(lacking, file.with_suffix(".missing.txt"), word=""):
@@ -237,9 +259,15 @@ def _verify(options: VerifyOptions) -> None:
 
 
 def _findings(
-    found: Sequence[Target], options: VerifyOptions, sources: Mapping[str, Path]
+    found: Sequence[Target],
+    options: VerifyOptions,
+    sources: Mapping[str, Path],
+    sets: Sequence[ShardSet],
 ) -> Iterator[Finding]:
-    """What is wrong with shards, with the progress on stderr; nothing about those that are good."""
+    """What is wrong with shards, with the progress on stderr; nothing about those that are good.
+
+    In the end the manifests of the sets hold what was seen of their shards.
+    """
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(Progress("verify", len(found), "shard"))
         if options.deep:
@@ -247,8 +275,13 @@ def _findings(
         for finding in verify(found, options.deep, sources, options.jobs):
             wrong = bool(finding.faults or finding.unread)
             shown.advance(wrong)
+            if finding.seen is not None:
+                for shards in sets:
+                    shards.see(finding.address, *finding.seen)
             if wrong:
                 yield finding
+    for shards in sets:
+        shards.save()
 
 
 def by_address(finding: Finding) -> ShardAddress:

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -416,9 +417,10 @@ def stem_of(name: str) -> str:
 def source_bytes(path: Path) -> int:
     """Bytes of a video file, or of the pictures of a folder; VideoError if it cannot be read."""
     try:
-        if path.is_dir():
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             return sum(picture.stat().st_size for picture in list_pictures(path))
-        return path.stat().st_size
+        return status.st_size
     except OSError as error:
         raise VideoError(path, f"cannot be read: {(error.strerror or str(error)).lower()}") from error
 

@@ -19,7 +19,7 @@ from pipeline.flow_colours import full_colour_speed as full_colour_speed
 from pipeline.options import CONTEXT, DataOptions, ShardSetOptions, argument, from_options, option, options_of
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.picture_files import MOVING_SUFFIXES, STILL_SUFFIXES, write_moving, write_still
-from pipeline.progress import progress
+from pipeline.progress import Progress, progress
 from pipeline.shard import Shard, open_shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX
@@ -303,30 +303,38 @@ def view_clip(choice: Choice, options: ViewOptions) -> None:
     output = options.output or _beside(choice)
     with opened(choice, options) as view:
         shard, direction = view.sources[0].shard, view.sources[0].direction
-        video = printable(shard.video)
         if len({source.shard.source.sha256 for source in view.sources}) > 1:
-            print(
-                f"note: {shard.address} and {view.sources[1].shard.address} were made of different videos",
-                file=sys.stderr,
-            )
-        scale = f"full colour is {view.fastest:.1f} pixels"
+            other = view.sources[1].shard.address
+            print(f"note: {shard.address} and {other} were made of different videos", file=sys.stderr)
         if options.moving:
-            count = min(source.count for source in view.sources)
-            if output.suffix.lower() == ".gif" and count > LONGEST_GIF:
-                raise InputError(
-                    f"{output}: expected at most {LONGEST_GIF} flows for a GIF, found {count:,}; name an .mp4"
-                )
-            write_moving(
-                output,
-                (picture_of(view, i) for i in progress(range(count), "view", noun="picture")),
-                shard.fps or 25,
-            )
-            click.echo(f"{printable(str(output))}: {many(count, f'{direction} flow')} of {video}; {scale}")
-            return
-        with _elsewhere(options):
-            write_still(output, picture_of(view, view.index))
-        typical = ", a typical one" if options.index is None else ""
-        click.echo(f"{printable(str(output))}: {direction} flow {view.index} of {video}{typical}; {scale}")
+            what = many(write_all(view, output), f"{direction} flow")
+        else:
+            with _elsewhere(options):
+                write_still(output, picture_of(view, view.index))
+            what = f"{direction} flow {view.index}"
+        typical = "" if options.moving or options.index is not None else ", a typical one"
+        click.echo(
+            f"{printable(str(output))}: {what} of {printable(shard.video)}{typical}; "
+            f"full colour is {view.fastest:.1f} pixels"
+        )
+
+
+def write_all(view: View, output: Path) -> int:
+    """Write all flows of a clip as a moving picture; returns how many."""
+    count = min(source.count for source in view.sources)
+    if output.suffix.lower() == ".gif" and count > LONGEST_GIF:
+        raise InputError(
+            f"{output}: expected at most {LONGEST_GIF} flows for a GIF, found {count:,}; name an .mp4"
+        )
+    with Progress("view", count, "picture") as bar:
+        write_moving(output, _each_picture(view, count, bar), view.sources[0].shard.fps or 25)
+    return count
+
+
+def _each_picture(view: View, count: int, bar: Progress) -> Iterator[Levels]:
+    for index in range(count):
+        yield picture_of(view, index)
+        bar.advance()
 
 
 def view_sheet(found: Sequence[Choice], options: ViewOptions) -> int:

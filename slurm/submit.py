@@ -17,16 +17,23 @@ from click.core import ParameterSource
 
 from pipeline.catalog import Dataset, choose_dataset, load_dataset
 from pipeline.errors import InputError, command_errors
-from pipeline.options import CONTEXT, DatasetOptions, ShardSetOptions, from_options, option, options_of
+from pipeline.options import (
+    CONTEXT,
+    DatasetOptions,
+    ShardSetOptions,
+    from_options,
+    option,
+    options_of,
+)
 from pipeline.paths import DEFAULT_METHOD, DatasetPaths, check_name, data_root
 from pipeline.request import request_of
-from pipeline.runs import STREAMS, Fusion, Stream
+from pipeline.runs import STREAMS, Fusion, RunPaths, Stream, chain_run_name, default_run_name, read_run
 from pipeline.shard import open_shard
 from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set, shard_sets
 from slurm import record, scheduler, state
 from slurm.answers import command_line
-from slurm.chain import STAGES, ChainRequest, Job, as_shell_script, plan
+from slurm.chain import STAGES, ChainRequest, Job, as_shell_script, pairs, plan
 from slurm.queueing import submit_all
 from slurm.record import Chain, Submitted
 
@@ -122,10 +129,10 @@ def command(context: click.Context, **values: Any) -> None:
     if options.dataset is None:
         click.echo(f"dataset {dataset.name}", err=True)
     paths = DatasetPaths(data_root(options.data), dataset.name)
-    jobs = plan(chain_request(dataset, paths, options))
+    chain = chain_request(dataset, paths, options)
+    jobs = plan(chain)
     if options.dry_run:
-        for job in jobs:
-            _announce_recipe(check_arguments(job), dataset, options)
+        _check_stages(jobs, chain, dataset, paths, options)
         click.echo(as_shell_script(jobs, PROJECT, paths.logs))
         return
     _check_output(paths)
@@ -134,8 +141,7 @@ def command(context: click.Context, **values: Any) -> None:
         _check_nothing_runs(paths)
     for job in jobs:
         scheduler.check(job, PROJECT)
-    for job in jobs:
-        _announce_recipe(check_arguments(job), dataset, options)
+    _check_stages(jobs, chain, dataset, paths, options)
     submitted = submit_all(jobs, PROJECT)
     where = state.options_naming(dataset.name, options.data)
     record.save(Chain(time.time(), (*where, *_repeat(context)), tuple(submitted)), paths.logs)
@@ -200,6 +206,51 @@ def _method_of(folder: Path) -> str | None:
         except InputError:
             continue
     return None
+
+
+def _check_stages(
+    jobs: Sequence[Job], chain: ChainRequest, dataset: Dataset, paths: DatasetPaths, options: SubmitOptions
+) -> None:
+    """Have every stage's command check its arguments; prints the recipes that training will take by default.
+
+    Raises:
+        InputError: a command rejects its arguments, or training would refuse a run that has begun.
+    """
+    for job in jobs:
+        context = check_arguments(job)
+        if job.stage == "train":
+            check_begun_runs(context, chain, paths)
+        _announce_recipe(context, dataset, options)
+
+
+def check_begun_runs(train: click.Context, chain: ChainRequest, paths: DatasetPaths) -> None:
+    """Compare what training is asked for with the runs of those names that have begun.
+
+    Args:
+        train: the trainer's command with its arguments.
+        chain: whose runs.
+        paths: of the dataset.
+
+    Raises:
+        InputError: one was trained by another recipe or from another shard set, so its task would fail.
+    """
+    from train.__main__ import recipe_differences
+
+    for split, stream in pairs(chain.splits, chain.streams):
+        name = chain_run_name(chain.run, stream, split) if chain.run else default_run_name(stream, split)
+        run = RunPaths(paths.run(name))
+        if not run.checkpoints():
+            continue
+        lines = recipe_differences(run, train.params)
+        made_of = read_run(run.folder).shard_sets.get(paths.dataset)
+        if made_of is not None and made_of != chain.shard_set:
+            lines.append(f"shard set: {made_of} there, {chain.shard_set} asked for")
+        if lines:
+            raise InputError(
+                f"{run.folder}: a run of that name was trained with another configuration:\n"
+                + "".join(f"  {line}\n" for line in lines)
+                + "repeat its options to resume, or name other runs with --run NAME; nothing was submitted"
+            )
 
 
 def _announce_recipe(train: click.Context, dataset: Dataset, options: SubmitOptions) -> None:

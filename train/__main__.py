@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +115,12 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
     with join(options.device) as world, contextlib.ExitStack() as owned:
         if world.first and not (options.dataset or options.images):
             say(f"Dataset: {dataset} (in {data_root(options.data)})")
+        data: TrainingData | None = None
         with world.agreeing():
             if world.first:
                 owned.enter_context(owning_folder(folder))
-            data = find_data(options, dataset, recipe, spec)
+                data = find_data(options, dataset, recipe, spec)
+        data = world.share(data)
         if world.first:
             say(summary(dataset, stream, name, data, world, folder))
             if not RunPaths(folder).checkpoints() and (hint := suggestion(options, dataset, stream)):
@@ -133,6 +136,22 @@ def run(options: TrainOptions, overriding: dict[str, Any]) -> int:
             options.init,
             say,
         )
+
+
+def recipe_differences(begun: RunPaths, values: Mapping[str, Any]) -> list[str]:
+    """One line for each key of a begun run's recipe that differs from what the command's options ask for.
+
+    Args:
+        begun: a run that has checkpoints; where no recipe is named, its own counts.
+        values: the command's options by name, as click gives them.
+
+    Raises:
+        InputError: no such recipe or key.
+    """
+    overriding = overrides(given_values(Recipe, values), values["settings"])
+    there = load_recipe(str(begun.recipe)).as_dict()
+    asked = load_recipe(values["recipe"] or str(begun.recipe), overriding).as_dict()
+    return [f"{key}: {there[key]} there, {asked[key]} asked for" for key in there if there[key] != asked[key]]
 
 
 def chosen_recipe(

@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.manifest import RecordedShard
 from pipeline.shard import Shard
 from train.augment import Box, centre_box, lighting_noise, lighting_shift, random_box, region_sides
 from train.memory import Memory, plain_memory
@@ -40,6 +41,11 @@ from train.volume import (
 )
 
 OPEN_FILES = 128
+KEPT_TABLES = 1 << 17
+"""Shards whose tables are kept in memory, about 15 kB each; others are opened again."""
+
+
+AnyShard = TypeVar("AnyShard", bound=Shard)
 
 
 class Item(NamedTuple):
@@ -304,6 +310,7 @@ class SampleReader:
     def __init__(self, items: Sequence[Item], spec: VolumeSpec) -> None:
         self.items, self.spec = list(items), spec
         self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._read: OrderedDict[int, RecordedShard] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -362,12 +369,14 @@ class SampleReader:
         raw[1][:] = height, width
 
     def _opened(self, shard: Shard) -> None:
-        """Keep the most recently read files open, but not so many that descriptors run out."""
+        """Keep the most recently read files open, but not so many that descriptors run out; likewise their tables."""
         with self._lock:
-            self._open[id(shard)] = shard
-            self._open.move_to_end(id(shard))
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
+            if (closed := _least_recent(self._open, shard, OPEN_FILES)) is not None:
+                closed.close()
+            if isinstance(shard, RecordedShard):
+                forgotten = _least_recent(self._read, shard, KEPT_TABLES)
+                if forgotten is not None:
+                    forgotten.forget()
 
     def stored_size(self, item: Item, image: npt.NDArray[np.uint8] | None) -> tuple[int, int]:
         """Rows and columns of a video or image as stored."""
@@ -379,6 +388,13 @@ class SampleReader:
     def load_image(self, item: Item) -> npt.NDArray[np.uint8] | None:
         """The pixels of an image file; None for a shard, which is read once the region is known."""
         return read_image(item.source, self.spec.short_side) if isinstance(item.source, Path) else None
+
+
+def _least_recent(recent: OrderedDict[int, AnyShard], shard: AnyShard, most: int) -> AnyShard | None:
+    """Count a shard as the most recent one; the least recent one, if it is one too many."""
+    recent[id(shard)] = shard
+    recent.move_to_end(id(shard))
+    return recent.popitem(last=False)[1] if len(recent) > most else None
 
 
 class Videos(NamedTuple):

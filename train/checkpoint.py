@@ -368,7 +368,9 @@ def read_archive(path: Path) -> dict[str, Any]:
         InputError: missing, damaged, or with anything but tensors and plain values in it.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(
+            f"{path}: expected a checkpoint, a file of weights or a run's folder, found no such file"
+        )
     try:
         with path.open("rb") as file:
             is_archive = file.read(len(ARCHIVE)) == ARCHIVE
@@ -397,7 +399,7 @@ def _found(error: Exception) -> str:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         which = f" ({named[1]})" if named else ""
         return f"something other than tensors and plain values{which}, which may run code and is not loaded"
-    return first_line(error)
+    return "a file of another kind, or a damaged one" if isinstance(error, LookupError) else first_line(error)
 
 
 def link_best(run: RunPaths, iteration: int) -> None:

@@ -46,6 +46,7 @@ def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
         for name in last:
             weights[name] = own[name]
         notes.append(f"{network.last}: new, for {own[last[0]].shape[0]} classes")
+    weights = {name: own[name] for name in own if name.startswith(network.added)} | weights
     hidden = hidden_layers(network)
     if hidden and not any(name.startswith(f"{layer}.") for layer in hidden for name in weights):
         weights |= {name: own[name] for name in own if name.rpartition(".")[0] in hidden}
@@ -112,7 +113,11 @@ def freeze(network: Network, trained: str, partial_bn: bool) -> list[nn.Module]:
     Raises:
         InputError: partial_bn for a network without batch normalisation.
     """
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not f"{name}.".startswith(network.added)
+    ]
     frozen = norms if trained == "last" else norms[1:] if partial_bn else []
     if partial_bn and not norms:
         raise InputError(f"partial_bn: {type(network).__name__} has no batch normalisation")

@@ -9,6 +9,10 @@ from typing import Any
 
 from pipeline import atomic
 from pipeline.runs import RunPaths
+from train.recipe import MOST_ITERATIONS
+
+LARGEST = 1e300
+"""Of the numbers in a log; a picture of any smaller ones can be drawn."""
 
 
 class RunLog:
@@ -76,6 +80,8 @@ def _is_record(value: Any) -> bool:
     """Whether a line holds what `RunLog.add` is given: the numbers of an iteration, or of a validation."""
     if not isinstance(value, dict) or type(value.get("iteration")) is not int:
         return False
+    if not 0 <= value["iteration"] <= MOST_ITERATIONS:
+        return False
     if "validation" in value:
         heads = value["validation"]
         return isinstance(heads, dict) and all(
@@ -85,7 +91,8 @@ def _is_record(value: Any) -> bool:
 
 
 def _are_numbers(values: Mapping[str, Any], names: Sequence[str]) -> bool:
-    return all(type(values.get(name)) in (int, float) for name in names)
+    found: list[Any] = [values.get(name) for name in names]
+    return all(type(value) in (int, float) and abs(value) < LARGEST for value in found)
 
 
 def draw_curves(folder: Path) -> Path:

@@ -549,7 +549,7 @@ def check_batch_norm(network: Network, frozen: Sequence[nn.Module], samples: int
     """
     still = {id(layer) for module in frozen for layer in module.modules()}
     for name, layer in network.named_modules():
-        if samples == 1 and isinstance(layer, nn.BatchNorm2d) and id(layer) not in still:
+        if samples == 1 and isinstance(layer, nn.modules.batchnorm._BatchNorm) and id(layer) not in still:
             raise InputError(
                 f"{name}: batch normalisation cannot be trained on a single sample, and the smallest micro-batch of a "
                 "process has one: choose another batch or --micro-batch"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 from collections import defaultdict
@@ -17,11 +16,10 @@ import numpy as np
 from pipeline.catalog import Dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.groups import training_folds
-from pipeline.machine import in_processes, usable_cores
+from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.request import Request, request_of
-from pipeline.shard import Shard, ShardAddress, open_shard
-from pipeline.shard_index import index_shards
+from pipeline.request import Request
+from pipeline.shard import Shard
 from pipeline.shard_sets import choose_shard_set
 from pipeline.text import many
 from train.batches import Item, shard_positions
@@ -31,8 +29,6 @@ from train.volume_spec import VolumeSpec
 ADDED = Path(__file__).parent / "added_classes"
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 MOST_LISTED = 40
-PARALLEL_FROM = 512
-"""Number of shards from which they are opened in several processes."""
 
 
 @dataclass(frozen=True)
@@ -55,43 +51,47 @@ class TrainingData:
     requests: dict[str, Request] = field(default_factory=dict)
 
 
-def open_shards(
-    addresses: Mapping[str, ShardAddress], ids: Sequence[str], spec: VolumeSpec
+def usable_shards(
+    shards: ShardSet, ids: Sequence[str], spec: VolumeSpec
 ) -> tuple[dict[str, Shard], dict[str, str]]:
-    """Open the shards of a list of videos.
+    """The shards of a list of videos; those that the set's manifest does not know are opened.
 
     Returns:
         Shards that offer at least one volume, by video id; and what is wrong with each of the others.
     """
-    if len(ids) >= PARALLEL_FROM:
-        wanted = (addresses.get(video) for video in ids)
-        checked = list(
-            in_processes(functools.partial(check_shard, spec=spec), wanted, min(8, usable_cores()))
-        )
-    else:
-        checked = [check_shard(addresses.get(video), spec) for video in ids]
-    pairs = list(zip(ids, checked, strict=True))
-    return (
-        {video: found for video, found in pairs if isinstance(found, Shard)},
-        {video: found for video, found in pairs if isinstance(found, str)},
+    offered: dict[tuple[Any, ...], int] = {}  # by what shards that are alike have in common
+
+    def positions(video: str) -> int:
+        facts = shards.facts[video]
+        alike = (facts.frame_count, facts.forward, facts.backward, id(facts.request))
+        if alike not in offered:
+            offered[alike] = shard_positions(shards.shard(video), spec)
+        return offered[alike]
+
+    broken = shards.learn(ids)
+    broken |= shards.learn(
+        (video for video in ids if video in shards.facts and not positions(video)), again=True
     )
+    usable: dict[str, Shard] = {}
+    for video in ids:
+        if video not in shards:
+            broken[video] = "no shard"
+        elif video in shards.facts and positions(video):
+            usable[video] = shards.shard(video)
+        elif video not in broken:
+            broken[video] = lack(shards.shard(video), spec)
+    return usable, {video: broken[video] for video in ids if video in broken}
 
 
-def check_shard(address: ShardAddress | None, spec: VolumeSpec) -> Shard | str:
-    """The open shard, or what is wrong with it."""
-    if address is None:
-        return "no shard"
-    try:
-        shard = open_shard(address)
-    except InputError as error:
-        return str(error)
-    if shard_positions(shard, spec):
-        return shard
+def lack(shard: Shard, spec: VolumeSpec) -> str:
+    """What a shard without any volume lacks."""
     if spec.stream == "spatial":
-        return f"{address}: no RGB frames" if shard.frame_count else f"{address}: no frames at all"
+        return (
+            f"{shard.address}: no RGB frames" if shard.frame_count else f"{shard.address}: no frames at all"
+        )
     if lacking := [direction for direction in spec.directions if direction not in shard.directions]:
-        return f"{address}: no {' and '.join(lacking)} flow"
-    return f"{address}: no flow, the video has {shard.frame_count} frame(s)"
+        return f"{shard.address}: no {' and '.join(lacking)} flow"
+    return f"{shard.address}: no flow, the video has {shard.frame_count} frame(s)"
 
 
 def explain(problems: Mapping[str, str], total: int, dataset: str, spec: VolumeSpec) -> str:
@@ -180,8 +180,11 @@ def common_request(made: Mapping[str, Request], spec: VolumeSpec, where: str) ->
         InputError: shards that were made in different ways; the message groups them by what differs.
     """
     groups: dict[str, list[str]] = defaultdict(list)
+    facts_as_text: dict[int, str] = {}  # shards made alike share a request
     for video, request in made.items():
-        groups[json.dumps(relevant_facts(request, spec), sort_keys=True)].append(video)
+        if id(request) not in facts_as_text:
+            facts_as_text[id(request)] = json.dumps(relevant_facts(request, spec), sort_keys=True)
+        groups[facts_as_text[id(request)]].append(video)
     usual, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
     if others:
         facts, lines = json.loads(usual[0]), []
@@ -231,6 +234,7 @@ class ShardFinder:
         self.shard_sets: dict[str, str] = {}
         self.problems: list[str] = []
         self.left_out = 0
+        self._shards: dict[str, ShardSet] = {}
         self._made: dict[str, dict[str, Request]] = defaultdict(dict)
 
     def items(self, dataset: Dataset, ids: Sequence[str], labels: Mapping[str, int], head: int) -> list[Item]:
@@ -239,12 +243,14 @@ class ShardFinder:
         paths = DatasetPaths(self._root, name)
         if name not in self.shard_sets:
             self.shard_sets[name] = choose_shard_set(paths, self._wanted)
-        folder = paths.shards(self.shard_sets[name])
-        usable, broken = open_shards(index_shards(folder), ids, self._spec)
+        if name not in self._shards:
+            self._shards[name] = read_shard_set(paths.shards(self.shard_sets[name]))
+        shards = self._shards[name]
+        usable, broken = usable_shards(shards, ids, self._spec)
         if broken:
             self.left_out += len(broken)
             self.problems.append(explain(broken, len(ids), name, self._spec))
-        self._made[name] |= {video: request_of(shard) for video, shard in usable.items()}
+        self._made[name] |= {video: shards.facts[video].request for video in usable}
         return [
             Item(shard, labels[dataset.videos[video].label], head, f"{name}:{dataset.videos[video].group}")
             for video, shard in usable.items()

@@ -11,14 +11,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError
+from pipeline.manifest import read_shard_set
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.request import request_of
-from pipeline.shard_index import index_shards
 from pipeline.shard_sets import choose_shard_set
 from train.augment import Box, centre_box, lighting_noise, random_box
 from train.batches import keep_opencv_to_one_thread, read_volumes, shard_positions
 from train.sampler import generator
-from train.training_data import common_request, explain, open_shards
+from train.training_data import common_request, explain, usable_shards
 from train.volume import RawFrames, cut, mirror, volume
 from train.volume_spec import VolumeSpec
 
@@ -75,11 +74,12 @@ class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
         ids = getattr(catalogue.split(split), part)
         paths = DatasetPaths(data_root(data), dataset)
         folder = paths.shards(choose_shard_set(paths, shards))
-        usable, broken = open_shards(index_shards(folder), ids, spec)
+        found = read_shard_set(folder)
+        usable, broken = usable_shards(found, ids, spec)
         if broken and not allow_missing:
             raise InputError(explain(broken, len(ids), dataset, spec))
         if usable:
-            made = {video: request_of(shard) for video, shard in usable.items()}
+            made = {video: found.facts[video].request for video in usable}
             common_request(made, spec, f"{dataset}, {folder}")
         self.spec, self.augment, self.lighting, self.seed, self.epoch = spec, augment, lighting, seed, 0
         self.classes = catalogue.classes

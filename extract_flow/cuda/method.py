@@ -293,7 +293,7 @@ class CudaMethod(FlowMethod):
         return (number for number, lane in enumerate(self._lanes) if id(lane) not in busy)
 
     def _free_lane(self, size: Size, pairs: Indices) -> _Lane:
-        """An idle lane with room for these pairs of this size; one that is too small is made anew."""
+        """An idle lane with room for these pairs of this size; one that is too small is replaced."""
         if self._size != size:
             self._drop_lanes()
             self._size = size

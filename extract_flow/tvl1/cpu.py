@@ -101,6 +101,10 @@ def aligned(count: int) -> Plane:
 
 
 row_function: Any = partial(inlined, no_alias=True)
+IN_ORDER = {"nnan", "ninf", "nsz", "arcp", "afn", "contract"}
+"""All of fastmath but the leave to reorder sums."""
+AT_ONCE = 7
+"""Pairs of taps of a filter that are added in one pass over a row; a spline has as many."""
 
 
 @intrinsic
@@ -147,9 +151,9 @@ def reflect(index, count):  # type: ignore[no-untyped-def]
     """Mirror an index into 0..count-1 without repeating the border pixel."""
     if count == 1:
         return 0
-    period = 2 * count - 2
-    index = abs(index) % period
-    return min(index, period - index)
+    while index < 0 or index >= count:  # mostly not at all; a division would take longer than a row's tap
+        index = -index if index < 0 else 2 * count - 2 - index
+    return index
 
 
 # --- per frame -----------------------------------------------------------------------------------------------------
@@ -186,6 +190,27 @@ def scale_row(count, row, weight, total):  # type: ignore[no-untyped-def]
         total[x] = weight * row[x]
 
 
+@partial(row_function, fastmath=IN_ORDER)
+def accumulate_rows(count, row, before, after, taps, total):  # type: ignore[no-untyped-def]
+    """`AT_ONCE` times `accumulate_row`."""
+    for x in range(count):
+        value = total[x]
+        for k in range(1, AT_ONCE + 1):
+            value += taps[k] * (row[x + before[k]] + row[x + after[k]])
+        total[x] = value
+
+
+@inlined
+def filter_line(count, row, before, after, taps, total):  # type: ignore[no-untyped-def]
+    """total[x] = taps[0] row[x] + sum over k > 0 of taps[k] (row[x + before[k]] + row[x + after[k]])."""
+    scale_row(count, row, taps[0], total)
+    together = AT_ONCE if len(taps) > AT_ONCE else 0
+    if together:
+        accumulate_rows(count, row, at(before, 0), at(after, 0), at(taps, 0), total)
+    for k in range(together + 1, len(taps)):
+        accumulate_row(count, shifted(row, before[k]), shifted(row, after[k]), taps[k], total)
+
+
 @inlined
 def filter_plane(source, plane, level, taps, scratch):  # type: ignore[no-untyped-def]
     """Convolve rows and columns with a symmetric kernel (taps[k] weighs distance k), mirroring at the border.
@@ -195,20 +220,19 @@ def filter_plane(source, plane, level, taps, scratch):  # type: ignore[no-untype
     height, width, pitch, origin, _ = level
     radius = len(taps) - 1
     padded = padded_width(width)
+    left, right, above, below = np.zeros((4, len(taps)), np.intp)
+    for k in range(1, len(taps)):
+        left[k], right[k] = -k, k
     for y in range(height):
-        scale_row(padded, at(source, origin + y * pitch), taps[0], at(scratch, radius))
-        for k in range(1, radius + 1):
-            above = origin + reflect(y - k, height) * pitch
-            below = origin + reflect(y + k, height) * pitch
-            accumulate_row(padded, at(source, above), at(source, below), taps[k], at(scratch, radius))
+        start = origin + y * pitch
+        for k in range(1, len(taps)):
+            above[k] = (reflect(y - k, height) - y) * pitch
+            below[k] = (reflect(y + k, height) - y) * pitch
+        filter_line(padded, at(source, start), above, below, taps, at(scratch, radius))
         for k in range(1, radius + 1):
             scratch[radius - k] = scratch[radius + reflect(-k, width)]
             scratch[radius + width - 1 + k] = scratch[radius + reflect(width - 1 + k, width)]
-        start = origin + y * pitch
-        scale_row(width, at(scratch, radius), taps[0], at(plane, start))
-        for k in range(1, radius + 1):
-            left, right = at(scratch, radius - k), at(scratch, radius + k)
-            accumulate_row(width, left, right, taps[k], at(plane, start))
+        filter_line(padded, at(scratch, radius), left, right, taps, at(plane, start))
 
 
 @inlined
@@ -719,8 +743,7 @@ def start_level(workspace, coarser, planes, level, factor, scratch, index):  # t
     guards stay zero; what else the planes hold is overwritten, or kept out by a limit of zero.
     """
     parked = len(planes) * level.size - 2 * coarser.size
-    for i in range(2 * coarser.size):
-        workspace[parked + i] = workspace[i]
+    copy_row(2 * coarser.size, at(workspace, 0), at(workspace, parked))
     planes[:2] = ZERO
     ratio_y, ratio_x = coarser.height / level.height, coarser.width / level.width
     for component in range(2):
@@ -750,8 +773,8 @@ def refine_level(  # type: ignore[no-untyped-def]
         linearise(planes, image, target, level, value_kernel, slope_kernel, settings, scratch, index)
         work[1] += area
         if settings.warp_stop > 0:
-            before1[:] = u1
-            before2[:] = u2
+            copy_row(level.size, at(u1, 0), at(before1, 0))
+            copy_row(level.size, at(u2, 0), at(before2, 0))
         scratch[:width] = ONE
         scratch[width : level.pitch] = ZERO
         scratch[level.pitch : 2 * level.pitch] = settings.step

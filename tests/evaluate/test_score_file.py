@@ -281,6 +281,18 @@ def test_a_file_on_which_hdf5_loops_for_ever_is_damaged(
         score_file.read_scores(path)
 
 
+def test_a_file_whose_reading_process_the_system_kills_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory runs out."""
+    path = tmp_path / "test.h5"
+    version_1(path, make_scores())
+    monkeypatch.setattr(score_file.score_file_v1, "__file__", str(tmp_path / "killed.py"))
+    (tmp_path / "killed.py").write_text("import os\nos.kill(os.getpid(), 9)")
+    with pytest.raises(Unreadable, match="could not be read"):
+        score_file.read_scores(path)
+
+
 def test_a_file_that_may_not_be_read_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "test.h5"
     score_file.write_scores(path, make_scores())

@@ -127,6 +127,7 @@ def test_every_parameter_has_a_line_of_help(name: str) -> None:
         ("farneback", {"neighbourhood": 6}, "neighbourhood: expected one of 5, 7, found 6"),
         ("opencv-tvl1", {"scale_step": 1.0}, "scale_step: expected between 0 and 1"),
         ("dis", {"preset": "none"}, "dis has no preset 'none': choose one of default, fast, ultrafast"),
+        ("tvl1", {"scales": "x"}, "tvl1: scales must be a number, found 'x'"),
         ("raft", {}, "unknown flow method 'raft': choose one of tvl1"),
         ("dis", {"device": "cuda"}, "dis runs on the CPU only"),
         ("opencv-cuda-brox", {}, "cv2.cuda.BroxOpticalFlow"),

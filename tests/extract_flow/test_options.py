@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -136,3 +137,13 @@ def test_every_option_of_the_command_has_a_line_of_help() -> None:
     kinds = {parameter.name: type(parameter.type) for parameter in options}
     assert kinds["short_side"] is ShortSide
     assert kinds["size"] is FrameSize
+
+
+def test_a_file_in_place_of_the_folder_of_shards_is_an_error(tmp_path: Path) -> None:
+    for name in ("a.mp4", "out"):
+        (tmp_path / name).write_bytes(b"mine")
+    words = [str(tmp_path / "a.mp4"), "--output", str(tmp_path / "out"), "--method=dis"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 1
+    assert f"{tmp_path / 'out'}: expected a folder for the shards, found a file" in done.output
+    assert (tmp_path / "out").read_bytes() == b"mine"

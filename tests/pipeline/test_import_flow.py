@@ -190,3 +190,14 @@ def test_denseflows_names_of_a_step_say_what_to_give(tmp_path, mark, first, dire
     run(import_flow.command, *arguments, "--step", 2, "--direction", direction)
     with open_shard(tmp_path / "out" / "v.h5") as shard:
         assert (shard.flow_counts[direction], shard.step(direction), shard.frame_count) == (3, 2, 5)
+
+
+@pytest.mark.parametrize("name", ["flow_x_00002.jpg", "img_00002.jpg"])
+def test_a_picture_that_is_cut_short_is_an_error_and_not_gray(tmp_path, name):
+    make_shard(tmp_path / "shards" / "A" / "v.h5", video="A/v", frames=True)
+    run(export.command, tmp_path / "shards", "--layout", "tsn", "--output", tmp_path / "out")
+    (picture,) = (tmp_path / "out").rglob(name)
+    picture.write_bytes(picture.read_bytes()[:-40])
+    words = [tmp_path / "out", "--output", tmp_path / "back", "--bound", 20]
+    assert f"{name}: is damaged: " in run(import_flow.command, *words, status=1)
+    assert not list((tmp_path / "back").rglob("*.h5"))

@@ -15,7 +15,7 @@ import pytest
 from av.stream import Disposition
 from rendered_clips import clip, moving_texture, write_video
 
-from pipeline import jpeg_scan
+from pipeline import jpeg_scan, nal_units
 from pipeline.import_dataset import probe
 from pipeline.video import Selection, VideoError, VideoReader
 
@@ -197,6 +197,47 @@ def test_damage_is_found_and_the_frames_before_it_are_sound(
     assert failure
     assert 3 <= len(kept) <= 13
     assert np.array_equal(kept, sound[: len(kept)])
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("libx264", "avi"), ("libx264", "mp4"), ("libx264", "ts"), ("libx265", "mkv"), ("libx265", "ts")],
+)
+def test_a_sector_of_zeros_is_found_where_the_decoder_takes_it_for_a_picture(
+    tmp_path: Path, codec: str, suffix: str
+) -> None:
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    frames = np.random.default_rng(0).integers(0, 255, (12, 96, 128, 3), np.uint8)
+    path = write_video(tmp_path / f"a.{suffix}", frames, codec=codec, bf="0", **options)
+    assert decoded(path)[1] == ""
+    data, place = bytearray(path.read_bytes()), packets_of(path)[6]
+    start = place.pos + 400 if suffix == "ts" else place.pos + place.size // 3
+    data[start : start + 100] = bytes(100)
+    broken = tmp_path / f"broken.{suffix}"
+    broken.write_bytes(data)
+    kept, failure, _ = decoded(broken)
+    assert "damaged" in failure
+    assert len(kept) <= 6
+
+
+@pytest.mark.parametrize(
+    ("data", "broken"),
+    [
+        (b"\x65\x11\x00\x00\x03\x00\x12", False),  # as encoders write two zeros and a third
+        (b"\x65\x11\x00\x00\x00\x00\x12", True),
+        (b"\x65\x11\x00\x00\x02\x12", True),
+        (b"\x65\x11\x00\x00\x03\x12", True),
+        (b"\x65\x11\x80" + bytes(40), False),  # padding
+    ],
+)
+def test_bytes_that_must_not_be_in_a_nal_unit_are_seen_behind_lengths_and_start_codes(
+    data: bytes, broken: bool
+) -> None:
+    sound = b"\x41\x22\x33"
+    by_length = b"".join(len(unit).to_bytes(4) + unit for unit in (sound, data, sound))
+    by_start_code = b"\0\0\0\1" + sound + bytes(300) + b"\0\0\1" + data + b"\0\0\1" + sound
+    assert nal_units.is_broken(by_length, 4) == broken
+    assert nal_units.is_broken(by_start_code, 0) == broken
 
 
 def test_readers_side_by_side_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -162,6 +162,11 @@ def test_a_shard_is_the_sequence_of_its_flows(tmp_path, index):
         for outside in (4, -5):
             with pytest.raises(IndexError, match=f"flow {outside} asked, 4 are there"):
                 shard[outside]
+        for wrong in ([1, 2], 1.5, "a"):
+            with pytest.raises(TypeError, match="expected an integer or a slice"):
+                shard[wrong]  # type: ignore[index]
+        with pytest.raises(ValueError, match="expected forward or backward, found 'up'"):
+            shard.flows(direction="up")
 
 
 def test_a_shard_of_backward_flow_alone_is_the_sequence_of_that(tmp_path):
@@ -192,6 +197,11 @@ def test_a_shards_repr_shows_what_it_holds(tmp_path):
         assert repr(shard) == (
             f"<Shard 'Class/video': 4 forward flows, 5 RGB frames by dis, 33x18, '{tmp_path / 'x.h5'}'>"
         )
+
+
+def test_a_folder_is_no_shard_to_open(tmp_path):
+    with pytest.raises(InputError, match=r"expected a shard, found a folder.*index_shards"):
+        open_shard(tmp_path)
 
 
 def test_a_video_of_one_frame_has_no_flow_and_is_a_shard(tmp_path):

@@ -12,10 +12,12 @@ from pipeline import catalog
 from pipeline.catalog import Dataset, Split, Video
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
+from pipeline.runs import RunPaths, RunRecord
 from slurm.__main__ import main
 from slurm.array_task import run_options
 from slurm.chain import STAGES, pairs, plan
 from slurm.submit import SubmitOptions, chain_request, method_and_shard_set
+from train.recipe import load_recipe, to_toml
 
 VIDEOS = ("a/x", "b/x")
 
@@ -142,3 +144,25 @@ def test_submitting_prints_the_recipes_that_the_trainer_will_take(tmp_path: Path
     catalog.save(Dataset("large", ("a",), videos, {1: Split(1, names[1:], names[:1])}), tmp_path, tmp_path)
     printed = submit(tmp_path, "--dataset=large", "--stream=temporal").stderr
     assert "recipe temporal-stack10 on a node with a GPU, small on one without" in printed
+
+
+def test_a_run_of_that_name_with_another_recipe_is_seen_before_anything_is_queued(tmp_path: Path) -> None:
+    paths = known(tmp_path, "toy")
+    make_shard(paths.shard("mine", VIDEOS[0]), VIDEOS[0])
+    begun = RunPaths(paths.run("try-temporal-split1"))
+    begun.folder.mkdir(parents=True)
+    recipe = load_recipe("small", {"learning_rate": 0.01})
+    record = RunRecord("toy", "temporal", 1, {"toy": "mine"})
+    begun.recipe.write_text(to_toml(recipe.as_dict(), record))
+    begun.checkpoint(1).write_bytes(b"not looked into")
+    assert submit(tmp_path, "--run=try").exit_code == 0, "without a recipe the run keeps its own"
+    assert submit(tmp_path, "--run=try", "--pass=train=--learning-rate=0.01").exit_code == 0
+    other = submit(tmp_path, "--run=try", "--pass=train=--recipe=small", "--pass=train=--learning-rate=0.5")
+    assert other.exit_code == 1
+    assert "learning_rate: 0.01 there, 0.5 asked for" in other.output
+    assert "nothing was submitted" in other.output
+    assert submit(tmp_path, "--run=another", "--pass=train=--learning-rate=0.5").exit_code == 0
+    make_shard(paths.shard("tvl1", VIDEOS[0]), VIDEOS[0])
+    shards = submit(tmp_path, "--run=try", "--shards=tvl1")
+    assert shards.exit_code == 1
+    assert "shard set: mine there, tvl1 asked for" in shards.output

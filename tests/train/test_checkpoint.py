@@ -120,6 +120,14 @@ def test_a_file_cut_short_is_found(tmp_path: Path, keep: float) -> None:
         load_checkpoint(path)
 
 
+def test_a_file_of_another_kind_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello\n")
+    with pytest.raises(
+        InputError, match=r"notes\.txt: expected a file of weights .* found a file of another kind"
+    ):
+        load_checkpoint(tmp_path / "notes.txt")
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return eval, ("1/0",)
@@ -179,7 +187,7 @@ def test_other_files_are_told_apart(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     with pytest.raises(InputError, match="expected a mapping"):
         load_checkpoint(path)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"expected a checkpoint.* found no such file"):
         load_checkpoint(tmp_path / "none.pt")
 
 

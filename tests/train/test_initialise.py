@@ -105,3 +105,17 @@ def test_partial_bn_freezes_all_but_the_first() -> None:
     assert network.first_layer.weight.requires_grad
     with pytest.raises(InputError, match="has no batch normalisation"):
         freeze(build("cnn_m_2048", 3, 2, crop=64), "all", True)
+
+
+def test_normalisation_of_vgg16_s_pooled_features_is_learnt_even_where_only_the_last_layer_is() -> None:
+    """Pre-trained files go without it; with features of any size a step of the last layer means the same."""
+    network = build("vgg16_gap", 3, 2)
+    assert not freeze(network, "last", partial_bn=False)
+    with torch.no_grad():
+        network.features[0].weight.mul_(1000)
+    inputs = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    network.train()
+    features = network.penultimate(inputs)
+    assert not features.requires_grad
+    assert float(network.norm.running_var.max()) > 1
+    assert 0.1 < float(features.pow(2).mean()) < 4

@@ -19,6 +19,9 @@ NO_RECORDS = [
     '{"iteration": 2, "loss": [1], "accuracy": 1, "learning_rate": 1}',
     '{"iteration": 2, "loss": 1, "accuracy": 1, "learning_rate": 1, "seconds": "x"}',
     '{"iteration": 2, "validation": [1]}',
+    f'{{"iteration": 1{"0" * 400}, "loss": 1, "accuracy": 1, "learning_rate": 1}}',
+    f'{{"iteration": 2, "loss": 1{"0" * 400}, "accuracy": 1, "learning_rate": 1}}',
+    '{"iteration": 2, "loss": NaN, "accuracy": 1e999, "learning_rate": 1}',
     '{"iteration": 2, "validation": {"a": {"loss": 1}}}',
     '{"iteration": 2, "loss": 0.',
 ]

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batches import write_image
-from tiny_dataset import RECIPE
+from tiny_dataset import RECIPE, make_dataset
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
@@ -109,6 +109,30 @@ def test_each_stream_learns_the_classes_of_people_it_has_not_seen(
     )
     last = [record for record in read_log(tmp_path) if "validation" in record][-1]
     assert last["validation"]["tiny"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_recipe_small_trains_stably_on_two_classes(stream: str, seed: int, tmp_path: Path) -> None:
+    """Its own learning rate, schedule, clipping and width; only the volumes are those of the tiny videos."""
+    tiny = make_dataset(tmp_path / "data", classes=("Left", "Up"), seed=seed)
+    volumes = {"crop": 32, "short_side": 36, "length": 4, "mean_subtraction": False}
+    recipe = load_recipe("small", {**volumes, "iterations": 40, "validation": "test", "seed": seed})
+    material = gather("tiny", 1, recipe.volume(stream), recipe, tiny.data)
+    run(tmp_path / "run", material, recipe, stream, validate_every=40)
+    found = losses(tmp_path / "run")
+    assert max(found[10:]) < 2 * np.log(2), "no worse than chance by much once it has begun"
+    assert np.mean(found[-10:]) < 0.2
+    last = [record for record in read_log(tmp_path / "run") if "validation" in record][-1]
+    assert last["validation"]["tiny"]["accuracy"] == 1.0
+
+
+def test_the_time_of_a_run_is_reported_before_its_long_part(material: TrainingData, tmp_path: Path) -> None:
+    said: list[str] = []
+    run(tmp_path, material, dataclasses.replace(RECIPE, iterations=8), said=said)
+    lines = [line for line in said if line.startswith("expected time: about ")]
+    assert len(lines) == 1
+    assert "for 3 more iterations" in lines[0]
 
 
 # --- exactness ---

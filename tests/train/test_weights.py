@@ -130,7 +130,7 @@ def test_convolutions_alone_start_the_rest_afresh_and_say_so(tmp_path: Path, mod
     assert f"{fresh}: new" in done
     for name, tensor in network.state_dict().items():
         expected = halves[name].float() if name in halves else own[name]
-        assert tensor.dtype == torch.float32
+        assert tensor.dtype == torch.float32 or name.endswith("num_batches_tracked")
         assert torch.equal(tensor, expected), name
 
 

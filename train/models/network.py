@@ -14,11 +14,13 @@ class Network(nn.Module):
         first: state-dict name (without .weight) of the convolution that sees the input.
         last: the same of the layer whose outputs are the classes.
         without: beginnings of the names of layers that published weights have and this network goes without.
+        added: beginnings of the names of layers that it has and published weights go without; they are always trained.
     """
 
     first: str
     last: str
     without: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     @abstractmethod
     def penultimate(self, inputs: Tensor, keys: Tensor | None = None) -> Tensor:

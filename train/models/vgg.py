@@ -68,17 +68,22 @@ class Vgg16Gap(Network):
     """VGG-16's convolutions, global average pooling and one linear layer (Zhou et al. 2016, VGGnet-GAP).
 
     14.7 M parameters; without the two hidden layers it can learn from few videos, and start from convolutions alone.
+    The pooled features are normalised without weights of its own (Ioffe & Szegedy 2015): those of published VGG weights
+    differ tenfold in size and have much in common, so that no learning rate would suit them all.
     """
 
     first, last, without = "features.0", "fc", ("classifier.",)
+    added = ("norm.",)
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
         super().__init__()
         self.features = convolutions(channels)
+        self.norm = nn.BatchNorm1d(512, affine=False)
         self.dropout = KeyedDropout(dropout)
         self.fc = nn.Linear(512, classes)
         initialise_layers(self)
 
     def penultimate(self, inputs: Tensor, keys: Tensor | None = None) -> Tensor:
-        dropped: Tensor = self.dropout(self.features(inputs).mean(dim=(2, 3)), keys)
+        pooled = self.features(inputs).mean(dim=(2, 3))
+        dropped: Tensor = self.dropout(self.norm(pooled), keys)
         return dropped

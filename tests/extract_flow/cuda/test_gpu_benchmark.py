@@ -39,6 +39,35 @@ def test_a_section_alone_writes_its_rows_as_json(tmp_path: Path) -> None:
     assert ["device", "card", "Emulated GPU", "sm_90"] in rows
 
 
+SECTIONS_IN_SMALL = """
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu
+from pathlib import Path
+gpu.HEIGHT, gpu.WIDTH, gpu.SIZES = 20, 28, ((20, 28), (1, 1))
+gpu.PRESETS = {"tvl1": ("default",), "brox": ("default",)}
+gpu.MOST_PAIRS, gpu.PAIRS_OF_BATCHES, gpu.SECONDS, gpu.HELD_BYTES, gpu.BATCHES = 2, 4, 0.01, 4096, (1, 2)
+sys.argv = ["gpu.py", "--only", "correctness", "kernels", "speed", "--json", sys.argv[1]]
+sys.exit(gpu.main())
+"""
+
+
+@needs_emulator
+@pytest.mark.xdist_group("emulated GPU")
+def test_sections_that_compute_flow_find_nothing_wrong_on_the_emulated_gpu(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", SECTIONS_IN_SMALL, str(tmp_path / "table.json")],
+        cwd=PROJECT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-2000:]
+    rows = json.loads((tmp_path / "table.json").read_text())
+    found = {(section, what) for section, what, _, _ in rows}
+    assert ("correctness", "tvl1 default 28x20") in found
+    assert ("correctness", "brox: 4 pairs; in batches of 1 and 16; again") in found
+    assert ("kernels", "brox: 2 pairs") in found
+    assert ("speed", "tvl1, 2 pairs, the next handed over ahead") in found
+
+
 def test_kernels_neither_spill_nor_grow_beyond_their_limits() -> None:
     """What ptxas and nvdisasm say of the machine code for every generation."""
     finished = run("gpu_counts", "--check", "--arch", "80", "86", "89", "90", "100")

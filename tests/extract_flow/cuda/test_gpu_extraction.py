@@ -36,11 +36,14 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_processes_that_share_gpus_make_every_shard_as_the_cpu_does(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "control").touch()  # as MPS's daemon leaves it
     finished = extract(
-        clips, tmp_path / "gpu", "--device", "cuda", "--jobs", "4", "--processes", "2", EMULATED_GPUS="2"
-    )
+        clips, tmp_path / "gpu", "--device", "cuda", "--jobs", "4", "--processes", "2", EMULATED_GPUS="2",
+        CUDA_MPS_PIPE_DIRECTORY=str(tmp_path),
+    )  # fmt: skip
     assert "24 done, 0 skipped (already valid), 0 failed" in finished.stdout
-    assert "4 processes" in finished.stderr
+    assert "4 processes side by side by MPS, 24 videos to do; starting took " in finished.stderr
+    assert "GPU busy: " in finished.stderr
     assert "; bound by " in finished.stdout
     extract(clips, tmp_path / "cpu", "--device", "cpu", "--jobs", "1")
     for path in sorted((tmp_path / "cpu").glob("*.h5")):
