@@ -109,7 +109,7 @@ reproduce: setup  ## the paper's experiments: TABLE=1a|1b|2|3|4 DATASET=name
 	dataset; option --table TABLE; arguments
 	python -m evaluate reproduce "$${options[@]}"
 
-reproduce-real: setup  ## both streams on small sets of real videos, within an hour on two cores (TWO_STREAM_TEST_DATA)
+reproduce-real: setup  ## both streams and their fusion on small sets of real videos (TWO_STREAM_TEST_DATA)
 	@$(functions)
 	option --data DATA; option --split SPLIT; option --dataset DATASET; arguments
 	python -m evaluate reproduce-real "$${options[@]}"
