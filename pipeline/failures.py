@@ -40,7 +40,8 @@ def reason_lines(failed: Reasons, noun: str = "video", word: str = "failed", mos
     for shared, failures in list(by_reason(failed).items())[:most]:
         names = [printable(name) for name, _ in failures]
         if len(names) == 1:
-            lines.append(f"{prefix}{names[0]}: {failures[0][1]}")
+            name, reason = failures[0]
+            lines.append(f"{prefix}{names[0]}: {reason.removeprefix(f'{name}: ')}")
         else:
             lines.append(f"{prefix}{many(len(names), noun)} ({some(names, NAMED, quoted=False)}): {shared}")
     return lines

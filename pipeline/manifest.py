@@ -43,7 +43,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import atomic, hdf5
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.machine import in_processes, usable_cores
 from pipeline.request import Request, request_of
@@ -262,7 +262,10 @@ class ShardSet(Mapping[str, ShardAddress]):
             jobs: processes for very many; one per usable core unless given.
 
         Returns:
-            video -> why its shard cannot be opened.
+            video -> what is wrong with its shard.
+
+        Raises:
+            Unreadable: the system does not let a shard be read now.
         """
         known: Collection[str] = self._seen if again else self.facts
         unknown = [video for video in videos if video in self and video not in known]
@@ -376,6 +379,8 @@ def _opened(chunk: Sequence[tuple[str, ShardAddress]]) -> list[tuple[str, Facts 
             with open_shard(address) as shard:
                 facts = _sharing(facts_of(shard), requests)
             found.append((video, facts if recordable(video, shard) else shard))
+        except Unreadable:
+            raise  # it may be good, and nobody should work on without it
         except InputError as error:
             found.append((video, str(error)))
     return found

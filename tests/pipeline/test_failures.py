@@ -29,6 +29,10 @@ def test_the_path_of_its_own_video_does_not_make_two_reasons_of_one() -> None:
     assert line == "failed: a/x: /films/a/x.avi: the file is empty"
 
 
+def test_a_reason_that_begins_with_the_name_does_not_repeat_it() -> None:
+    assert reason_lines([("a/x.mp4", "a/x.mp4: the file is empty")]) == ["failed: a/x.mp4: the file is empty"]
+
+
 def test_ten_reasons_are_shown_and_few_failures_need_no_file(tmp_path: Path) -> None:
     failed = [(f"v{number}", f"reason {number}") for number in range(11)]
     assert report_failures(failed[:10], tmp_path / "few.txt") == reason_lines(failed[:10])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from test_batches import write_image
 from tiny_dataset import CLASSES, GROUPS, RECIPE, TAKES
 
-from pipeline.errors import InputError
+from pipeline import hdf5, manifest
+from pipeline.errors import InputError, Unreadable
 from pipeline.paths import DatasetPaths
 from pipeline.request import Request, request_of
 from pipeline.shard import open_shard
@@ -123,6 +125,26 @@ def test_everything_missing_or_broken_is_told_at_once(tiny: DatasetPaths, tmp_pa
     assert "python -m extract_flow --dataset tiny" in message
     material = gather("tiny", 1, SPEC, RECIPE, paths.data, allow_missing=True)
     assert (len(material.train), material.left_out) == (16, 2)
+
+
+def test_a_shard_that_cannot_be_read_now_is_not_left_out(
+    tiny: DatasetPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where broken ones may be: the run would learn from less than there is."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    paths = DatasetPaths(tmp_path / "data", "tiny")
+    refused = paths.shard("tvl1", "Left/v_Left_g00_c00")
+    opened = hdf5.SourceFile.__init__
+
+    def refuse(source: hdf5.SourceFile, path: Path) -> None:
+        if path == refused:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        opened(source, path)
+
+    monkeypatch.setattr(hdf5.SourceFile, "__init__", refuse)
+    (paths.shards("tvl1") / manifest.NAME).unlink(missing_ok=True)
+    with pytest.raises(Unreadable, match=r"v_Left_g00_c00\.h5: could not be read: Permission denied"):
+        gather("tiny", 1, SPEC, RECIPE, paths.data, allow_missing=True)
 
 
 def test_shards_without_what_the_volume_needs_are_told(tiny: DatasetPaths, tmp_path: Path) -> None:
