@@ -40,7 +40,7 @@ def curves_chart(stream: str, logs: Sequence[tuple[str, Sequence[Mapping[str, fl
     axes.set(xlabel="iteration", ylabel="training loss", ylim=(0, None), title=f"{stream} stream")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="upper right")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
     return buffer.getvalue()

@@ -322,10 +322,16 @@ def top_classes(shares: npt.NDArray[np.floating], classes: Sequence[str], label:
             "name": classes[ranking[place]],
             "place": place + 1,
             "share": round(100 * float(shares[ranking[place]]), 1),
+            "text": _percent(float(shares[ranking[place]])),
             "true": place == rank,
         }
         for place in shown
     ]
+
+
+def _percent(share: float) -> str:
+    """A share in whole percent; what is less than one, and not nothing, is shown as such."""
+    return "<1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"
 
 
 def _pictures(videos: Iterable[str], shards: Mapping[str, ShardAddress]) -> dict[str, ClipPictures]:

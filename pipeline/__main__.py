@@ -14,9 +14,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "fetch-lists": LazyCommand(
         "pipeline.fetch_lists", "command", "Fetch the official lists of UCF-101 or HMDB-51, and check them."
     ),
-    "unpack": LazyCommand(
-        "pipeline.unpack", "command", "Unpack a dataset's archive (RAR, ZIP, ...) and the archives in it."
-    ),
+    "unpack": LazyCommand("pipeline.unpack", "command", "Unpack a dataset's archive and the archives in it."),
     "datasets": LazyCommand(
         "pipeline.status", "datasets_command", "List the known datasets and how complete they are."
     ),

@@ -222,7 +222,8 @@ class Shard:
         """Flows start..stop-1, all of them by default, in pixels per step at the stored size: float32[n,2,H,W].
 
         Args:
-            start, stop: counted from 0; `stop` None is the end.
+            start: the first, counted from 0.
+            stop: the one after the last; None is the end.
             direction: "forward" or "backward".
             out: a contiguous array of that shape to fill; a new one unless given.
 

@@ -266,6 +266,11 @@ def test_the_report_shows_shares_and_no_margins(tmp_path: Path) -> None:
         assert sum(percents) <= 102
 
 
+def test_a_share_that_is_small_is_not_shown_as_nothing() -> None:
+    shares = np.array([1 - 1e-4, 1e-4, 0.0])
+    assert [guess["text"] for guess in report.top_classes(shares, "abc", 0)] == ["100%", "<1%", "0%"]
+
+
 def test_the_true_class_is_shown_with_its_place_where_it_is_not_among_the_first() -> None:
     shares = np.array([0.4, 0.3, 0.2, 0.06, 0.04])
     assert [

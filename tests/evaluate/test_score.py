@@ -26,10 +26,10 @@ from evaluate.views import Views
 from pipeline.atomic import is_temporary
 from pipeline.catalog import load_dataset
 from pipeline.errors import InputError, OtherFormat
+from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths
-from pipeline.shard import ShardAddress, open_shard
-from pipeline.shard_index import index_shards
+from pipeline.shard import open_shard
 from train.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -344,16 +344,16 @@ def test_a_command_walks_a_shard_set_once_and_builds_each_network_once(
     walked: list[Path] = []
     built: list[Path | None] = []
 
-    def index(folder: Path) -> dict[str, ShardAddress]:
+    def index(folder: Path) -> ShardSet:
         walked.append(folder)
-        return index_shards(folder)
+        return read_shard_set(folder)
 
     def load(checkpoint: Checkpoint) -> Any:
         built.append(checkpoint.path)
         return inference.load_network(checkpoint)
 
-    monkeypatch.setattr(commands, "index_shards", index)
-    monkeypatch.setattr(score, "index_shards", index)
+    monkeypatch.setattr(commands, "read_shard_set", index)
+    monkeypatch.setattr(score, "read_shard_set", index)
     monkeypatch.setattr(score, "load_network", load)
     options = ["--dataset", "tiny", "--data", str(own_data.data), "--frames", "1", "--crops", "1"]
     result = CliRunner().invoke(main, [*options, "--workers", "0"])
