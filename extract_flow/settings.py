@@ -31,7 +31,7 @@ class ExtractionSettings:
         on_corrupt: "fail", or "keep" the frames before the error if there are at least 2. Not part of a request.
         overwrite: replace shards that were made with other settings. Not part of a request.
         size_was_asked: whether the size is the user's wish; else videos that are scaled up are noted. Not part of a
-            request.
+            request, and no difference between settings.
     """
 
     method: str
@@ -44,7 +44,7 @@ class ExtractionSettings:
     rgb_quality: int = 90
     on_corrupt: Literal["fail", "keep"] = "fail"
     overwrite: bool = False
-    size_was_asked: bool = True
+    size_was_asked: bool = dataclasses.field(default=True, compare=False)
 
     @classmethod
     def from_options(
