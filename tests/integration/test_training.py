@@ -223,7 +223,10 @@ def test_missing_shards_end_every_process_with_one_message(data: Path, tmp_path:
         (["--name", "../x"], "cannot be the name of a run"),
         (["--batch", "8", "--set", "batch=9"], "batch is given twice: 8 and 9"),
         (["--stream", "spatial", "--recipe", "temporal-stack10"], "this recipe is for the temporal stream"),
-        (["--init", "none.pt"], "none.pt: no such file"),
+        (
+            ["--init", "none.pt"],
+            "none.pt: expected a checkpoint, a file of weights or a run's folder, found no such file",
+        ),
         (["--device", "cuda"], "no usable GPU"),
         (["--direction", "both", "--length", "3"], "length 3 is odd"),
     ],
