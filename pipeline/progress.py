@@ -80,7 +80,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._finished > self._said:
+        if self._finished > self._said and clock() - self._started >= FIRST_LINE:
             self._line_of_progress()
 
     def start(self) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -64,6 +65,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         return
     # A second Ctrl-C waits for no cleaning up; what it leaves has an owner that is gone, and is swept by the next run.
     signal.signal(number, lambda number, frame: os._exit(128 + number))
+    _silence_threads()
     raise KeyboardInterrupt
 
 
@@ -73,7 +75,13 @@ def exit_by_signal(number: int, frame: FrameType | None) -> None:
         _send_again(number)
         return
     signal.signal(number, signal.SIG_IGN)
+    _silence_threads()
     sys.exit(128 + number)
+
+
+def _silence_threads() -> None:
+    """While the command is ending, libraries' threads may fail over what is taken away from them; that is no news."""
+    threading.excepthook = lambda failed: None
 
 
 def _importing(frame: FrameType | None) -> bool:

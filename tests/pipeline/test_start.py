@@ -206,6 +206,26 @@ def test_a_signal_at_any_moment_from_our_first_line_on_is_no_traceback(
         )
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_librarys_thread_raises_while_a_signal_ends_the_command_is_not_shown(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """As loky's thread does when its processes are taken away."""
+    (tmp_path / "threaded.py").write_text(
+        "import os, sys, threading, click\nfrom pipeline import start\n"
+        "ending = threading.Event()\n"
+        "def work():\n    ending.wait()\n    raise KeyError(1)\n"
+        "@click.command(context_settings={'ignore_unknown_options': True})\n@click.argument('number', type=int)\n"
+        "def main(number):\n"
+        "    thread = threading.Thread(target=work)\n    thread.start()\n"
+        "    try:\n        os.kill(os.getpid(), number)\n        ending.wait(30)\n"
+        "    finally:\n        ending.set()\n        thread.join()\n"
+        "start.run(main, 'test')\n"
+    )
+    done = python(tmp_path / "threaded.py", int(number))
+    assert (done.returncode, done.stderr.strip()) == (128 + number, "")
+
+
 def test_ctrl_c_during_the_imports_of_the_installed_command_ends_quietly(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     script = tmp_path / "two-stream"
