@@ -55,7 +55,10 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
                 print(f"error: {system_error(error)}", file=sys.stderr)
     finally:
         if interruptible:  # nothing is left to clean up
-            signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+            signal.signal(signal.SIGINT, _exit_at_once)
+        for number in ENDED_BY.values():
+            if signal.getsignal(number) is exit_by_signal:
+                signal.signal(number, _exit_at_once)
     sys.exit(_flushed(status))
 
 
@@ -64,9 +67,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         _send_again(number)
         return
     # A second Ctrl-C waits for no cleaning up; what it leaves has an owner that is gone, and is swept by the next run.
-    signal.signal(number, lambda number, frame: os._exit(128 + number))
+    signal.signal(number, _exit_at_once)
     _silence_threads()
     raise KeyboardInterrupt
+
+
+def _exit_at_once(
+    number: int, frame: FrameType | None, exit_process: Callable[[int], NoReturn] = os._exit
+) -> None:
+    """A handler that needs no module's names, since Python takes those away before it takes away the handlers."""
+    exit_process(128 + number)
 
 
 def exit_by_signal(number: int, frame: FrameType | None) -> None:
