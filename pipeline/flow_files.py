@@ -159,7 +159,7 @@ def read_flo(path: Path) -> Floats:
     return values.reshape(height, width, 2).transpose(2, 0, 1).astype(np.float32)
 
 
-def load_array(path: Path, axes: int | None = None) -> npt.NDArray[np.floating[Any]]:
+def load_array(path: Path, axes: int | None = None) -> npt.NDArray[Any]:
     """An array of flow, mapped from its file, with x and y first: float[2,H,W] or [n,2,H,W].
 
     Args:
@@ -194,12 +194,7 @@ def load_frames(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: not such a file, or of another size than the flow.
     """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected a NumPy array: {first_line(error)}") from error
+    array = load_array(path)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (height, width, 3):
         raise InputError(
             f"{path}: expected frames as uint8 [n,{height},{width},3], as the flow's size, found {array.dtype} "
