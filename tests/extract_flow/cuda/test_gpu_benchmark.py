@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,19 @@ def test_kernels_neither_spill_nor_grow_beyond_their_limits() -> None:
     if "no nvdisasm" in finished.stdout:
         pytest.skip("registers and spills are as they should be; nvdisasm is missing: pip install -e .[dev]")
     assert "instructions, limit" in finished.stdout
+
+
+@pytest.mark.skipif(
+    shutil.which("nvcc") is None, reason="no nvcc: another compiler than NVRTC's is not tried"
+)
+def test_kernels_do_not_spill_with_the_toolkits_compiler_either() -> None:
+    """sm_100, where kernels that NVRTC 13.5 keeps in registers have spilled with 13.0."""
+    finished = run("gpu_counts", "--check", "--nvcc", "--arch", "100")
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert "brox default  sm_100 solve_level" in finished.stdout
+
+
+def test_the_counts_name_a_missing_compiler(tmp_path: Path) -> None:
+    finished = run("gpu_counts", "--nvcc", PATH=str(tmp_path))
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: no nvcc on PATH")
