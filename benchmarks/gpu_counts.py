@@ -226,7 +226,7 @@ def tvl1_work(counts: dict[str, Counts], size: Size) -> Work:
     Every level is taken to have as many iterations and warps as the mean; a launch that is repeated in part because a
     pair stopped inside it costs half a launch more.
     """
-    from gpu import moving_frames
+    from gpu_frames import moving_frames
 
     options = tvl1_parameters.PRESETS["default"]
     frames = moving_frames(3, *size)

@@ -243,7 +243,7 @@ def _show(event: Event, shown: Progress, method: str, videos: int) -> None:
             f"{many(videos, 'video')} to do; starting took {starting:.1f} s"
         )
     elif isinstance(event, Preparing):
-        shown.line(event.what)
+        shown.note(event.what)
     elif isinstance(event, Report):
         shown.report(event.task, *event.report)
 

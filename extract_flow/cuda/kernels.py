@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from cuda.bindings import driver
 
 from extract_flow.cuda.device import Buffer, Part, Stream, checked
 from pipeline.errors import InputError
+from pipeline.progress import COMPILING, note
 
 SHARED = Path(__file__).parent
 """Folder of the sources that methods share."""
@@ -57,7 +57,7 @@ def cache_folder() -> Path:
 
 
 def compiled(program: Program, capability: tuple[int, int]) -> bytes:
-    """The program as machine code for a compute capability, from the disk or else from NVRTC, which is reported.
+    """The program as machine code for a compute capability, from the disk or else from NVRTC, which is noted.
 
     Raises:
         InputError: NVRTC is missing, is too old or too new for the GPU, or refuses the source.
@@ -67,16 +67,17 @@ def compiled(program: Program, capability: tuple[int, int]) -> bytes:
     kept = cache_folder() / f"{program.name}-sm{capability[0]}{capability[1]}-{key[:32]}.cubin"
     code = _read(kept)
     if code is None:
+        note(COMPILING)
         began = time.perf_counter()
         code = _compile(program, text, capability)
-        note = f"{program.name}: CUDA kernels for sm_{capability[0]}{capability[1]} compiled in "
-        note += f"{time.perf_counter() - began:.1f} s"
+        took = f"{program.name}: CUDA kernels for sm_{capability[0]}{capability[1]} compiled in "
+        took += f"{time.perf_counter() - began:.1f} s"
         try:
             _write(kept, code)
-            note += f", kept in {kept.parent}"
+            took += f", kept in {kept.parent}"
         except OSError as error:
-            note += f"; they cannot be kept in {kept.parent} ({error.strerror}), so every start compiles them"
-        print(note, file=sys.stderr, flush=True)
+            took += f"; they cannot be kept in {kept.parent} ({error.strerror}), so every start compiles them"
+        note(took)
     return code
 
 

@@ -56,6 +56,9 @@ API Result cuDeviceGetAttribute(int* value, int attribute, int)
         case 75: *value = 9; break;            // compute capability
         case 76: *value = 0; break;
         case 16: *value = 132; break;          // multiprocessors
+        case 13: *value = 1755000; break;      // kHz, of the processors and of the memory
+        case 36: *value = 2619000; break;
+        case 37: *value = 5120; break;         // bits of the memory's bus
         case 97: *value = 232448; break;       // shared memory of a block
         default: *value = 0;
     }
