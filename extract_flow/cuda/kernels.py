@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from extract_flow.cuda.device import Buffer, Part, Stream, checked
+from extract_flow.cuda.device import Buffer, DriverError, Part, Stream, checked, driver_version
+from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.progress import COMPILING, note
 
@@ -92,15 +92,15 @@ def _read(file: Path) -> bytes | None:
 
 
 def _write(file: Path, code: bytes) -> None:
-    """Put digest and code in place at once: other processes read the same folder."""
+    """Put digest and code in place at once: other processes read the same folder, and perhaps other users."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+    temporary = atomic.temporary_path(file)
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:  # as readable as the umask allows
             stream.write(hashlib.sha256(code).digest() + code)
-        Path(name).replace(file)
+        temporary.replace(file)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -172,7 +172,25 @@ class Kernels:
     """The kernels of a program on the current device; they stay loaded, since recorded graphs may hold them."""
 
     def __init__(self, program: Program, capability: tuple[int, int]) -> None:
-        self._module = checked(driver.cuModuleLoadData(compiled(program, capability)))
+        """Load them.
+
+        Raises:
+            InputError: see `compiled`; or the driver refuses the code, or has no memory for it.
+        """
+        code = compiled(program, capability)
+        try:
+            self._module = checked(driver.cuModuleLoadData(code))
+        except DriverError as error:
+            advice = "see in `nvidia-smi` what fills its memory"
+            if error.code != driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+                version = driver_version()
+                advice = (
+                    f"update the driver, or `pip install nvidia-cuda-nvrtc=={version}.*`, its own compiler"
+                )
+            raise InputError(
+                f"{program.name}: the driver (CUDA {driver_version()}) does not load the kernels that NVRTC "
+                f"{'.'.join(map(str, nvrtc_version()))} compiled ({error}): {advice}; or use --device cpu"
+            ) from error
         self._functions: dict[str, Any] = {}
 
     def function(self, name: str) -> Any:

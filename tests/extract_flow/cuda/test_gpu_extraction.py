@@ -104,6 +104,8 @@ def test_kernels_are_compiled_once_with_a_note_and_again_only_if_the_kept_ones_a
     assert (second.returncode, second.stderr) == (0, "")
     (kept,) = cache.rglob("*.cubin")
     assert [path for path in cache.rglob("*") if path.is_file()] == [kept]
+    log.with_name("usual").touch()
+    assert kept.stat().st_mode == log.with_name("usual").stat().st_mode  # other users may read it as any file
     kept.write_bytes(kept.read_bytes()[:-100])
     assert compile_one(cache, log).returncode == 0
     assert len(log.read_text().splitlines()) == 2
