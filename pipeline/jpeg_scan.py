@@ -219,7 +219,10 @@ def _plan_of(
         return None
     order = np.array([(number, used.index(dc), used.index(ac)) for number, dc, ac in rows], np.int32)
     padded = b"".join(codes[number].ljust(CODE_BYTES, b"\0")[:CODE_BYTES] for number in used)
-    tables = decoding_tables(np.frombuffer(padded, np.uint8).reshape(-1, CODE_BYTES), np.array(used) >= 0x10)
     # (2**size - 1) * step exceeds LARGEST + step from some size on, for the largest step first.
     harmless = [(LARGEST // max(1, int(each.max())) + 2).bit_length() - 1 for each in steps]
+    of_table = [min(harmless[row[0]] for row in rows if number in row[1:]) for number in used]
+    tables = decoding_tables(
+        np.frombuffer(padded, np.uint8).reshape(-1, CODE_BYTES), np.array(used) >= 0x10, np.array(of_table)
+    )
     return Plan(units, order, tables, np.stack(steps), np.array(harmless), interval)

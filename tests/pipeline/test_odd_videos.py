@@ -310,6 +310,14 @@ def test_a_cut_or_shifted_jpeg_has_a_fault() -> None:
     assert jpeg_scan.fault(data[:middle] + data[middle - 60 :])
 
 
+def test_data_that_is_left_over_before_a_restart_marker_is_a_fault() -> None:
+    options = [cv2.IMWRITE_JPEG_QUALITY, 80, cv2.IMWRITE_JPEG_RST_INTERVAL, 4]
+    data = cv2.imencode(".jpg", moving_texture(1, 64, 48)[0], options)[1].tobytes()
+    marker = data.index(b"\xff\xd0")
+    assert jpeg_scan.fault(data) is None
+    assert jpeg_scan.fault(data[:marker] + b"\x5a\x1c\x33" + data[marker:]) == "data is left over"
+
+
 def test_a_cut_picture_among_frames_fails_and_is_named(tmp_path: Path) -> None:
     for number, frame in enumerate(moving_texture(4, 48, 32), 1):
         cv2.imwrite(str(tmp_path / f"img_{number}.jpg"), frame)
