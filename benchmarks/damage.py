@@ -244,6 +244,8 @@ def is_valid(path: Path) -> bool:
 def largest_difference(frames: Sequence[Bytes], sound: Sequence[Bytes]) -> tuple[int, float]:
     """The largest difference of gray levels, and the share of pixels that differ by more than 2."""
     differences = [np.abs(a.astype(int) - b) for a, b in zip(frames, sound, strict=False)]
+    if not differences:
+        return 0, 0.0
     return max(int(d.max()) for d in differences), float(np.mean([np.mean(d > 2) for d in differences]))
 
 

@@ -124,7 +124,7 @@ def _scanned(packets: Iterator[tuple[av.Packet, str]]) -> Iterator[tuple[av.Pack
             if not ready:
                 break
             for (packet, lost), fault in zip(ready, found.result(), strict=True):
-                yield packet, lost or fault
+                yield packet, fault or lost
     if failure is not None:
         raise failure
 
