@@ -45,7 +45,7 @@ import numpy.typing as npt
 from pipeline import atomic, hdf5
 from pipeline.errors import InputError, Unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
-from pipeline.machine import in_processes, usable_cores
+from pipeline.machine import in_processes, making_what_stays, usable_cores
 from pipeline.request import Request, request_of
 from pipeline.shard import Shard, ShardAddress, open_shard
 from pipeline.shard_file import DIRECTIONS, LARGEST_SIDE, Contents
@@ -229,7 +229,7 @@ class ShardSet(Mapping[str, ShardAddress]):
 
     def __getitem__(self, video: str) -> ShardAddress:
         if video in self._loose:
-            return ShardAddress(Path(self.folder, f"{video}.h5"))
+            return ShardAddress(self.folder / f"{video}.h5")
         return ShardAddress(self._packed[video], f"/{video}")
 
     def __contains__(self, video: object) -> bool:
@@ -314,6 +314,7 @@ class ShardSet(Mapping[str, ShardAddress]):
         return pack.relative_to(self.folder).as_posix()
 
 
+@making_what_stays()
 def read_shard_set(folder: str | Path, unusable: list[ShardAddress] | None = None) -> ShardSet:
     """The shards below a folder, loose files and packs alike, and what its manifest says of those it is right about.
 

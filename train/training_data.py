@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.catalog import Dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.groups import training_folds
+from pipeline.machine import making_what_stays
 from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request
@@ -265,6 +266,7 @@ class ShardFinder:
         }
 
 
+@making_what_stays()
 def gather(
     name: str,
     split: int,
