@@ -328,14 +328,14 @@ def parse_record(record: Any, name: str, folder: Path) -> Dataset:
         )
     if record["name"] != name:
         raise ValueError(f"name: expected {name!r}, found {record['name']!r}")
-    root = folder / as_text(record["root"])
+    root, source = folder / as_text(record["root"]), str(folder)
     return Dataset(
         name=name,
         classes=tuple(as_text(label) for label in record["classes"]),
         videos={
             video_id: Video(
                 id=video_id,
-                path=Path(root, check_inside(as_text(entry["path"]), str(folder))),
+                path=root / check_inside(as_text(entry["path"]), source),
                 label=video_id.split("/")[0],
                 group=as_text(entry["group"]),
                 frames=as_count(entry["frames"]),
