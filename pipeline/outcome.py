@@ -257,9 +257,9 @@ def describe(
 
 
 def seconds_of_work(outcomes: Iterable[Outcome]) -> float:
-    """Wall time from the first video that was made to the last; neither loading nor compiling is part of it."""
-    made = [outcome for outcome in outcomes if outcome.status == "done"]
-    return max((o.time for o in made), default=0.0) - min((o.time - o.seconds for o in made), default=0.0)
+    """Wall time from the first video that was worked on to the last; neither loading nor compiling is part of it."""
+    worked = [outcome for outcome in outcomes if outcome.seconds > 0]
+    return max((o.time for o in worked), default=0.0) - min((o.time - o.seconds for o in worked), default=0.0)
 
 
 def _bound(stages: Mapping[str, float]) -> list[str]:

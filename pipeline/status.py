@@ -24,7 +24,7 @@ from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, fro
 from pipeline.outcome import Outcome, read_outcomes, read_outcomes_by_set
 from pipeline.paths import NAME, DatasetPaths, OutputPaths, data_root
 from pipeline.shard_sets import shard_sets
-from pipeline.text import size_in_bytes
+from pipeline.text import size_in_bytes, typed
 
 Outcomes = Mapping[str, Mapping[str, Outcome]]
 """By shard set and video."""
@@ -133,7 +133,7 @@ def folder_status(folder: Path, count: bool = False) -> SetStatus:
     if not outcomes and not index:
         raise InputError(
             f"{folder}: expected shards or records of an extraction, found neither; make some with: "
-            f"python -m extract_flow VIDEO_OR_FOLDER... --output {folder}"
+            f"{typed('extract_flow')} VIDEO_OR_FOLDER... --output {folder}"
         )
     return status_of(str(folder), tuple(sorted({*outcomes, *index})), index, outcomes, count)
 
@@ -266,10 +266,10 @@ def _of_dataset(options: StatusOptions) -> list[SetStatus]:
     if options.shards is not None and options.shards not in names:
         raise InputError(
             f"dataset {dataset} has no shard set {options.shards!r} (it has: {', '.join(names) or 'none'}); "
-            f"make one with: python -m extract_flow --dataset {dataset}"
+            f"make one with: {typed('extract_flow')} --dataset {dataset}"
         )
     if not names and not options.json:
-        click.echo(f"{dataset}: no shards yet; make them with: python -m extract_flow --dataset {dataset}")
+        click.echo(f"{dataset}: no shards yet; make them with: {typed('extract_flow')} --dataset {dataset}")
     wanted = [options.shards] if options.shards else names
     return [set_status(known, paths, name, options.count, outcomes) for name in wanted]
 
@@ -283,8 +283,8 @@ def datasets_command(**values: Any) -> None:
     names = known_datasets(data)
     if not names:
         click.echo(
-            f"no dataset is known in {data_root(data)}; make one known with: python -m pipeline demo, or "
-            "python -m pipeline import --help"
+            f"no dataset is known in {data_root(data)}; make one known with: {typed('pipeline')} demo, or "
+            f"{typed('pipeline')} import --help"
         )
     damaged = []
     for name in names:
