@@ -26,7 +26,7 @@ from pipeline.flow_files import (
     add_file,
     flow_numbers,
     flow_places,
-    load_frames,
+    frame_array,
 )
 from pipeline.manifest import Facts, Stamp, read_shard_set, record
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
@@ -249,7 +249,7 @@ def source_of(place: Path, step: int, direction: str) -> Images | Numbers:
         frames = [place / FRAME_ARRAY] if (place / FRAME_ARRAY).is_file() else frame_images(place)
     if frames:
         is_array = frames[0].name == FRAME_ARRAY
-        count = len(load_frames(frames[0], flow.height, flow.width)) if is_array else len(frames)
+        count = frame_array(frames[0], flow.height, flow.width).shape[0] if is_array else len(frames)
         check_frames(place, count, flow.count, step)
     return Numbers(flow, frames)
 
@@ -403,7 +403,7 @@ def each_frame(source: Images | Numbers, digest: Any) -> Iterator[bytes]:
     """The frames in order as JPEGs, those of image files as they are; their bytes go into the digest."""
     if source.frames and source.frames[0].name == FRAME_ARRAY:
         add_file(digest, source.frames[0])
-        for frame in load_frames(source.frames[0], source.height, source.width):
+        for frame in frame_array(source.frames[0], source.height, source.width).items():
             yield encode_frame(np.ascontiguousarray(frame), FRAMES_QUALITY)
         return
     for picture in source.frames:
@@ -477,7 +477,7 @@ def command(**values: Any) -> None:
     there = 0
     failed: list[tuple[str, str]] = []
     written: dict[str, tuple[Stamp, Facts]] = {}
-    for video, folder in progress(found.items(), "import-flow"):
+    for video, folder in progress(found.items(), "import-flow", compiles=True):
         try:
             if known is not None and video not in known:
                 raise InputError(
