@@ -18,7 +18,8 @@ PAPER = {"temporal": "temporal-stack10", "spatial": "spatial-scratch-dropout9"}
 PAPER_PRETRAINED = "spatial-lastlayer-dropout5"
 PUBLISHED = "modern"
 """On a GPU with a large dataset and --init imagenet: of a network whose ImageNet weights torchvision publishes."""
-SMALL, SMALL_PRETRAINED = "small", "small-pretrained"
+SMALL = "small"
+SMALL_PRETRAINED = {"spatial": "small-pretrained", "temporal": "small-pretrained-temporal"}
 NETWORK_KEYS = ("model", "width", "crop", "short_side")
 """What a network must have in common with the run that its weights come from."""
 
@@ -49,7 +50,7 @@ def default_recipe(
         return Chosen("demo")
     if clips < FEW_CLIPS or not gpu:
         reason = f"{many(clips, 'clip')}, fewer than {FEW_CLIPS:,}" if clips < FEW_CLIPS else "on a CPU"
-        return Chosen(SMALL_PRETRAINED if init else SMALL, reason)
+        return Chosen(SMALL_PRETRAINED[stream or "temporal"] if init else SMALL, reason)
     if init == "imagenet":
         return Chosen(PUBLISHED)
     if stream == "spatial" and init:

@@ -98,6 +98,7 @@ def test_few_clips_or_a_cpu_take_the_small_recipes_and_the_reason_is_given() -> 
     assert default_recipe("x", "temporal", None, clips=2000, gpu=True) == ("temporal-stack10", "")
     for init in ("imagenet", "weights.pth"):
         assert default_recipe("x", "spatial", init, clips=72, gpu=True).name == "small-pretrained"
+        assert default_recipe("x", "temporal", init, clips=72, gpu=True).name == "small-pretrained-temporal"
     assert default_recipe("x", "spatial", "imagenet", clips=9537, gpu=True).name == "modern"
 
 
