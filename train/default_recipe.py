@@ -81,7 +81,9 @@ def network_of(init: str) -> dict[str, Any]:
     weights = read_weights(path)
     if weights.recipe:
         return {key: weights.recipe[key] for key in NETWORK_KEYS if key in weights.recipe}
-    _, model = recognise(path, weights)
+    network, model = recognise(path, weights)
     if model == "cnn_m_2048":
         return {"model": model, "crop": 224, "short_side": 256}  # its first full layer is made for 224 pixels
-    return {"model": "vgg16_gap" if model == "vgg16" else model}
+    channels = weights.tensors[f"{network.first}.weight"].shape[1]
+    length = {} if channels == 3 else {"length": channels // 2}  # flow, x and y of each field
+    return {"model": "vgg16_gap" if model == "vgg16" else model, **length}
