@@ -124,7 +124,7 @@ def freeze(network: Network, trained: str, partial_bn: bool) -> list[nn.Module]:
     ]
     if partial_bn and not norms:
         raise InputError(f"partial_bn: {type(network).__name__} has no batch normalisation")
-    frozen = [
+    frozen: list[nn.Module] = [
         layer
         for index, (name, layer) in enumerate(norms)
         if not f"{name}.".startswith(above) or (partial_bn and index > 0)
