@@ -1,7 +1,7 @@
 """Score files of made-up networks on any number of classes, written and read by the project, for tests of the report.
 
-`python tests/evaluate/made_scores.py FOLDER` writes the reports of 2, 9 and 101 classes, of one split and of three, there, to
-be looked at.
+`python tests/evaluate/made_scores.py FOLDER` writes the reports of 2, 9 and 101 classes there, of one split
+and of three, to be looked at.
 """
 
 from __future__ import annotations
