@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline import atomic, checked_json
 from pipeline.errors import InputError, OtherFormat, unreadable
+from pipeline.machine import making_what_stays
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
 from pipeline.text import quoted, shortened, some, typed
 
@@ -284,6 +285,7 @@ def _check_version(record: Any, path: Path) -> None:
         )
 
 
+@making_what_stays()
 def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Dataset:
     """The dataset of that name.
 

@@ -18,6 +18,7 @@ import click
 from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
 from pipeline.failures import by_reason, reason_lines
+from pipeline.machine import making_what_stays
 from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, read_outcomes, read_outcomes_by_set
@@ -153,9 +154,11 @@ def status_of(
         outcomes: the last record of each video.
         count: open the shards whose flows are in no record, and count them.
     """
-    there = index.keys() & set(videos)
-    made = {video: outcomes[video] for video in there & outcomes.keys() if outcomes[video].flows}
-    failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
+    wanted = set(videos)
+    there = index.keys() & wanted
+    made = {video: record for video, record in outcomes.items() if record.flows and video in there}
+    fails = sorted(video for video, record in outcomes.items() if record.status == "failed")
+    failed = {video: outcomes[video].reason for video in fails}
     flows = {video: record.flows for video, record in made.items()}
     if count:
         index.learn(sorted(there - made.keys()))
@@ -168,7 +171,7 @@ def status_of(
         failed={video: reason for video, reason in failed.items() if video not in there},
         stale={video: reason for video, reason in failed.items() if video in there},
         missing=tuple(video for video in videos if video not in there and video not in failed),
-        foreign=tuple(sorted(index.keys() - set(videos))),
+        foreign=tuple(sorted(index.keys() - wanted)),
         flows=sum(flows.values()),
         unrecorded=len(there) - len(flows),
         bytes=index.bytes_of(there),
@@ -250,6 +253,7 @@ def command(**values: Any) -> None:
         click.echo("\n".join(describe(status, options.show)))
 
 
+@making_what_stays()
 def _of_dataset(options: StatusOptions) -> list[SetStatus]:
     """The wanted shard sets of a dataset; says so where there is none."""
     dataset = choose_dataset(options.dataset, options.data)

@@ -17,6 +17,7 @@ from pipeline.catalog import Dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.failures import report_failures
 from pipeline.groups import training_folds
+from pipeline.machine import making_what_stays
 from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.outcome import read_outcomes
 from pipeline.paths import DatasetPaths, data_root
@@ -288,6 +289,7 @@ class ShardFinder:
         }
 
 
+@making_what_stays()
 def gather(
     name: str,
     split: int,
