@@ -10,6 +10,7 @@ Flow is in pixels, x (right) first.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,9 +62,8 @@ class FlowNumbers:
             InputError: a file that is none, fields of different sizes, or values that are no flow.
         """
         if self.in_one:
-            array = load_array(self.files[0], 4)
-            for index in range(self.count):
-                yield checked_field(array[index], f"{self.files[0]}: field {index}")
+            for index, field in enumerate(flow_array(self.files[0], 4).items()):
+                yield checked_field(x_and_y_first(field), f"{self.files[0]}: field {index}")
             return
         for file in self.files:
             field = read_field(file)
@@ -84,7 +84,7 @@ def flow_places(folder: Path) -> dict[str, Path]:
         return {"": folder}
     arrays = [path for path in files if path.name != FRAME_ARRAY]
     with contextlib.suppress(InputError):
-        if arrays and load_array(arrays[0]).ndim == 3:
+        if arrays and len(array_file(arrays[0]).shape) == 3:
             return {"": folder}
     return {path.stem: path for path in arrays}
 
@@ -97,10 +97,10 @@ def flow_numbers(place: Path) -> FlowNumbers:
     """
     if place.is_file() or (place / FLOW_ARRAY).is_file():
         file = place if place.is_file() else place / FLOW_ARRAY
-        array = load_array(file, 4)
-        height, width = array.shape[2:]
+        array = flow_array(file, 4)
+        height, width = size_of(array)
         _check_size(file, height, width)
-        return FlowNumbers((file,), len(array), height, width, in_one=True)
+        return FlowNumbers((file,), array.shape[0], height, width, in_one=True)
     flo = [path for path in place.iterdir() if path.suffix.lower() == ".flo"]
     files = in_order(place, flo or [path for path in place.iterdir() if path.suffix.lower() == ".npy"])
     height, width = read_field(files[0]).shape[1:]
@@ -132,7 +132,12 @@ def read_field(path: Path) -> Floats:
     Raises:
         InputError: not such a file, or values that are no flow.
     """
-    field = read_flo(path) if path.suffix.lower() == ".flo" else load_array(path, 3)
+    if path.suffix.lower() == ".flo":
+        field = read_flo(path)
+    else:
+        array = flow_array(path, 3)
+        _check_size(path, *size_of(array))
+        field = x_and_y_first(np.stack(list(array.items())))
     _check_size(path, *field.shape[1:])
     return checked_field(field, str(path))
 
@@ -159,43 +164,104 @@ def read_flo(path: Path) -> Floats:
     return values.reshape(height, width, 2).transpose(2, 0, 1).astype(np.float32)
 
 
-def load_array(path: Path, axes: int | None = None) -> npt.NDArray[Any]:
-    """An array of flow, mapped from its file, with x and y first: float[2,H,W] or [n,2,H,W].
+@dataclass(frozen=True)
+class ArrayFile:
+    """A .npy file, read an item at a time: were it mapped, cutting it short meanwhile would end the process.
 
-    Args:
-        path: a .npy file.
-        axes: how many it must have, 3 or 4; None takes it as it lies there.
+    Attributes:
+        path: the file.
+        dtype, shape: of the whole array.
+        start: where its values begin, in bytes.
+        contiguous: whether one item's values follow another's; else the first axis varies fastest.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    contiguous: bool
+
+    def items(self) -> Iterator[npt.NDArray[Any]]:
+        """The array's items along its first axis, in order.
+
+        Raises:
+            InputError: the file was cut short, or cannot be read now.
+        """
+        count, shape = self.shape[0], self.shape[1:]
+        size = self.dtype.itemsize * math.prod(shape)
+        try:
+            if not self.contiguous:
+                yield from np.load(self.path, allow_pickle=False)
+                return
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                for index in range(count):
+                    data = file.read(size)
+                    if len(data) != size:
+                        raise InputError(
+                            f"{self.path}: expected {count} items, found {index}: it was cut short"
+                        )
+                    yield np.frombuffer(data, self.dtype).reshape(shape)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        except (ValueError, EOFError) as error:
+            raise InputError(f"{self.path}: expected a NumPy array: {first_line(error)}") from error
+
+
+def array_file(path: Path) -> ArrayFile:
+    """What a .npy file holds, by its header and size.
 
     Raises:
-        InputError: not such a file, or no flow.
+        InputError: not such a file.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # whose values are not looked at
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: expected a NumPy array: {first_line(error)}") from error
-    if axes is None:
-        return array
+    if not isinstance(mapped, np.memmap):
+        raise InputError(f"{path}: expected a NumPy array, found an archive of several")
+    return ArrayFile(path, mapped.dtype, mapped.shape, mapped.offset, mapped.flags.c_contiguous)
+
+
+def flow_array(path: Path, axes: int) -> ArrayFile:
+    """A .npy file of flow: float[n,2,H,W] or [n,H,W,2] of 4 axes, [2,H,W] or [H,W,2] of 3.
+
+    Raises:
+        InputError: not such a file, or no flow.
+    """
+    array = array_file(path)
     wanted = "[n,2,H,W] or [n,H,W,2]" if axes == 4 else "[2,H,W] or [H,W,2]"
     if (
-        array.ndim != axes
+        len(array.shape) != axes
         or array.dtype.kind != "f"
-        or not array.size
+        or 0 in array.shape
         or 2 not in (array.shape[-3], array.shape[-1])
     ):
         raise InputError(f"{path}: expected flow as float {wanted}, found {array.dtype} {list(array.shape)}")
-    return array if array.shape[-3] == 2 else np.moveaxis(array, -1, -3)
+    return array
 
 
-def load_frames(path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """RGB frames uint8[n,H,W,3], mapped from a .npy file.
+def x_and_y_first(field: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A field as [2,H,W], whether x and y lie in its first axis or in its last."""
+    return field if field.shape[0] == 2 else np.moveaxis(field, -1, 0)
+
+
+def size_of(array: ArrayFile) -> tuple[int, int]:
+    """Height and width of the flow in a `flow_array`."""
+    *_, first, second, third = array.shape
+    return (second, third) if first == 2 else (first, second)
+
+
+def frame_array(path: Path, height: int, width: int) -> ArrayFile:
+    """A .npy file of RGB frames uint8[n,H,W,3].
 
     Raises:
         InputError: not such a file, or of another size than the flow.
     """
-    array = load_array(path)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (height, width, 3):
+    array = array_file(path)
+    if array.dtype != np.uint8 or len(array.shape) != 4 or array.shape[1:] != (height, width, 3):
         raise InputError(
             f"{path}: expected frames as uint8 [n,{height},{width},3], as the flow's size, found {array.dtype} "
             f"{list(array.shape)}"

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,18 +26,18 @@ from pipeline.flow_files import (
     add_file,
     flow_numbers,
     flow_places,
-    load_frames,
+    frame_array,
 )
-from pipeline.manifest import Facts, Stamp, record
+from pipeline.manifest import Facts, Stamp, read_shard_set, record
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.progress import progress
-from pipeline.request import Request, request_of
+from pipeline.request import Request, other_ways, request_of
 from pipeline.shard import Source, open_shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_writer import ShardWriter, encode_frame
-from pipeline.text import some
+from pipeline.text import many, some
 
 FLOW_IMAGE = re.compile(
     r"(?:flow_)?(?P<component>[xy])_(?:(?P<sign>[pm])(?P<step>\d+)_)?(?P<number>\d+)\.(?:jpe?g|png)",
@@ -249,7 +249,7 @@ def source_of(place: Path, step: int, direction: str) -> Images | Numbers:
         frames = [place / FRAME_ARRAY] if (place / FRAME_ARRAY).is_file() else frame_images(place)
     if frames:
         is_array = frames[0].name == FRAME_ARRAY
-        count = len(load_frames(frames[0], flow.height, flow.width)) if is_array else len(frames)
+        count = frame_array(frames[0], flow.height, flow.width).shape[0] if is_array else len(frames)
         check_frames(place, count, flow.count, step)
     return Numbers(flow, frames)
 
@@ -299,6 +299,41 @@ def request_for(source: Images | Numbers, options: ImportFlowOptions) -> Request
         frames=bool(source.frames),
         frames_quality=FRAMES_QUALITY if source.frames else None,
     )
+
+
+def check_one_way(found: Mapping[str, Path], videos: Collection[str], options: ImportFlowOptions) -> None:
+    """Refuse to add shards to a set whose shards were made in another way: training takes no mixture.
+
+    Args:
+        found: video -> where its flow lies.
+        videos: of the set.
+        options: what is asked; with `overwrite`, nothing is refused.
+
+    Raises:
+        InputError: some shards differ while others are missing; shows how, and the ways on.
+    """
+    if options.overwrite:
+        return
+    folder = shards_folder(options)
+    there = read_shard_set(folder)
+    there.learn(videos)
+    made = {video: there.facts[video].request for video in videos if video in there.facts}
+    left = [video for video in found if video not in made]
+    for place in map(found.__getitem__, left):
+        try:
+            asked = request_for(source_of(place, options.step, options.direction), options)
+        except InputError:
+            continue  # reported when it is imported
+        if ways := other_ways(asked, made):
+            way, others = ways[0], sum(len(way.videos) for way in ways)
+            raise InputError(
+                f"{folder}: expected shards made as these would be, since a set is made in one way and training "
+                f"refuses a mixture; found {many(others, 'shard')} made otherwise (for example "
+                f"{way.videos[0]}: {'; '.join(way.differences)}); {many(len(left), 'video')} of {len(found)} would be "
+                "added, and nothing was made. Give the options that the others were made with, name another "
+                f"{'--shards' if options.dataset else '--output'}, or replace them with --overwrite"
+            )
+        return
 
 
 def import_folder(
@@ -368,7 +403,7 @@ def each_frame(source: Images | Numbers, digest: Any) -> Iterator[bytes]:
     """The frames in order as JPEGs, those of image files as they are; their bytes go into the digest."""
     if source.frames and source.frames[0].name == FRAME_ARRAY:
         add_file(digest, source.frames[0])
-        for frame in load_frames(source.frames[0], source.height, source.width):
+        for frame in frame_array(source.frames[0], source.height, source.width).items():
             yield encode_frame(np.ascontiguousarray(frame), FRAMES_QUALITY)
         return
     for picture in source.frames:
@@ -435,13 +470,14 @@ def command(**values: Any) -> None:
         )
     if not images and options.bound is not None:
         raise click.UsageError("--bound goes with images of flow, and there are only .flo and .npy files")
+    check_one_way(found, known or found, options)
     log = None
     if options.dataset:
         log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))
     there = 0
     failed: list[tuple[str, str]] = []
     written: dict[str, tuple[Stamp, Facts]] = {}
-    for video, folder in progress(found.items(), "import-flow"):
+    for video, folder in progress(found.items(), "import-flow", compiles=True):
         try:
             if known is not None and video not in known:
                 raise InputError(

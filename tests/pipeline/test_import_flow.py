@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 from made_shards import HEIGHT, WIDTH, make_shard, smooth_flow
 
-from pipeline import export, import_flow
+from pipeline import export, flow_files, import_flow
+from pipeline.errors import InputError
 from pipeline.shard import open_shard
 from pipeline.verify import command as verify
 
@@ -65,6 +67,23 @@ def test_an_array_per_video_is_read_with_x_and_y_first_or_last(tmp_path, dtype, 
     np.save(tmp_path / "in" / "c" / "v_raft.npy", (np.moveaxis(flow, 1, -1) if last else flow).astype(dtype))
     run(import_flow.command, tmp_path / "in", "--output", tmp_path / "out")
     assert np.abs(flows_of(tmp_path / "out" / "c" / "v_raft.h5") - flow).mean() < CLOSE
+
+
+def test_an_array_in_fortran_order_is_read(tmp_path):
+    flow = smooth_flow(4)
+    (tmp_path / "in" / "c").mkdir(parents=True)
+    np.save(tmp_path / "in" / "c" / "v.npy", np.asfortranarray(flow))
+    run(import_flow.command, tmp_path / "in", "--output", tmp_path / "out")
+    assert np.abs(flows_of(tmp_path / "out" / "c" / "v.h5") - flow).mean() < CLOSE
+
+
+def test_an_array_that_is_cut_short_while_it_is_read_is_an_error_and_ends_no_process(tmp_path):
+    np.save(tmp_path / "v.npy", smooth_flow(40))
+    fields = flow_files.flow_numbers(tmp_path / "v.npy").fields()
+    next(fields)
+    os.truncate(tmp_path / "v.npy", 128 + 3 * HEIGHT * WIDTH * 2 * 4 + 5)
+    with pytest.raises(InputError, match=r"v\.npy: expected 40 items, found \d+: it was cut short"):
+        list(fields)
 
 
 def test_an_array_per_field_makes_a_video_of_their_folder(tmp_path):
@@ -201,3 +220,20 @@ def test_a_picture_that_is_cut_short_is_an_error_and_not_gray(tmp_path, name):
     words = [tmp_path / "out", "--output", tmp_path / "back", "--bound", 20]
     assert f"{name}: is damaged: " in run(import_flow.command, *words, status=1)
     assert not list((tmp_path / "back").rglob("*.h5"))
+
+
+def test_a_set_that_was_begun_with_other_options_is_not_mixed(tmp_path):
+    for name in ("a", "b"):
+        folder = tmp_path / "in" / "c" / name
+        folder.mkdir(parents=True)
+        for component in "xy":
+            cv2.imwrite(str(folder / f"flow_{component}_00001.png"), np.full((24, 32), 130, np.uint8))
+    out = ("--output", tmp_path / "out")
+    run(import_flow.command, tmp_path / "in", *out, "--bound", 20)
+    (tmp_path / "out" / "c" / "b.h5").unlink()
+    refused = run(import_flow.command, tmp_path / "in", *out, "--bound", 15, status=1)
+    assert "found 1 shard made otherwise (for example c/a: bound: asked 15.0, the shard has 20.0; " in refused
+    assert "1 video of 2 would be added, and nothing was made" in refused
+    assert not (tmp_path / "out" / "c" / "b.h5").exists()
+    run(import_flow.command, tmp_path / "in", *out, "--bound", 15, "--overwrite")
+    assert "2 there already" in run(import_flow.command, tmp_path / "in", *out, "--bound", 15)
