@@ -303,7 +303,8 @@ def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
     there = sum(video.path.exists() for video in dataset.videos.values())
     listed = len(dataset.videos) + len(dataset.missing)
     lines = [
-        f"{dataset.name} ({dataset.origin['kind']}): {there:,} of {many(listed, 'video')} {'is' if listed == 1 else 'are'} there, "
+        f"{dataset.name} ({dataset.origin['kind']}): {there:,} of {many(listed, 'video')} "
+        f"{'is' if listed == 1 else 'are'} there, "
         f"{many(len(dataset.classes), 'class')}, splits: {', '.join(map(str, dataset.splits)) or 'none'}"
     ]
     if dataset.missing:
