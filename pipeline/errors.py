@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 from pipeline.text import printable, printable_lines, shortened, system_reason
@@ -29,6 +30,15 @@ class Unreadable(InputError):
 def unreadable(path: object, error: OSError) -> Unreadable:
     """The `Unreadable` of an error of the system."""
     return Unreadable(f"{path}: could not be read: {system_reason(error)}; it was left as it is")
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Errors of the system while a file is read, most of which do not name it, become `Unreadable`."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 class DiskFull(InputError):

@@ -24,7 +24,7 @@ from pipeline.failures import file_beside, report_failures
 from pipeline.frame_lists import Counts, counts_of_images, unreadable, write_lists
 from pipeline.options import CONTEXT, REQUIRED, from_options, option, options_of
 from pipeline.progress import Progress
-from pipeline.shard import Shard, open_shard
+from pipeline.shard import Shard
 from pipeline.shard_file import leads_elsewhere
 from pipeline.shard_sets import ShardArguments, Target, gather
 from pipeline.text import many, size_in_bytes
@@ -168,7 +168,7 @@ class Exported(NamedTuple):
 
 def export_shard(target: Target, options: ExportOptions) -> Exported:
     """Write one shard as the folder `output/<video>`, unless it is there already and may not be overwritten."""
-    with open_shard(target.address) as shard:
+    with target.open() as shard:
         folder = inside(options.output, shard.video)
         counts = Counts(
             shard.frame_count if options.rgb and shard.has_frames else 0, len(shard.part(options.direction))
@@ -185,7 +185,7 @@ def uncompressed_bytes(targets: Iterable[Target], options: ExportOptions) -> int
     total = 0
     for target in targets:
         try:
-            with open_shard(target.address) as shard:
+            with target.open() as shard:
                 if not options.overwrite and inside(options.output, shard.video).exists():
                     continue
                 pixels = shard.height * shard.width

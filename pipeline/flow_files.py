@@ -10,6 +10,7 @@ Flow is in pixels, x (right) first.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.codec import Floats
-from pipeline.errors import InputError, unreadable
+from pipeline.errors import InputError, reading, unreadable
 from pipeline.export import FLO_TAG
 from pipeline.shard_file import LARGEST_SIDE, MOST_PIXELS
 from pipeline.text import first_line, some
@@ -149,7 +150,7 @@ def read_flo(path: Path) -> Floats:
     Raises:
         InputError: not such a file.
     """
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         head = file.read(12)
         width, height = np.frombuffer(head[4:], "<i4").tolist() if len(head) == 12 else (0, 0)
         expected, found = 12 + 8 * width * height, path.stat().st_size
@@ -191,7 +192,7 @@ class ArrayFile:
         size = self.dtype.itemsize * math.prod(shape)
         try:
             if not self.contiguous:
-                yield from np.load(self.path, allow_pickle=False)
+                yield from np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False)
                 return
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -282,7 +283,7 @@ def checked_field(field: npt.NDArray[np.floating[Any]], where: str) -> Floats:
 
 def add_file(digest: Any, path: Path) -> None:
     """Add a file's bytes to a digest of hashlib, a piece at a time."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
 

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline import atomic, jpeg_scan
 from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
-from pipeline.errors import DiskFull, InputError, command_errors
+from pipeline.errors import DiskFull, InputError, command_errors, reading
 from pipeline.export import inside
 from pipeline.failures import file_beside, report_failures
 from pipeline.flow_files import (
@@ -132,9 +132,10 @@ def read_gray(path: Path) -> Levels:
     """A gray image uint8[H,W]; InputError if it cannot be decoded or its file is far too large for one."""
     import cv2
 
-    if path.stat().st_size > LARGEST_IMAGE_FILE:
-        raise InputError(f"{path}: {path.stat().st_size} bytes is too much for a flow image")
-    data = path.read_bytes()
+    with reading(path):
+        if path.stat().st_size > LARGEST_IMAGE_FILE:
+            raise InputError(f"{path}: {path.stat().st_size} bytes is too much for a flow image")
+        data = path.read_bytes()
     check_whole(path, data)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
@@ -372,7 +373,8 @@ def each_frame(source: Images | Numbers, digest: Any) -> Iterator[bytes]:
             yield encode_frame(np.ascontiguousarray(frame), FRAMES_QUALITY)
         return
     for picture in source.frames:
-        data = picture.read_bytes()
+        with reading(picture):
+            data = picture.read_bytes()
         digest.update(data)
         yield frame_stream(picture, data, source.height, source.width)
 
@@ -384,7 +386,7 @@ def read_gray_of_size(path: Path, height: int, width: int, digest: Any) -> Level
         raise InputError(
             f"{path}: expected {width}x{height} as the first image, found {image.shape[1]}x{image.shape[0]}"
         )
-    digest.update(path.read_bytes())
+    add_file(digest, path)
     return image
 
 

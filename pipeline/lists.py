@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipeline.catalog import Facts, Split, check_inside
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reading
 from pipeline.groups import GroupRule, hmdb_group, ucf_group
 from pipeline.paths import fault_of_part
 from pipeline.text import many, quoted
@@ -410,7 +410,8 @@ def check_columns(rows: Sequence[tuple[str, list[int], str]], files: bool) -> No
 
 def read_csv_rows(path: Path, folder: VideosFolder) -> list[Row]:
     """Rows of a CSV with a header: label or class, youtube_id with times or path, and perhaps split."""
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+    with reading(path):
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
     rows: list[Row] = []
     try:
         content = [(f"{path}:{reader.line_num}", raw) for raw in reader]

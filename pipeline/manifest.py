@@ -314,7 +314,7 @@ class ShardSet(Mapping[str, ShardAddress]):
         return pack.relative_to(self.folder).as_posix()
 
 
-def read_shard_set(folder: str | Path, unusable: list[ShardAddress] | None = None) -> ShardSet:
+def read_shard_set(folder: str | Path, unusable: dict[ShardAddress, InputError] | None = None) -> ShardSet:
     """The shards below a folder, loose files and packs alike, and what its manifest says of those it is right about.
 
     Files are listed, not opened, but packs that the manifest lacks. Where a video is both loose and packed, the
@@ -345,11 +345,11 @@ def read_shard_set(folder: str | Path, unusable: list[ShardAddress] | None = Non
         videos: Iterable[str] = known
         count = len(known)
         if recorded.members.get(name) != count:
-            odd: list[ShardAddress] = []
+            odd: dict[ShardAddress, InputError] = {}
             videos = index_pack_or_report(path, None if unusable is None else odd)
             count = -1 if odd else len(list(videos))
             if unusable is not None:
-                unusable += odd
+                unusable |= odd
         found._packs[path] = stamp, count
         for video in videos:
             found._packed[video] = path
@@ -417,7 +417,7 @@ def record(folder: Path, made: Mapping[str, tuple[Stamp, Facts]]) -> None:
 def refresh(folder: Path) -> None:
     """Record the shards of a set that changed, and forget those that are gone."""
     with contextlib.suppress(InputError):  # a pack that cannot be read, which others report
-        found = read_shard_set(folder, [])
+        found = read_shard_set(folder, {})
         found.learn(found)
         found.save()
 

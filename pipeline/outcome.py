@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from pipeline import atomic, checked_json
+from pipeline.errors import reading
 from pipeline.failures import reason_lines
 from pipeline.text import duration, size_in_bytes
 
@@ -130,7 +131,7 @@ def _records(folder: Path) -> Iterator[Outcome]:
     for path in (
         sorted(path for path in folder.iterdir() if path.suffix == ".jsonl") if folder.is_dir() else []
     ):
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             yield from (record for line in _lines(file) if (record := _parse(line)) is not None)
 
 

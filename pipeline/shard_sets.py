@@ -11,17 +11,31 @@ import click
 from pipeline.errors import InputError
 from pipeline.options import DataOptions, ShardSetOptions, argument, option
 from pipeline.paths import DEFAULT_METHOD, NAME, DatasetPaths, data_root
-from pipeline.shard import ShardAddress
+from pipeline.shard import Shard, ShardAddress, open_shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX, index_pack, index_shards
 from pipeline.text import some
 
 
 class Target(NamedTuple):
-    """A shard to work on; `video` is the identity that its place in a dataset promises, "" if it was named by path."""
+    """A shard to work on; `video` is the identity that its place in a dataset promises, "" if it was named by path.
+
+    Or a pack that could not be read, or something in one that is no shard; then `error` says why.
+    """
 
     video: str
     address: ShardAddress
+    error: InputError | None = None
+
+    def open(self) -> Shard:
+        """Open the shard.
+
+        Raises:
+            InputError: it is none, or cannot be read.
+        """
+        if self.error is not None:
+            raise self.error
+        return open_shard(self.address)
 
 
 def shard_sets(paths: DatasetPaths) -> list[str]:
@@ -104,10 +118,10 @@ def targets_in(folder: Path, named: bool = False) -> list[Target]:
 
     So does everything in a pack that is not a shard.
     """
-    unusable: list[ShardAddress] = []
+    unusable: dict[ShardAddress, InputError] = {}
     shards = index_shards(folder, unusable)
     return [Target(video if named else "", address) for video, address in shards.items()] + [
-        Target("", address) for address in unusable
+        Target("", address, error) for address, error in unusable.items()
     ]
 
 
@@ -128,17 +142,19 @@ def targets_at(path: Path) -> list[Target]:
     )
     if pack is None:
         raise InputError(f"{path}: no such shard, pack or folder")
-    unusable: list[ShardAddress] = []
+    unusable: dict[ShardAddress, InputError] = {}
     try:
         members = index_pack(pack, unusable)
-    except InputError:
+    except InputError as error:
         if path != pack:
             raise
-        return [Target("", ShardAddress(pack))]
+        return [Target("", ShardAddress(pack), error)]
     video = path.relative_to(pack).as_posix()
     if video not in (".", *members):
         raise InputError(
             f"{pack}: expected a shard {video!r} in it, found {len(members)} others ({some(members)})"
         )
     chosen = [Target("", address) for name, address in members.items() if video in (".", name)]
-    return chosen + [Target("", address) for address in unusable if video == "."]
+    if video == ".":
+        chosen += [Target("", address, error) for address, error in unusable.items()]
+    return chosen

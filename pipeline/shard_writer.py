@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline import atomic
 from pipeline.codec import Codec, Levels, Quantised
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reading
 from pipeline.hdf5 import new_file, write_attributes
 from pipeline.manifest import Facts, Stamp, facts_of, stamp_of
 from pipeline.request import Request
@@ -245,7 +245,7 @@ def copy_part(shard: Shard, part: str, group: h5py.Group) -> None:
         described = streams.attributes
     dataset = write_tables(group, tables, described)
     total = int(streams.start[-1])
-    with shard.address.file.open("rb") as file:
+    with reading(shard.address), shard.address.file.open("rb") as file:
         for at in range(0, total, BLOCK_BYTES):
             file.seek(streams.begin + at)
             block = file.read(min(BLOCK_BYTES, total - at))

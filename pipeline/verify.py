@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import atomic
 from pipeline.catalog import load_dataset
-from pipeline.errors import Damaged, InputError, command_errors
+from pipeline.errors import Damaged, InputError, Unreadable, command_errors
 from pipeline.failures import SHOWN, file_beside, report_failures
 from pipeline.machine import usable_cores
 from pipeline.manifest import (
@@ -75,6 +75,8 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
     size, and the video it was made of (`source`, a file or a folder of pictures) still has the recorded SHA-256.
     """
     address = target.address
+    if isinstance(target.error, Unreadable):
+        return Finding(target, [], str(target.error).removeprefix(f"{address}: "))
     found: list[str] = []
     seen: tuple[str, Stamp, Facts] | None = None
     stamp = stamp_of(address.file)
@@ -163,7 +165,7 @@ def repair(bad: Iterable[Finding], check: Callable[[Target], Finding], delete: b
 
 def _take_out(file: Path, groups: set[str], delete: bool) -> str:
     """Take groups out of a pack, or a file with all that is in it out of its folder; says what was done."""
-    members = [] if groups == {"/"} else index_pack(file, []).values()
+    members = [] if groups == {"/"} else index_pack(file, {}).values()
     kept = [address for address in members if address.group not in groups]
     with atomic.disk_errors(file):
         if kept:
@@ -219,7 +221,7 @@ def _verify(options: VerifyOptions) -> None:
     videos = load_dataset(options.dataset, options.data).videos if options.dataset else {}
     sources = {video.id: video.path for video in videos.values()} if options.deep else {}
     sets = [
-        read_shard_set(folder, []) for folder in options.folders if options.dataset or has_manifest(folder)
+        read_shard_set(folder, {}) for folder in options.folders if options.dataset or has_manifest(folder)
     ]
     findings = sorted(_findings(found, options, sources, sets), key=by_address)
     bad = [finding for finding in findings if finding.faults]

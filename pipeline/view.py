@@ -20,7 +20,7 @@ from pipeline.options import CONTEXT, DataOptions, ShardSetOptions, argument, fr
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.picture_files import MOVING_SUFFIXES, STILL_SUFFIXES, write_moving, write_still
 from pipeline.progress import Progress, progress
-from pipeline.shard import Shard, open_shard
+from pipeline.shard import Shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX
 from pipeline.shard_sets import Target, choose_shard_set, targets_at, targets_in
@@ -139,6 +139,9 @@ def _of_dataset(options: ViewOptions) -> list[Target]:
     by_video = {target.video: target for target in found}
     wanted = [target.as_posix().removesuffix(SUFFIX) for target in options.targets]
     if missing := [video for video in wanted if video not in by_video]:
+        for target in found:
+            if target.error is not None:  # where they may be
+                raise target.error
         raise InputError(f"{folder}: expected a shard of {some(missing, 3)}, found {some(by_video, 3)}")
     return [by_video[video] for video in wanted]
 
@@ -221,7 +224,7 @@ def opened(choice: Choice, options: ViewOptions) -> Iterator[View]:
     """
     with contextlib.ExitStack() as stack:
         targets = [choice.target, choice.other] if choice.other else [choice.target]
-        shards = [stack.enter_context(open_shard(target.address)) for target in targets]
+        shards = [stack.enter_context(target.open()) for target in targets]
         directions = [_direction(shard, options) for shard in shards]
         sources = [
             Source(*each) for each in zip(shards, directions, _labels(shards, directions), strict=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import atomic
+from pipeline.errors import reading
 from pipeline.runs import RunPaths
 from train.recipe import MOST_ITERATIONS
 
@@ -66,7 +67,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    with reading(path):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reading
 from pipeline.options import option
 from pipeline.runs import STREAMS, RunRecord
 from train.models import MODELS
@@ -205,7 +205,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
             f"no recipe {name!r}{nearest(name, names())}; there are: {', '.join(names())}, or give a .toml file"
         )
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a TOML file: {error}") from error
     values = {key: value for key, value in values.items() if not isinstance(value, dict)}

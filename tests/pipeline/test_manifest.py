@@ -118,7 +118,7 @@ def test_a_known_pack_is_not_opened_and_a_changed_one_is(
     listed: list[Path] = []
     index_pack = manifest.index_pack_or_report
 
-    def listing(path: Path, unusable: list[ShardAddress] | None) -> dict[str, ShardAddress]:
+    def listing(path: Path, unusable: dict[ShardAddress, InputError] | None) -> dict[str, ShardAddress]:
         listed.append(path)
         return index_pack(path, unusable)
 
