@@ -55,7 +55,7 @@ def size_in_bytes(count: float) -> str:
 def printable(text: str) -> str:
     """The text with control characters and lone surrogates escaped, so that a name cannot move a terminal's cursor."""
     return "".join(
-        character.encode("unicode_escape").decode("ascii")
+        ascii(character)[1:-1]  # which needs no codec, that is, no other file
         if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
         else character
         for character in text

@@ -5,6 +5,8 @@ HMDB-51 comes as one RAR file that holds a RAR file for each class. Formats are 
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any
 import click
 
 from pipeline import atomic
-from pipeline.errors import InputError, command_errors
+from pipeline.errors import InputError, command_errors, unreadable
 from pipeline.options import CONTEXT, REQUIRED, argument, from_options, option, options_of
 from pipeline.progress import Progress
 from pipeline.shard_index import PACK_SUFFIX
@@ -24,6 +26,8 @@ SUFFIXES = (".rar", ".zip", ".7z", ".tar")
 """What an archive in an archive is known by."""
 DEEPEST = 2
 """Levels of archives: one in another."""
+UNREAD = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+"""Errors of the system, which libarchive reports beside those of the format."""
 
 
 def unpack(archive: Path, folder: Path) -> int:
@@ -63,6 +67,8 @@ def _unpacked(archive: Path, name: str, folder: Path, depth: int = 1) -> Iterato
                     count += 1
                     yield count, entries.bytes_read
     except libarchive.ArchiveError as error:
+        if error.errno in UNREAD:
+            raise unreadable(archive, OSError(error.errno, os.strerror(error.errno))) from error
         raise InputError(f"{name}: is not an archive, or a damaged one: {error}") from error
 
 

@@ -99,6 +99,14 @@ def test_damage_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose reading fails")
+def test_an_archive_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
+    done = run("/proc/self/mem", "--output", tmp_path / "new")
+    assert done.exit_code == 1
+    assert "/proc/self/mem: could not be read: Input/output error" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_library_the_message_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
