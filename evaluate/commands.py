@@ -263,8 +263,8 @@ def score_list(
         return
     with owning_name(measurement.file, f"{share.task} of {share.tasks}"):
         if overwrite:
-            scoring.discard(measurement)
-        _score_list(measurement, shards, allow_missing, computes, console, share)
+            scoring.discard(measurement, share.task, share.tasks)
+        _score_list(measurement, shards, allow_missing, computes, console, share, overwrite)
 
 
 def _score_list(
@@ -274,8 +274,9 @@ def _score_list(
     computes: Sequence[Compute],
     console: Console,
     share: ShareOptions,
+    anew: bool = False,
 ) -> None:
-    state = scoring.scoring_state(measurement, shards(measurement.shards))
+    state = scoring.scoring_state(measurement, shards(measurement.shards), anew)
     scoring.check_missing(measurement, state.missing, allow_missing)
     label = f"{measurement.run.name}, {measurement.part} list, {measurement.views} views"
     missing = f"; {len(state.missing)} videos have no shard and are left out" if state.missing else ""

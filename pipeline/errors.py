@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
-from pipeline.text import printable, printable_lines, shortened, system_reason
+from pipeline.text import printable, shortened, system_reason
 
 LONGEST_LINE = 2000
 """Characters of a line of a message: some file's text may be in it."""
@@ -20,7 +20,18 @@ Result = TypeVar("Result")
 
 
 class InputError(Exception):
-    """A mistake or fault outside the program: the message names the file, what was expected, found, and what to do."""
+    """A mistake or fault outside the program: the message names the file, what was expected, found, and what to do.
+
+    Further lines are further arguments: what would break a line or steer a terminal is part of a name, and escaped.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the message."""
+        return [printable(str(line)) for line in self.args]
 
 
 class Unreadable(InputError):
@@ -65,7 +76,7 @@ def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            lines = (shortened(line, LONGEST_LINE) for line in printable_lines(str(error)).split("\n"))
+            lines = (shortened(line, LONGEST_LINE) for line in error.lines)
             print("error: " + "\n".join(lines), file=sys.stderr)
             sys.exit(1)
         except BrokenPipeError:

@@ -284,9 +284,7 @@ def import_dataset(
     matching = Matching(lists.paths, (), loose, ()) if keep_suffix else match(lists, found)
     problems = problems_of(videos, lists, found, matching, allow_missing, limit)
     if problems:
-        raise InputError(
-            f"{name} cannot be imported from {videos}\n" + "\n".join(f"  {line}" for line in problems)
-        )
+        raise InputError(f"{name} cannot be imported from {videos}", *(f"  {line}" for line in problems))
     ids = sorted(matching.paths)
     paths = {video_id: videos.absolute() / matching.paths[video_id] for video_id in ids}
     read = dict(zip(ids, probe_all(list(paths.values()), jobs), strict=True)) if headers else {}

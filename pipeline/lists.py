@@ -233,9 +233,7 @@ class Builder:
         """
         if self.conflicts:
             more = len(self.conflicts) - SHOWN
-            raise InputError(
-                "\n".join([*self.conflicts[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])])
-            )
+            raise InputError(*self.conflicts[:SHOWN], *([f"and {more:,} more"] if more > 0 else []))
         if self.repeated:
             count = many(len(self.repeated), "row")
             self.notes.append(
@@ -568,7 +566,6 @@ def check_facts(lists: Lists, facts: Facts, source: Path) -> None:
     wrong = [f"{what}: expected {want:,}, found {found:,}" for what, want, found in pairs if want != found]
     if wrong:
         raise InputError(
-            f"{source}: these are not the official lists of {facts.title}; "
-            + "; ".join(wrong)
-            + "\nput the official lists there; for other lists: python -m pipeline import folder --lists DIR"
+            f"{source}: these are not the official lists of {facts.title}; {'; '.join(wrong)}",
+            "put the official lists there; for other lists: python -m pipeline import folder --lists DIR",
         )

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from pipeline.errors import InputError
+
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -30,6 +32,8 @@ def in_processes(
 ) -> Iterator[Result]:
     """The function's results in order, computed by several processes; by this one if `jobs` is 1.
 
+    InputError if the system ends one of them, as it does where memory runs out.
+
     The processes are born with SIGINT blocked: Ctrl-C, which a terminal sends to all of them, is this one's to handle.
     """
     from joblib import Parallel, delayed
@@ -47,4 +51,16 @@ def in_processes(
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return results
+    return _until_one_ends(results)
+
+
+def _until_one_ends(results: Iterator[Result]) -> Iterator[Result]:
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        yield from results
+    except BrokenProcessPool as error:
+        raise InputError(
+            "one of the processes that work for this command was ended from outside; if memory ran out, give fewer "
+            "with --jobs, where there is such an option, and run the same command again"
+        ) from error

@@ -289,9 +289,9 @@ def datasets_command(**values: Any) -> None:
                 "\n".join(describe_dataset(load_dataset(name, data), DatasetPaths(data_root(data), name)))
             )
         except InputError as error:
-            damaged.append(str(error))
+            damaged += error.lines
     if damaged:
-        raise InputError("\n".join(damaged))
+        raise InputError(*damaged)
 
 
 def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:

@@ -42,8 +42,10 @@ def submit_all(jobs: Sequence[Job], project: Path) -> list[Submitted]:
             left = _perhaps_submitted(job, answer, before, cluster)
             outcome = _withdraw([*(each.id for each in submitted), *left], job, before)
             if isinstance(error, InputError):
-                raise InputError(f"{error}\n{outcome}") from error
-            click.echo(f"the job '{job.stage}' was not submitted\n{outcome}", err=True)  # Ctrl-C, SIGTERM
+                raise InputError(*error.lines, *outcome) from error
+            click.echo(
+                "\n".join((f"the job '{job.stage}' was not submitted", *outcome)), err=True
+            )  # Ctrl-C, SIGTERM
             raise
         command = tuple(job.command(waits_for))
         submitted.append(Submitted(job.stage, found.number, job.tasks, command, found.cluster))
@@ -58,15 +60,15 @@ def _accepted(job: Job, answer: Answer) -> JobId:
     """
     found = answers.job_id(answer.lines)
     if answer.status != 0 or (found is None and answer.unreachable()):
-        raise InputError(scheduler.refused(job, answer))
+        raise InputError(*scheduler.refused(job, answer))
     if found is None:
         lines = answers.shown([*answer.lines, *answer.errors]) or ["(nothing)"]
         raise InputError(
-            f"sbatch answered without the id of the job '{job.stage}' (a line `number` or `number;cluster`):\n"
-            + "\n".join(f"  {line}" for line in lines)
+            f"sbatch answered without the id of the job '{job.stage}' (a line `number` or `number;cluster`):",
+            *(f"  {line}" for line in lines),
         )
     if fault := scheduler.never_starts(found):
-        raise InputError(scheduler.cannot_run(job, fault))
+        raise InputError(*scheduler.cannot_run(job, fault))
     return found
 
 
@@ -91,14 +93,14 @@ def _perhaps_submitted(
     return found
 
 
-def _withdraw(jobs: Sequence[JobId], last: Job, before: set[str] | None) -> str:
-    """Cancel jobs, look whether they are gone, and say what is left in the queue."""
+def _withdraw(jobs: Sequence[JobId], last: Job, before: set[str] | None) -> list[str]:
+    """Cancel jobs, look whether they are gone, and say in lines what is left in the queue."""
     if not jobs and before is not None:
-        return "nothing of this chain is in the queue"
+        return ["nothing of this chain is in the queue"]
     look = f"squeue -u {_user()} -n {last.name}"
     unsure = f"SLURM does not say whether the job '{last.stage}' is in the queue: look with `{look}`"
     if not jobs:
-        return unsure
+        return [unsure]
     faults = scheduler.cancel(jobs)
     left: dict[JobId, str] = {}
     for pause in PAUSES:
@@ -114,7 +116,7 @@ def _withdraw(jobs: Sequence[JobId], last: Job, before: set[str] | None) -> str:
         lines.append(f"could not be cancelled: job {job.number} ({state}{why})")
     if left:
         lines.append(f"take out of the queue what is still there: {command_line('scancel', left)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _state(job: JobId) -> str:

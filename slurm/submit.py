@@ -247,9 +247,9 @@ def check_begun_runs(train: click.Context, chain: ChainRequest, paths: DatasetPa
             lines.append(f"shard set: {made_of} there, {chain.shard_set} asked for")
         if lines:
             raise InputError(
-                f"{run.folder}: a run of that name was trained with another configuration:\n"
-                + "".join(f"  {line}\n" for line in lines)
-                + "repeat its options to resume, or name other runs with --run NAME; nothing was submitted"
+                f"{run.folder}: a run of that name was trained with another configuration:",
+                *(f"  {line}" for line in lines),
+                "repeat its options to resume, or name other runs with --run NAME; nothing was submitted",
             )
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import atomic
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, from_options, options_of
 from train.models import MODELS, build
@@ -42,8 +41,8 @@ def convert(source: Path, output: Path) -> list[str]:
     Raises:
         InputError: not weights, or those of no network here.
     """
-    import torch
 
+    from train.checkpoint import write_archive
     from train.weights import LAST, read_weights
 
     weights = read_weights(source)
@@ -56,8 +55,7 @@ def convert(source: Path, output: Path) -> list[str]:
         + ("no last layer" if last is None else f"{len(last)} outputs"),
         *weights.notes,
     ]
-    with atomic.writing(output) as temporary, atomic.disk_errors(output):
-        torch.save(tensors, temporary)
+    write_archive(output, tensors)
     return [*lines, f"saved {output}: python -m train --model {name} --init {output}"]
 
 

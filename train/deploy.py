@@ -7,6 +7,7 @@ Classes and what the input holds are in the file: ONNX's metadata and TorchScrip
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -81,7 +82,9 @@ def write_torchscript(checkpoint: Checkpoint, path: Path) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is frozen, not gone; constants in the trace are meant
             traced = torch.jit.trace(network, sample(checkpoint, 2))
-            torch.jit.save(traced, str(temporary), _extra_files={ABOUT: json.dumps(about(checkpoint))})
+            buffer = io.BytesIO()  # since torch loses the errors of the system
+            torch.jit.save(traced, buffer, _extra_files={ABOUT: json.dumps(about(checkpoint))})
+            temporary.write_bytes(buffer.getbuffer())
             loaded = torch.jit.load(str(temporary))
         return compare(checkpoint, network, loaded, path)
 

@@ -94,18 +94,15 @@ def lack(shard: Shard, spec: VolumeSpec) -> str:
     return f"{shard.address}: no flow, the video has {shard.frame_count} frame(s)"
 
 
-def explain(problems: Mapping[str, str], total: int, dataset: str, spec: VolumeSpec) -> str:
-    """One message for all videos of a list that cannot be used."""
+def explain(problems: Mapping[str, str], total: int, dataset: str, spec: VolumeSpec) -> list[str]:
+    """The lines of one message for all videos of a list that cannot be used."""
     lines = [f"{len(problems)} of {total} videos of {dataset} cannot be used:"]
     lines += [f"  {video}: {what}" for video, what in list(problems.items())[:MOST_LISTED]]
     if len(problems) > MOST_LISTED:
         lines.append(f"  and {len(problems) - MOST_LISTED} more")
     wanted = "--rgb" if spec.stream == "spatial" else f"--direction {spec.direction}"
-    lines.append(
-        f"make them with: python -m extract_flow --dataset {dataset} {wanted}\n"
-        "or train on the rest with --allow-missing"
-    )
-    return "\n".join(lines)
+    lines.append(f"make them with: python -m extract_flow --dataset {dataset} {wanted}")
+    return [*lines, "or train on the rest with --allow-missing"]
 
 
 def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
@@ -195,11 +192,13 @@ def common_request(made: Mapping[str, Request], spec: VolumeSpec, where: str) ->
                 for name in sorted({**facts, **found})
                 if facts.get(name) != found.get(name)
             )
-            lines.append(f"  {many(len(videos), 'video')} (for example {videos[0]}): {differing}\n")
+            lines.append(f"  {many(len(videos), 'video')} (for example {videos[0]}): {differing}")
         raise InputError(
             f"{where}: expected shards that were all made in the same way, found {many(len(usual[1]), 'video')} made "
-            f"in one way and\n{''.join(lines)}make those again with the options of the others: python -m extract_flow "
-            "--overwrite, or choose another set with --shards"
+            "in one way and",
+            *lines,
+            "make those again with the options of the others: python -m extract_flow --overwrite, or choose another "
+            "set with --shards",
         )
     return dataclasses.replace(
         made[usual[1][0]], source_bytes=0, directions=spec.directions, frames=spec.stream == "spatial"
@@ -249,7 +248,7 @@ class ShardFinder:
         usable, broken = usable_shards(shards, ids, self._spec)
         if broken:
             self.left_out += len(broken)
-            self.problems.append(explain(broken, len(ids), name, self._spec))
+            self.problems.extend(explain(broken, len(ids), name, self._spec))
         self._made[name] |= {video: shards.facts[video].request for video in usable}
         return [
             Item(shard, labels[dataset.videos[video].label], head, f"{name}:{dataset.videos[video].group}")
@@ -315,12 +314,9 @@ def gather(
             validation += held
         train += here
     if found.problems and not allow_missing:
-        raise InputError("\n".join(found.problems))
+        raise InputError(*found.problems)
     if not train:
-        raise InputError(
-            f"dataset {name}, split {split}: no video left to train on"
-            + "".join(f"\n{problem}" for problem in found.problems)
-        )
+        raise InputError(f"dataset {name}, split {split}: no video left to train on", *found.problems)
     return TrainingData(heads, train, validation, found.left_out, found.shard_sets, found.requests())
 
 
