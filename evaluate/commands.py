@@ -39,7 +39,7 @@ from pipeline.progress import Progress, rate
 from pipeline.runs import Fusion, SvmScores
 from pipeline.shard import ShardAddress
 from pipeline.shard_sets import choose_shard_set
-from pipeline.text import duration, many
+from pipeline.text import duration, many, printable
 from train.checkpoint import Checkpoint, load_checkpoint
 
 Chosen = Mapping[int, Sequence[TrainedRun]]
@@ -197,7 +197,7 @@ def open_dataset(options: DatasetOptions, console: Console) -> tuple[Dataset, Da
     root = data_root(options.data)
     name = choose_dataset(options.dataset, root)
     if options.dataset is None:
-        console.print(f"Dataset: {name} (in {root})", highlight=False, markup=False)
+        console.print(printable(f"Dataset: {name} (in {root})"), highlight=False, markup=False)
     return load_dataset(name, root), DatasetPaths(root, name)
 
 
@@ -387,7 +387,7 @@ def save(folder: Path, fused: Sequence[SplitResult], console: Console) -> None:
                 f"warning: split {result.split}: {line}", highlight=False, markup=False, soft_wrap=True
             )
     for path in results.write(folder, fused):
-        console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(f"saved {path}"), highlight=False, markup=False, soft_wrap=True)
 
 
 def report(
@@ -416,7 +416,7 @@ def report(
     sets = {stream.shards: shards(paths.shards(stream.shards)) for stream in streams}
     pictured = sets[streams[-1].shards]
     reporting.write_report(path, fused, stories, pictured, details, provenance(dataset, fused, sets))
-    console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(f"report: {path}"), highlight=False, markup=False, soft_wrap=True)
     return path
 
 

@@ -18,7 +18,7 @@ from evaluate.options import ExportScoresOptions, ScoreFormat
 from evaluate.score_file import Scores, read_scores
 from pipeline import atomic
 from pipeline.errors import InputError
-from pipeline.text import many, spreadsheet_cell
+from pipeline.text import many, printable, spreadsheet_cell
 
 
 def export_scores(options: ExportScoresOptions, console: Console) -> None:
@@ -44,7 +44,8 @@ def export_scores(options: ExportScoresOptions, console: Console) -> None:
         with atomic.writing(target) as temporary:
             temporary.write_bytes(content(scores))
         console.print(
-            f"{target}: {many(len(scores.videos), 'video')} of {len(scores.classes)} classes, run {scores.run}",
+            f"{printable(str(target))}: {many(len(scores.videos), 'video')} of {len(scores.classes)} classes, "
+            f"run {printable(scores.run)}",
             highlight=False,
             markup=False,
             soft_wrap=True,

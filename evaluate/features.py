@@ -40,6 +40,7 @@ from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from pipeline.progress import Progress
+from pipeline.text import printable
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 FORMAT = "two-stream features"
@@ -316,7 +317,7 @@ def finish(path: Path, folder: FeatureFolder, videos: Mapping[str, str], console
     """Make the HDF5 file of its parts, if one was asked for; prints what was written."""
     if is_hdf5(path):
         folder.write_hdf5(path, videos)
-    console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(f"saved {path}"), highlight=False, markup=False, soft_wrap=True)
     return path
 
 

@@ -29,7 +29,7 @@ from pipeline.catalog import choose_dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.runs import Fusion, RunPaths, chain_run_name
-from pipeline.text import many
+from pipeline.text import many, printable
 from train.training_data import ADDED
 
 
@@ -227,7 +227,7 @@ def reproduce_table(options: ReproduceOptions, console: Console) -> None:
     path = folder / "table.json"
     with atomic.writing(path) as temporary:
         temporary.write_text(json.dumps(_as_dict(table, reproduction, rows, measured), indent=1) + "\n")
-    console.print(f"saved {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(f"saved {path}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def run_steps(steps: Sequence[Step], dry_run: bool, console: Console) -> None:

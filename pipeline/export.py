@@ -27,7 +27,7 @@ from pipeline.progress import Progress
 from pipeline.shard import Shard
 from pipeline.shard_file import leads_elsewhere
 from pipeline.shard_sets import ShardArguments, Target, gather
-from pipeline.text import many, size_in_bytes
+from pipeline.text import many, printable, size_in_bytes
 
 FLO_TAG = np.float32(202021.25).tobytes()  # "PIEH", the Middlebury format's mark
 BATCH = 16
@@ -210,7 +210,7 @@ def announce_size(targets: Sequence[Target], options: ExportOptions) -> None:
     hint = ", half of it with --float16" if options.layout == "npy" and not options.float16 else ""
     numbers = "float16" if options.float16 else "float32"
     click.echo(
-        f"{options.output}: {size_in_bytes(total)} of {options.layout} to write, flow as {numbers}; "
+        f"{printable(str(options.output))}: {size_in_bytes(total)} of {options.layout} to write, flow as {numbers}; "
         f"{size_in_bytes(free)} free on the disk"
     )
     if total > free:
@@ -263,13 +263,14 @@ def command(**values: Any) -> None:
         click.echo(line, err=True)
     done = len(found) - there - len(failed)
     click.echo(
-        f"{options.output}: {done} exported, {there} there already (--overwrite replaces them), {len(failed)} failed"
+        f"{printable(str(options.output))}: {done} exported, {there} there already (--overwrite replaces "
+        f"them), {len(failed)} failed"
     )
     if dataset is not None and exported and options.layout in FIRST_NUMBER:
         lists = write_lists(dataset, exported, options.output, tsn=options.layout == "tsn")
         tools = "mmaction2 and TSN" if options.layout == "tsn" else "mmaction2"
         split_up = sum(map(unreadable, exported))
         left_out = f"; {many(split_up, 'name')} with white space left out" if split_up else ""
-        click.echo(f"{options.output}: {many(len(lists), 'list')} for {tools}{left_out}")
+        click.echo(printable(f"{options.output}: {many(len(lists), 'list')} for {tools}{left_out}"))
     if failed:
         sys.exit(1)

@@ -18,7 +18,7 @@ from pipeline.catalog import FACTS, Facts
 from pipeline.errors import InputError, command_errors
 from pipeline.lists import check_facts, read_lists
 from pipeline.options import CONTEXT, REQUIRED, argument, from_options, option, options_of
-from pipeline.text import first_line
+from pipeline.text import first_line, printable
 from pipeline.unpack import member_path, unpack
 
 PATIENCE = 60.0
@@ -131,6 +131,6 @@ def command(**values: Any) -> None:
     options = from_options(FetchOptions, values)
     facts = FACTS[options.kind]
     folder = fetch_lists(options.kind, options.output, options.url, options.archive)
-    click.echo(f"{folder}: the official lists of {facts.title}")
+    click.echo(printable(f"{folder}: the official lists of {facts.title}"))
     click.echo(f"the videos: {facts.archive}")
-    click.echo(f"then: python -m pipeline import {options.kind} --videos DIR --lists {folder}")
+    click.echo(printable(f"then: python -m pipeline import {options.kind} --videos DIR --lists {folder}"))

@@ -40,7 +40,7 @@ from pipeline.paths import DatasetPaths, check_name, data_root
 from pipeline.pictures import list_pictures
 from pipeline.progress import progress
 from pipeline.scan import Found, links_not_followed, scan
-from pipeline.text import many, quoted, some, system_reason
+from pipeline.text import many, printable, quoted, some, system_reason
 
 COMPARED = 2000
 """Names of found videos that are compared with one that is missing."""
@@ -577,5 +577,5 @@ def command(**values: Any) -> None:
     for line in describe(imported.dataset):
         click.echo(line)
     for note in imported.notes:
-        click.echo(f"note: {note}")
-    click.echo(f"recorded in {record}")
+        click.echo(printable(f"note: {note}"))
+    click.echo(printable(f"recorded in {record}"))

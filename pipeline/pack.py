@@ -35,7 +35,7 @@ from pipeline.shard_file import SUFFIX, VERSION
 from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.shard_writer import copy_shard, verify_written
-from pipeline.text import size_in_bytes
+from pipeline.text import printable, size_in_bytes
 
 
 def write_pack(
@@ -166,11 +166,14 @@ def command(**values: Any) -> None:
             )
         if options.unpack:
             done = unpack_all(shards, folder, options.keep)
-            click.echo(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")
+            click.echo(
+                printable(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")
+            )
         else:
             packed, packs = pack_all(shards, folder, options)
             click.echo(
-                f"{folder}: {packed} shards in {packs} packs; {len(shards) - packed} were packed already"
+                f"{printable(str(folder))}: {packed} shards in {packs} packs; {len(shards) - packed} were "
+                "packed already"
             )
         if options.dataset or has_manifest(folder):
             refresh(folder)
@@ -187,7 +190,7 @@ def pack_all(shards: dict[str, ShardAddress], folder: Path, options: PackOptions
         for path, members in packs.items():
             write_pack(path, members, shown.advance)
             with shown.aside():
-                click.echo(f"{path}: {len(members)} shards, {size_in_bytes(path.stat().st_size)}")
+                click.echo(printable(f"{path}: {len(members)} shards, {size_in_bytes(path.stat().st_size)}"))
             for member in members if not options.keep else []:
                 if member.group == "/":
                     member.file.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pipeline.errors import InputError, command_errors, unreadable
 from pipeline.options import CONTEXT, REQUIRED, argument, from_options, option, options_of
 from pipeline.progress import Progress
 from pipeline.shard_index import PACK_SUFFIX
-from pipeline.text import many, quoted
+from pipeline.text import many, printable, quoted
 
 SUFFIXES = (".rar", ".zip", ".7z", ".tar")
 """What an archive in an archive is known by."""
@@ -143,4 +143,4 @@ def command(**values: Any) -> None:
     if not options.archive.is_file():
         raise InputError(f"{options.archive}: no such file")
     count = unpack(options.archive, options.output)
-    click.echo(f"{options.output}: {many(count, 'file')}")
+    click.echo(printable(f"{options.output}: {many(count, 'file')}"))

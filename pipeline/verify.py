@@ -216,7 +216,7 @@ def _verify(options: VerifyOptions) -> None:
     if options.repair or options.delete:
         for folder in options.folders:
             for path in atomic.sweep(folder):
-                click.echo(f"{path}: left by a dead run, deleted")
+                click.echo(printable(f"{path}: left by a dead run, deleted"))
     found = gather(options)
     videos = load_dataset(options.dataset, options.data).videos if options.dataset else {}
     sources = {video.id: video.path for video in videos.values()} if options.deep else {}

@@ -308,7 +308,8 @@ def view_clip(choice: Choice, options: ViewOptions) -> None:
         shard, direction = view.sources[0].shard, view.sources[0].direction
         if len({source.shard.source.sha256 for source in view.sources}) > 1:
             other = view.sources[1].shard.address
-            print(f"note: {shard.address} and {other} were made of different videos", file=sys.stderr)
+            note = f"note: {shard.address} and {other} were made of different videos"
+            print(printable(note), file=sys.stderr)
         if options.moving:
             what = many(write_all(view, output), f"{direction} flow")
         else:

@@ -19,7 +19,7 @@ import click
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, from_options, options_of
-from pipeline.text import many
+from pipeline.text import many, printable
 from train.options import ExportOptions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def command(**values: Any) -> None:
             difference = write(checkpoint, path)
             spec = checkpoint.volume
             click.echo(
-                f"saved {path}: inputs float32[N,{spec.channels},{spec.crop},{spec.crop}], logits of "
+                f"saved {printable(str(path))}: inputs float32[N,{spec.channels},{spec.crop},{spec.crop}], logits of "
                 f"{many(sum(map(len, checkpoint.heads.values())), 'class')}; largest difference from the network "
                 f"{difference:.1e}"
             )

@@ -133,6 +133,8 @@ class Recipe:
         for name in ("colour_mean", "colour_std"):
             if len(getattr(self, name)) != 3:
                 raise InputError(f"{name}: expected three numbers, found {list(getattr(self, name))}")
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov: it needs a momentum above 0, found 0")
         if self.sync_bn and self.partial_bn:
             raise InputError("sync_bn and partial_bn exclude each other: frozen statistics need no exchange")
         self.held_out  # noqa: B018  # fails for a value that is neither a share nor `test`
