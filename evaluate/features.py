@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from pipeline.progress import Progress
+from pipeline.request import Request
 from pipeline.text import printable
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
@@ -131,9 +132,14 @@ def list_features(measurement: Measurement, options: FeaturesOptions, console: C
     """
     name = f"features-{measurement.part}-{measurement.views}-{options.per}"
     path = options.output or measurement.run.scores(name, measurement.other)
-    if options.output is None:
-        atomic.sweep(path.parent)
-    prepare(path, options.overwrite)
+    with owning_name(path):
+        if options.output is None:
+            atomic.sweep(path.parent)
+        prepare(path, options.overwrite)
+        return _list_features(path, measurement, options, console)
+
+
+def _list_features(path: Path, measurement: Measurement, options: FeaturesOptions, console: Console) -> Path:
     shards, missing = listed_shards(measurement)
     check_missing(measurement, missing, options.shard_set.allow_missing)
     folder = feature_folder(
@@ -182,7 +188,20 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
             "--like is for a run whose checkpoint does not record how its shards were made"
         )
     wanted = wanted_request(checkpoint, checkpoint.run.dataset, options.new, say)
-    prepare(options.output, options.overwrite)
+    with owning_name(options.output):
+        prepare(options.output, options.overwrite)
+        return _video_features(options, checkpoint, run, wanted, console, say)
+
+
+def _video_features(
+    options: FeaturesOptions,
+    checkpoint: Checkpoint,
+    run: str,
+    wanted: Request,
+    console: Console,
+    say: Callable[[str], None],
+) -> Path:
+    assert options.output is not None
     attributes = {"dataset": "", "split": 0, "part": "", "run": run, "shards": ""}
     folder = feature_folder(options.output, checkpoint, options, attributes)
     videos = videos_of(options)
@@ -193,7 +212,6 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
     forward = features_forward(load_network(checkpoint), compute)
     failures = Failures(say, options.output)
     with (
-        owning_name(options.output),
         Progress("features", len(todo)) as shown,
         shown.compiling(),
         contextlib.closing(
