@@ -44,7 +44,7 @@ def export_scores(options: ExportScoresOptions, console: Console) -> None:
         with atomic.writing(target) as temporary:
             temporary.write_bytes(content(scores))
         console.print(
-            f"{printable(str(target))}: {many(len(scores.videos), 'video')} of {len(scores.classes)} classes, "
+            f"{printable(str(target))}: {many(len(scores.videos), 'video')} of {many(len(scores.classes), 'class')}, "
             f"run {printable(scores.run)}",
             highlight=False,
             markup=False,

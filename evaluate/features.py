@@ -41,7 +41,7 @@ from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from pipeline.progress import Progress
 from pipeline.request import Request
-from pipeline.text import printable
+from pipeline.text import many, printable
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 FORMAT = "two-stream features"
@@ -207,7 +207,7 @@ def _video_features(
     videos = videos_of(options)
     todo = [video for video in videos if not folder.file(video.identity).exists()]
     if len(todo) < len(videos):
-        say(f"{options.output}: {len(videos) - len(todo)} of {len(videos)} videos are done already")
+        say(f"{options.output}: {len(videos) - len(todo)} of {many(len(videos), 'video')} done already")
     compute = dataclasses.replace(computing(options.compute, most=1)[0], workers=0)
     forward = features_forward(load_network(checkpoint), compute)
     failures = Failures(say, options.output)
@@ -235,7 +235,7 @@ def _video_features(
                 raise
             except InputError as error:
                 failures.add(made.video.name, str(error))
-            shown.advance(made.video.name in failures.reasons)
+            shown.finish(made.number, failed=made.video.name in failures.reasons)
     if done := {video.identity: video.name for video in videos if folder.file(video.identity).exists()}:
         finish(options.output, folder, done, console)
     failures.check(len(todo))
@@ -335,7 +335,8 @@ def finish(path: Path, folder: FeatureFolder, videos: Mapping[str, str], console
     """Make the HDF5 file of its parts, if one was asked for; prints what was written."""
     if is_hdf5(path):
         folder.write_hdf5(path, videos)
-    console.print(printable(f"saved {path}"), highlight=False, markup=False, soft_wrap=True)
+    saved = printable(f"saved {path}: features of {many(len(videos), 'video')}")
+    console.print(saved, highlight=False, markup=False, soft_wrap=True)
     return path
 
 

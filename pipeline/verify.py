@@ -252,7 +252,7 @@ def _verify(options: VerifyOptions) -> None:
         then = f"{'deleted' if options.delete else 'renamed to NAME.damaged'}; run the extraction again"
     unread = len(findings) - len(bad)
     click.echo(
-        f"{len(found)} shards: {len(found) - len(findings)} good, {len(bad)} bad ({then})"
+        f"{many(len(found), 'shard')}: {len(found) - len(findings)} good, {len(bad)} bad ({then})"
         + (f", {unread} could not be read or used (left as they are)" if unread else "")
         + (f", {len(missing)} missing" if options.complete else "")
     )

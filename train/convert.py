@@ -9,6 +9,7 @@ import click
 
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, from_options, options_of
+from pipeline.text import typed
 from train.models import MODELS, build
 from train.options import ConvertOptions
 
@@ -26,12 +27,16 @@ def command(**values: Any) -> None:
     Prints what was taken. --init reads all of these as they are too; a converted file loads faster and is smaller.
     """
     options = from_options(ConvertOptions, values)
-    output = options.output or options.file.with_suffix(".pth")
+    source = options.file
+    ending = "-converted.pth" if source.suffix == ".pth" else ".pth"
+    output = options.output or source.with_name(source.stem + ending)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise InputError(f"{output}: would replace what is converted; name another file with --output")
     if output.exists() and not options.overwrite:
         raise InputError(
             f"{output}: is there already: replace it with --overwrite, or name another with --output"
         )
-    for line in convert(options.file, output):
+    for line in convert(source, output):
         click.echo(line)
 
 
@@ -56,7 +61,7 @@ def convert(source: Path, output: Path) -> list[str]:
         *weights.notes,
     ]
     write_archive(output, tensors)
-    return [*lines, f"saved {output}: python -m train --model {name} --init {output}"]
+    return [*lines, f"saved {output}: {typed('train')} --model {name} --init {output}"]
 
 
 def recognise(source: Path, weights: Weights) -> tuple[Network, str]:

@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.progress import Progress
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
-from pipeline.text import duration, first_line, many
+from pipeline.text import duration, first_line, many, typed
 from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input
 from train.checkpoint import (
     Checkpoint,
@@ -103,7 +103,7 @@ def train(
                 published = "imagenet" if recipe.model in FILES else "MatConvNet's imagenet-vgg-m-2048.mat"
                 raise InputError(
                     "this recipe starts from pre-trained weights: give --init FILE (a torchvision-style state dict for "
-                    f"{recipe.model}, a checkpoint or run folder of `python -m train`, or {published})"
+                    f"{recipe.model}, a checkpoint or run folder of `{typed('train')}`, or {published})"
                 )
         resumed = load_checkpoint(path, optimiser=True) if (path := world.share(path)) else None
         with world.agreeing():
@@ -203,7 +203,7 @@ class Trainer:
         recipe, options = self.recipe, self.options
         if self.iteration >= recipe.iterations and not self.validation_is_due():
             self.link_best()
-            self.say(f"{self.run.folder}: complete, {self.iteration} iterations")
+            self.say(f"{self.run.folder}: complete, {many(self.iteration, 'iteration')}")
             return 0
         stopped_by = 0
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
@@ -361,7 +361,7 @@ class Trainer:
             if not largest <= LARGEST_INPUT:
                 source = self.reader.item(key)[0].source
                 where = source.address if isinstance(source, Shard) else source
-                return f"values of up to {largest:g} come from {where}: check it (python -m pipeline verify), or "
+                return f"values of up to {largest:g} come from {where}: check it ({typed('pipeline')} verify), or "
         return ""
 
     def flush(self, meter: Meter) -> None:
@@ -378,7 +378,7 @@ class Trainer:
         """Report how the loop ended; the exit status."""
         iterations = self.recipe.iterations
         if self.iteration == iterations and not self.validation_is_due():
-            self.say(f"done: {iterations} iterations, {self.run.folder}")
+            self.say(f"done: {many(iterations, 'iteration')}, {self.run.folder}")
             return 0
         status = exit_status(stopped_by)
         self.say(
