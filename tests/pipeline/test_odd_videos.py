@@ -199,6 +199,21 @@ def test_damage_is_found_and_the_frames_before_it_are_sound(
     assert np.array_equal(kept, sound[: len(kept)])
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.flv", "flv"), ("a.asf", "wmv2")])
+def test_a_file_cut_behind_its_first_key_frame_fails_instead_of_giving_frames_on_nothing(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    whole, rest = clip(tmp_path / name, frames=8, codec=codec, g="20"), tmp_path / f"cut-{name}"
+    with av.open(str(whole)) as reader, av.open(str(rest), "w") as writer:
+        stream = reader.streams.video[0]
+        copied = writer.add_stream_from_template(stream)
+        for packet in [packet for packet in reader.demux(stream) if packet.size][2:]:
+            packet.stream = copied
+            writer.mux(packet)
+    with pytest.raises(VideoError, match="first frame is no keyframe"), VideoReader(rest):
+        pass
+
+
 @pytest.mark.parametrize(
     ("codec", "suffix"),
     [("libx264", "avi"), ("libx264", "mp4"), ("libx264", "ts"), ("libx265", "mkv"), ("libx265", "ts")],
