@@ -35,7 +35,9 @@ TELLING = {
     "hevc": re.compile(
         r"ref with POC|RPS|undecodable NALU|slice|CABAC|cu_qp|ref_idx|entry_point", re.IGNORECASE
     ),
-    "mjpeg": re.compile(r"overread|error (?:y=|count|dc)|bad vlc"),
+    "mjpeg": re.compile(
+        r"overread|error (?:y=|count|dc)|bad vlc|^sos: |decode_sos|dqt: |huffman table|process SOS"
+    ),
     "gif": re.compile(r"LZW decode failed"),
     **dict.fromkeys(("mpeg4", "h263", "flv", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), NO_START),
 }

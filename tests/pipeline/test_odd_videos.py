@@ -325,6 +325,15 @@ def test_a_cut_or_shifted_jpeg_has_a_fault() -> None:
     assert jpeg_scan.fault(data[:middle] + data[middle - 60 :])
 
 
+@pytest.mark.parametrize(
+    ("behind", "change"), [(2, b"\x85"), (4, b"\x07"), (4, b"\x00"), (5, b"\x09"), (9, b"\x77")]
+)
+def test_a_damaged_header_of_a_scan_is_a_fault(behind: int, change: bytes) -> None:
+    data = cv2.imencode(".jpg", moving_texture(1, 64, 48)[0])[1].tobytes()
+    place = data.index(b"\xff\xda") + behind
+    assert jpeg_scan.fault(data[:place] + change + data[place + 1 :]) == "a header is damaged"
+
+
 def test_a_sector_of_zeros_in_a_jpeg_is_a_fault_though_its_codes_are_valid() -> None:
     data = cv2.imencode(".jpg", moving_texture(1, 320, 240)[0], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     faults = set()
