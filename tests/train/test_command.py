@@ -58,7 +58,7 @@ def test_without_a_dataset_the_only_one_is_taken_and_named_and_a_run_folder_resu
     assert "shard set tvl1" in done.stderr
     done = train("--data", str(tmp_path), "--run", str(paths.run("first")))
     assert done.returncode == 0, done.stderr
-    assert "complete, 1 iterations" in done.stderr
+    assert "complete, 1 iteration" in done.stderr
 
 
 def test_recipe_keys_given_both_ways_must_agree() -> None:
@@ -131,7 +131,7 @@ def test_a_run_that_has_begun_keeps_its_recipe_whatever_would_be_the_default(tmp
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert "spatial stream, recipe of the run so far" in again.stderr
-    assert "complete, 1 iterations" in again.stderr
+    assert "complete, 1 iteration" in again.stderr
     assert paths.run("mine").is_dir()
 
 
