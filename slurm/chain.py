@@ -25,7 +25,7 @@ SCRIPTS = {
     "fuse": "slurm/evaluate.sbatch",
 }
 
-VARIABLES = ("TASKS", "SPLITS", "STREAMS", "RUN", "PARTS", "DATASET")
+VARIABLES = ("TASKS", "SPLITS", "STREAMS", "RUN", "FOLD", "FOLDS", "PARTS", "DATASET")
 """What the scripts read from their environment to know their work; a chain sets those it needs, no others."""
 
 # How a stage waits for the one before it. `verify` runs even if flow tasks failed, since it lists everything that is

@@ -27,6 +27,7 @@ from pipeline.options import (
 from pipeline.ownership import owning_folder
 from pipeline.paths import NAME, DatasetPaths, check_name, data_root
 from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name, fold_run_name, read_run
+from pipeline.text import many
 from train import recipe as recipes
 from train.default_recipe import SMALL_PRETRAINED, default_recipe, foreseen, network_of
 from train.options import TrainOptions
@@ -181,7 +182,7 @@ def chosen_recipe(
         images=options.images is not None,
     )
     if (
-        chosen.name == SMALL_PRETRAINED
+        chosen.name in SMALL_PRETRAINED.values()
         and options.init not in (None, "imagenet")
         and "model" not in overriding
     ):
@@ -273,10 +274,10 @@ def summary(dataset: str, stream: Stream, recipe: str, data: TrainingData, world
     return (
         f"{dataset}: {stream} stream, recipe {recipe}, "
         + (f"shard set {sets}, " if sets else "")
-        + f"{len(data.train)} {'videos' if sets else 'images'} to train on"
+        + f"{many(len(data.train), 'video' if sets else 'image')} to train on"
         + (f", {len(data.validation)} to validate on" if data.validation else "")
         + (f", {data.left_out} left out (missing or broken)" if data.left_out else "")
-        + f", {world.size} process(es) on {world.device}; run folder {folder}"
+        + f", {many(world.size, 'process')} on {world.device}; run folder {folder}"
     )
 
 

@@ -119,7 +119,10 @@ class ConvertOptions:
 
     file: Path = argument(REQUIRED, metavar="FILE")
     output: Path | None = option(
-        None, "State dict to write.", metavar="FILE", shown_default="FILE with the ending .pth"
+        None,
+        "State dict to write.",
+        metavar="FILE",
+        shown_default="FILE with the ending .pth, or -converted.pth",
     )
     overwrite: bool = option(False, "Replace the file if it is there.")
 

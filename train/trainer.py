@@ -203,7 +203,7 @@ class Trainer:
         recipe, options = self.recipe, self.options
         if self.iteration >= recipe.iterations and not self.validation_is_due():
             self.link_best()
-            self.say(f"{self.run.folder}: complete, {self.iteration} iterations")
+            self.say(f"{self.run.folder}: complete, {many(self.iteration, 'iteration')}")
             return 0
         stopped_by = 0
         schedule = Schedule(self.indices, self.micro_batch, self.iteration, recipe.iterations)
@@ -378,7 +378,7 @@ class Trainer:
         """Report how the loop ended; the exit status."""
         iterations = self.recipe.iterations
         if self.iteration == iterations and not self.validation_is_due():
-            self.say(f"done: {iterations} iterations, {self.run.folder}")
+            self.say(f"done: {many(iterations, 'iteration')}, {self.run.folder}")
             return 0
         status = exit_status(stopped_by)
         self.say(

@@ -58,7 +58,7 @@ def test_without_a_dataset_the_only_one_is_taken_and_named_and_a_run_folder_resu
     assert "shard set tvl1" in done.stderr
     done = train("--data", str(tmp_path), "--run", str(paths.run("first")))
     assert done.returncode == 0, done.stderr
-    assert "complete, 1 iterations" in done.stderr
+    assert "complete, 1 iteration" in done.stderr
 
 
 def test_recipe_keys_given_both_ways_must_agree() -> None:
@@ -98,6 +98,7 @@ def test_few_clips_or_a_cpu_take_the_small_recipes_and_the_reason_is_given() -> 
     assert default_recipe("x", "temporal", None, clips=2000, gpu=True) == ("temporal-stack10", "")
     for init in ("imagenet", "weights.pth"):
         assert default_recipe("x", "spatial", init, clips=72, gpu=True).name == "small-pretrained"
+        assert default_recipe("x", "temporal", init, clips=72, gpu=True).name == "small-pretrained-temporal"
     assert default_recipe("x", "spatial", "imagenet", clips=9537, gpu=True).name == "modern"
 
 
@@ -110,6 +111,10 @@ def test_the_network_that_small_data_starts_from_is_that_of_its_weights(tmp_path
     options = TrainOptions(data=tmp_path, stream="spatial", init=str(file), device="cpu")
     assert chosen_recipe(options, paths.dataset, {})[0].model == "vgg16_gap"
     assert chosen_recipe(options, paths.dataset, {"model": "vgg16"})[0].model == "vgg16"
+    flow = tmp_path / "flow.pth"
+    torch.save(build("resnet18", 10, 3, width=1.0).state_dict(), flow)
+    temporal = dataclasses.replace(options, stream="temporal", init=str(flow))
+    assert chosen_recipe(temporal, paths.dataset, {})[0].length == 5
     published = dataclasses.replace(options, init="imagenet")
     recipe, name, _ = chosen_recipe(published, paths.dataset, {})
     assert name.startswith("small-pretrained (24 clips")
@@ -126,7 +131,7 @@ def test_a_run_that_has_begun_keeps_its_recipe_whatever_would_be_the_default(tmp
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert "spatial stream, recipe of the run so far" in again.stderr
-    assert "complete, 1 iterations" in again.stderr
+    assert "complete, 1 iteration" in again.stderr
     assert paths.run("mine").is_dir()
 
 
