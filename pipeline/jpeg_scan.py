@@ -58,7 +58,7 @@ PROBLEMS = (
 
 
 CODE_BYTES = 16 + 256
-"""Of a table of codes: numbers of codes of length 1..16, then symbols."""
+"""Bytes of a table of codes: numbers of codes of length 1..16, then symbols."""
 
 
 class Component(NamedTuple):

@@ -24,7 +24,7 @@ def run_options(environment: Mapping[str, str]) -> list[str]:
             streams); RUN, what the runs' names begin with (default: the trainer's own names).
 
     Raises:
-        InputError: the array is larger than the pairs are many, or RUN cannot be part of a run's name.
+        InputError: the array has more tasks than there are pairs, or RUN cannot be part of a run's name.
     """
     streams = environment.get("STREAMS", "").split() or list(STREAMS)
     splits = environment.get("SPLITS", "").split() or ["1"]

@@ -1,4 +1,4 @@
-"""python -m slurm submit: what may be wrong is found before anything is queued; then the chain is submitted whole."""
+"""python -m slurm submit: mistakes are found before anything is queued; then the chain is submitted whole."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def method_and_shard_set(
     """The flow method and the shard set of a chain: the named ones, else those of the shards that are there.
 
     Raises:
-        InputError: the chain makes no shards, and there are none to read or no telling which.
+        InputError: the chain makes no shards, and there are none to read or several to choose from.
     """
     named = options.shards or options.method
     if "flow" in stages and (named or not shard_sets(paths)):

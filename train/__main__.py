@@ -27,6 +27,7 @@ from pipeline.options import (
 from pipeline.ownership import owning_folder
 from pipeline.paths import NAME, DatasetPaths, check_name, data_root
 from pipeline.runs import RunPaths, RunRecord, Stream, default_run_name, fold_run_name, read_run
+from pipeline.text import many
 from train import recipe as recipes
 from train.default_recipe import SMALL_PRETRAINED, default_recipe, foreseen, network_of
 from train.options import TrainOptions
@@ -200,7 +201,7 @@ def trains_on_gpu(device: str) -> bool:
 
 
 def suggestion(options: TrainOptions, dataset: str, stream: Stream) -> str | None:
-    """A line for a spatial network that starts from random weights though nobody chose its recipe."""
+    """A hint for a spatial network that would start from random weights by a recipe nobody chose."""
     if stream != "spatial" or options.init or options.recipe or options.images or dataset == "demo":
         return None
     return (
@@ -276,7 +277,7 @@ def summary(dataset: str, stream: Stream, recipe: str, data: TrainingData, world
         + f"{len(data.train)} {'videos' if sets else 'images'} to train on"
         + (f", {len(data.validation)} to validate on" if data.validation else "")
         + (f", {data.left_out} left out (missing or broken)" if data.left_out else "")
-        + f", {world.size} process(es) on {world.device}; run folder {folder}"
+        + f", {many(world.size, 'process', 'processes')} on {world.device}; run folder {folder}"
     )
 
 

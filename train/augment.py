@@ -29,7 +29,7 @@ def random_box(
     """Region of a stored frame to train on: (top, left, height, width) in stored pixels.
 
     Args:
-        random: source of the draws, whose number does not depend on the frame's size.
+        random: source of random numbers; how many are drawn does not depend on the frame's size.
         height, width: of the stored frame.
         spec: its crop and short_side give the region's side if there is no scale jitter.
         cut: "random" for anywhere in the frame, "corner" for one of the four corners or the centre.
@@ -70,6 +70,6 @@ def lighting_noise(random: np.random.Generator, deviation: float) -> npt.NDArray
 
 
 def lighting_shift(normal: npt.NDArray[np.float64], deviation: float) -> npt.NDArray[np.float32]:
-    """The colour noise that three normal numbers mean: RGB float32[3]."""
+    """The colour noise for three normal random numbers: RGB float32[3]."""
     amount = normal * deviation * _SPREAD
     return (255 * _DIRECTION @ amount).astype(np.float32)

@@ -30,7 +30,7 @@ def command(**values: Any) -> None:
     output = options.output or options.file.with_suffix(".pth")
     if output.exists() and not options.overwrite:
         raise InputError(
-            f"{output}: is there already: replace it with --overwrite, or name another with --output"
+            f"{output}: already exists: replace it with --overwrite, or name another with --output"
         )
     for line in convert(options.file, output):
         click.echo(line)

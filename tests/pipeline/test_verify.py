@@ -76,10 +76,10 @@ def test_repair_removes_a_pack_that_cannot_be_opened(folder):
 
 
 def test_single_shards_packs_and_their_members_can_be_named(folder):
-    assert "1 shards" in run(folder / "A" / "one.h5")
+    assert "1 shard: " in run(folder / "A" / "one.h5")
     CliRunner().invoke(pack.command, [str(folder)])
     assert "2 shards" in run(folder / "A.h5pack")
-    assert "1 shards" in run(folder / "A.h5pack" / "A" / "one")
+    assert "1 shard: " in run(folder / "A.h5pack" / "A" / "one")
     assert "'A/none'" in run(folder / "A.h5pack" / "A" / "none", status=1)
 
 

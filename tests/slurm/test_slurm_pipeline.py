@@ -427,7 +427,7 @@ def test_two_nodes_of_two_processes_train_as_one(
     extracted(*alone)
     assert cluster.wait(job, seconds=PATIENCE) == {f"{job}_0": "COMPLETED"}, (tmp_path / "log").read_text()
     assert cluster.tasks(job)[f"{job}_0"].node == "n[1-2]"
-    assert "4 process(es)" in (tmp_path / "log").read_text()
+    assert "4 processes" in (tmp_path / "log").read_text()
     together, single = (
         losses(extracted.paths.run("four-temporal-split1")),
         losses(extracted.paths.run("alone")),

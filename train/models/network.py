@@ -13,8 +13,8 @@ class Network(nn.Module):
     Attributes:
         first: state-dict name (without .weight) of the convolution that sees the input.
         last: the same of the layer whose outputs are the classes.
-        without: beginnings of the names of layers that published weights have and this network goes without.
-        added: beginnings of the names of layers that it has and published weights go without; they are always trained.
+        without: beginnings of the names of layers that published weights have and this network lacks.
+        added: beginnings of the names of layers that it has and published weights lack; they are always trained.
     """
 
     first: str
