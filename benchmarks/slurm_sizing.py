@@ -6,7 +6,7 @@
 The rates are those of docs/performance for 340x256, in pairs of frames a second: of one CPU core, of one GPU. Work
 grows with pairs x pixels. Prints the table of docs/how-to/slurm.md.
 
-Training is counted, not measured: the operations of a forward and backward pass as torch counts them, and the bytes
+Training is calculated, not measured: the operations of a forward and backward pass as torch counts them, and the bytes
 that it keeps for the backward pass; a GPU's speed is an assumption that --tflops replaces.
 """
 
@@ -66,7 +66,14 @@ def rows(core: float, gpu: float | None, pair_bytes: float, tasks: int, cores: i
 
 def readable(hours: float) -> str:
     """Hours, or minutes below two hours."""
-    return f"{hours:,.1f} h" if hours >= 2 else f"{hours * 60:.0f} min"
+    if hours >= 2:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.0f} min" if hours * 60 >= 0.5 else "under 1 min"
+
+
+def two_digits(value: float) -> str:
+    """One decimal, and below 1 two significant digits, so that little does not read as nothing."""
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 RECIPES = (
@@ -114,9 +121,9 @@ def _training_row(name: str, stream: str, tflops: float) -> list[str]:
     return [
         name,
         f"{recipe.iterations:,} x {recipe.batch}",
-        f"{operations / 1e9:.1f}",
+        two_digits(operations / 1e9),
         readable(hours),
-        f"{(3 * weights + activations * recipe.batch) / 1e9:.1f}",
+        two_digits((3 * weights + activations * recipe.batch) / 1e9),
     ]
 
 
@@ -152,10 +159,15 @@ def main(
     """Print a sizing table."""
     if training:
         print(
-            "| recipe | iterations x batch | GFLOP a sample | one GPU | GB of GPU memory |\n|---|---|---|---|---|"
+            "| recipe | iterations x batch | GFLOP a sample | one GPU, calculated | GB of GPU memory, calculated |\n"
+            "|---|---|---|---|---|"
         )
         for row in training_rows(tflops):
             print("| " + " | ".join(row) + " |")
+        print(
+            f"\nCalculated, not measured: at {tflops:g} TFLOP/s sustained (--tflops), and if samples are read fast "
+            "enough."
+        )
         return
     if core_pairs is None:
         raise click.UsageError("give --core-pairs, or --training")

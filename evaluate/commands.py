@@ -36,11 +36,11 @@ from pipeline.manifest import read_shard_set
 from pipeline.options import DatasetOptions, ShareOptions
 from pipeline.ownership import owning_name
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.progress import Progress, rate
+from pipeline.progress import Progress, rate, reporting_compilation
 from pipeline.runs import Fusion, SvmScores
 from pipeline.shard import ShardAddress
 from pipeline.shard_sets import choose_shard_set
-from pipeline.text import duration, many
+from pipeline.text import duration, many, typed
 from train.checkpoint import Checkpoint, load_checkpoint
 
 Chosen = Mapping[int, Sequence[TrainedRun]]
@@ -362,7 +362,7 @@ def svm_scores(
             lacking = ", ".join(run.name for run, scores in zip(runs, found, strict=True) if scores is None)
             raise InputError(
                 f"no held-out scores of {lacking} with {views} views: make them with "
-                f"python -m evaluate --dataset {dataset.name} --split {split} --fusion svm --svm-scores held-out"
+                f"{typed('evaluate')} --dataset {dataset.name} --split {split} --fusion svm --svm-scores held-out"
             )
     return [read_list(run, dataset, f"train-{views}") for run in runs]
 
@@ -415,7 +415,8 @@ def report(
     streams = sorted((stream for result in fused for stream in result.streams), key=lambda one: one.stream)
     sets = {stream.shards: shards(paths.shards(stream.shards)) for stream in streams}
     pictured = sets[streams[-1].shards]
-    reporting.write_report(path, fused, stories, pictured, details, provenance(dataset, fused, sets))
+    with reporting_compilation():
+        reporting.write_report(path, fused, stories, pictured, details, provenance(dataset, fused, sets))
     console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
     return path
 

@@ -40,6 +40,7 @@ from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from pipeline.progress import Progress
+from pipeline.text import many
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 FORMAT = "two-stream features"
@@ -216,7 +217,7 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
                 raise
             except InputError as error:
                 failures.add(made.video.name, str(error))
-            shown.advance(made.video.name in failures.reasons)
+            shown.finish(made.number, failed=made.video.name in failures.reasons)
     if done := {video.identity: video.name for video in videos if folder.file(video.identity).exists()}:
         finish(options.output, folder, done, console)
     failures.check(len(todo))
@@ -317,7 +318,12 @@ def finish(path: Path, folder: FeatureFolder, videos: Mapping[str, str], console
     """Make the HDF5 file of its parts, if one was asked for; prints what was written."""
     if is_hdf5(path):
         folder.write_hdf5(path, videos)
-    console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"saved {path}: features of {many(len(videos), 'video')}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     return path
 
 

@@ -26,7 +26,7 @@ from pipeline.errors import InputError
 from pipeline.groups import training_folds
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, SvmScores, fold_run_name, read_recipe, read_run
-from pipeline.text import duration, many
+from pipeline.text import duration, many, typed
 from train.log import training_seconds
 
 FOLDS = 3
@@ -122,8 +122,8 @@ def train_folds(
         )
     for fold in todo:
         words = training_command(run, fold, len(folders), paths, device, allow_missing)
-        _say(console, f"python -m {shlex.join(words)}")
-        status = subprocess.run([sys.executable, "-m", *words], check=False).returncode
+        _say(console, f"{typed(words[0])} {shlex.join(words[1:])}")
+        status = subprocess.run([sys.executable, "-P", "-m", *words], check=False).returncode
         if status:
             raise InputError(
                 f"{folders[fold - 1].folder}: training ended with exit status {status} (see above); "

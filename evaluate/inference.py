@@ -21,6 +21,7 @@ from torch import Tensor
 from evaluate.views import Views, crop_corners, positions
 from pipeline.errors import InputError
 from pipeline.shard import Shard, ShardAddress, open_shard
+from pipeline.text import typed
 from train.batches import DistinctFields, read_distinct, shard_positions
 from train.checkpoint import Checkpoint
 from train.loader import ahead
@@ -237,7 +238,7 @@ def available_positions(shard: Shard, spec: VolumeSpec) -> int:
             option = f"--direction {'both' if both else spec.directions[0]}"
         raise InputError(
             f"{shard!r} has no {needed}, which the {spec.stream} stream needs; extract it with "
-            f"python -m extract_flow {option}"
+            f"{typed('extract_flow')} {option}"
         )
     return count
 

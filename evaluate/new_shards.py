@@ -19,7 +19,8 @@ from extract_flow.clip import VideoTask
 from extract_flow.flow_method import FlowMethod
 from extract_flow.options import Execution
 from extract_flow.settings import ExtractionSettings
-from extract_flow.supervisor import Event, Finished, Link, Lost, Preparing, Ready, Started, supervise
+from extract_flow.supervisor import Event, Finished, Link, Lost, Message, Preparing, Ready, Started, supervise
+from extract_flow.supervisor import Progress as Report
 from extract_flow.worker import Result
 from pipeline import atomic
 from pipeline.errors import InputError
@@ -29,6 +30,9 @@ from pipeline.progress import Progress
 from pipeline.request import Request
 from pipeline.shard import ShardAddress
 from pipeline.shard_file import DIRECTIONS
+
+SHARE_OF_WORK = 0.8
+"""What making its shards is of the work on a video, about; the networks do the rest."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class Made(NamedTuple):
 
     Attributes:
         video: which.
+        number: its place among the videos.
         shards: one for each wanted request; there only until the next video is asked for, unless they are kept.
         fault: why there are none.
     """
 
     video: NewVideo
+    number: int
     shards: tuple[ShardAddress, ...] = ()
     fault: str = ""
 
@@ -77,7 +83,8 @@ def make_shards(
         workers: processes that decode and compute flow; 0 does it in this one; None: one per core, none for a single
             video.
         keep: folder that keeps the shards; those that are there and as wanted are taken as they are.
-        shown: shows what is compiled first, and when the work begins.
+        shown: shows what is compiled first, when the work begins, and how far each video is; the caller shows when
+            one has ended.
 
     Raises:
         InputError: a flow method that this version or machine does not have, a full disk, or kept shards of several
@@ -108,9 +115,9 @@ def make_shards(
         for number, reason in _results(tasks, settings, device, workers, cores, shown):
             files = [_shard_of(tasks[number].shard, kind) for kind in range(len(merged))]
             if reason:
-                yield Made(videos[number], fault=reason)
+                yield Made(videos[number], number, fault=reason)
             else:
-                yield Made(videos[number], tuple(ShardAddress(files[kind]) for kind in kinds))
+                yield Made(videos[number], number, tuple(ShardAddress(files[kind]) for kind in kinds))
             if keep is None:
                 for file in files:
                     file.unlink(missing_ok=True)
@@ -130,8 +137,9 @@ def _results(
         _warm_up(loaded, settings, shown.line if shown else _quiet)
         if shown:
             shown.start()
+        here = _Here(shown) if shown else None
         for number, task in enumerate(tasks):
-            yield number, _reason(_make(number, task, settings, loaded))
+            yield number, _reason(_make(number, task, settings, loaded, here))
         return
     threads = max(1, cores // workers)
     events: Generator[Event, None, None]
@@ -153,6 +161,24 @@ def _results(
                 shown.start()
             elif shown and isinstance(event, Preparing):
                 shown.line(event.what)
+            elif shown and isinstance(event, Report):
+                _show(shown, event)
+
+
+class _Here(Link):
+    """In the place of a worker's end of its pipe, where this process does the work itself."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+
+    def _send(self, message: Message) -> None:
+        if isinstance(message, Report):
+            _show(self._shown, message)
+
+
+def _show(shown: Progress, event: Report) -> None:
+    amount, part = event.report
+    shown.report(event.task, amount, SHARE_OF_WORK * part)
 
 
 def _quiet(line: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.request import Request, request_of
 from pipeline.runs import RunRecord
 from pipeline.shard import open_shard
 from pipeline.shard_sets import targets_at
-from pipeline.text import many, printable, some
+from pipeline.text import many
 from train.checkpoint import Checkpoint, weights_digest
 from train.convert import recognise
 from train.initialise import initialise
@@ -51,12 +51,11 @@ class Failures:
         self.reasons[video] = reason
 
     def check(self, videos: int) -> None:
-        """Report what failed, and raise InputError if anything did of so many videos, naming some."""
+        """Report what failed, and raise InputError if anything did of so many videos."""
         if self.reasons:
             for line in report_failures(list(self.reasons.items()), self._file):
                 self._say(line)
-            named = some(map(printable, self.reasons), quoted=False)
-            raise InputError(f"{len(self.reasons):,} of {many(videos, 'video')} failed: {named}")
+            raise InputError(f"{len(self.reasons):,} of {many(videos, 'video')} failed")
 
 
 def wanted_request(

@@ -40,6 +40,7 @@ from pipeline.ownership import owning_name
 from pipeline.progress import Progress
 from pipeline.request import Request
 from pipeline.shard import ShardAddress
+from pipeline.text import many
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 Scores = npt.NDArray[np.floating]
@@ -126,7 +127,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
     wanted = [wanted_request(checkpoint, head, options.new, say) for checkpoint in classifier.checkpoints]
     videos = chosen_videos(options)
     if options.window is not None:
-        time_lines(classifier, wanted, videos, options, notes)
+        time_lines(classifier, wanted, videos, options, console, notes)
         return
     with contextlib.ExitStack() as stack:
         lines = None
@@ -159,7 +160,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
             elif best is not None:
                 with shown.aside():
                     show(made.video.name, best, options.json, console)
-            shown.advance(made.video.name in failures.reasons)
+            shown.finish(made.number, failed=made.video.name in failures.reasons)
     failures.check(len(videos))
 
 
@@ -168,9 +169,10 @@ def time_lines(
     wanted: Sequence[Request],
     videos: Sequence[NewVideo],
     options: PredictOptions,
+    console: Console,
     notes: Console,
 ) -> None:
-    """Write the time line of each video, <identity>.csv and .png below --output, and --overlay.
+    """Write the time line of each video, <identity>.csv and .png below --output, and --overlay; prints their paths.
 
     Raises:
         InputError: a folder of other results, several videos for one overlay, or videos that failed.
@@ -187,10 +189,13 @@ def time_lines(
     def say(line: str) -> None:
         notes.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def file(video: NewVideo, ending: str) -> Path:
-        return options.output / f"{video.identity}{ending}"  # type: ignore[operator]  # asserted above
-
-    todo = [video for video in videos if options.overlay or not file(video, ".csv").exists()]
+    todo = [
+        video
+        for video in videos
+        if options.overlay or not (options.output / f"{video.identity}.csv").exists()
+    ]
+    if done := len(videos) - len(todo):
+        say(f"{options.output}: the time lines of {done:,} of {many(len(videos), 'video')} are in it already")
     failures = Failures(say, options.output)
     with (
         owning_name(options.output),
@@ -209,22 +214,43 @@ def time_lines(
     ):
         for made in made_shards:
             try:
-                if made.fault:
-                    raise InputError(made.fault)
-                line = time_line(classifier, made.shards, options.views, options.window, stride)
-                timeline.write_picture(file(made.video, ".png"), line, made.video.path.name)
-                if options.overlay is not None:
-                    flow = next((s for s, r in zip(made.shards, wanted, strict=True) if r.directions), None)
-                    selection = ExtractionSettings.from_request(wanted[0]).selection
-                    timeline.write_overlay(options.overlay, made.video.path, line, flow, selection)
-                timeline.write_csv(file(made.video, ".csv"), line)  # last: it marks the video as done
-                shown.line(f"saved {file(made.video, '.csv')}")
+                written = write_time_line(classifier, made, wanted, options, stride)
+                with shown.aside():
+                    lines = "\n".join(f"saved {path}" for path in written)
+                    console.print(lines, markup=False, highlight=False, soft_wrap=True)
             except DiskFull:
                 raise
             except InputError as error:
                 failures.add(made.video.name, str(error))
-            shown.advance(made.video.name in failures.reasons)
+            shown.finish(made.number, failed=made.video.name in failures.reasons)
     failures.check(len(todo))
+
+
+def write_time_line(
+    classifier: Classifier,
+    made: Made,
+    wanted: Sequence[Request],
+    options: PredictOptions,
+    stride: float,
+) -> list[Path]:
+    """Write what is wanted of one video: its CSV, its picture and the overlay; their paths.
+
+    Raises:
+        InputError: its shards could not be made, or a file cannot be written.
+    """
+    assert options.output is not None
+    assert options.window is not None
+    if made.fault:
+        raise InputError(made.fault)
+    table, picture = (options.output / f"{made.video.identity}{ending}" for ending in (".csv", ".png"))
+    line = time_line(classifier, made.shards, options.views, options.window, stride)
+    timeline.write_picture(picture, line, made.video.path.name)
+    if options.overlay is not None:
+        flow = next((s for s, r in zip(made.shards, wanted, strict=True) if r.directions), None)
+        selection = ExtractionSettings.from_request(wanted[0]).selection
+        timeline.write_overlay(options.overlay, made.video.path, line, flow, selection)
+    timeline.write_csv(table, line)  # last: it marks the video as done
+    return [table, picture, *([options.overlay] if options.overlay else [])]
 
 
 def time_line(

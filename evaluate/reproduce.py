@@ -29,7 +29,7 @@ from pipeline.catalog import choose_dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.runs import Fusion, RunPaths, chain_run_name
-from pipeline.text import many
+from pipeline.text import many, typed
 from train.training_data import ADDED
 
 
@@ -46,7 +46,7 @@ class Step:
     words: tuple[str, ...]
 
     def __str__(self) -> str:
-        return shlex.join(("python", "-m", *self.words))
+        return f"{typed(self.words[0])} {shlex.join(self.words[1:])}"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from evaluate.score_file import Scores, aligned
 from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.runs import Fusion, Part, ScoreKind
-from pipeline.text import many, spreadsheet_cell
+from pipeline.text import many, spreadsheet_cell, typed
 
 TOP5_CLASSES = 5
 FIELD_WEIGHTS = {"spatial": 1.0, "temporal": 1.5}
@@ -344,7 +344,7 @@ def _training_scores(streams: Sequence[Scores], train: Sequence[Scores]) -> list
     if missing:
         raise InputError(
             f"fusion by SVM learns from scores on the training list, and {', '.join(missing)} has none: "
-            "make them with: python -m evaluate score --part train"
+            f"make them with: {typed('evaluate')} score --part train"
         )
     learned = aligned([by_run[stream.run] for stream in streams])
     for stream, source in zip(streams, (by_run[stream.run] for stream in streams), strict=True):
@@ -357,7 +357,7 @@ def _training_scores(streams: Sequence[Scores], train: Sequence[Scores]) -> list
             raise InputError(
                 f"run {stream.run}: its training scores are of the {source.part} list of split {source.split}, "
                 f"checkpoint {source.checkpoint[:12]}; expected the train list of split {stream.split}, checkpoint "
-                f"{stream.checkpoint[:12]}. Score it again with: python -m evaluate score --part train --overwrite"
+                f"{stream.checkpoint[:12]}. Score it again with: {typed('evaluate')} score --part train --overwrite"
             )
     seen = set(learned[0].videos) & set(streams[0].videos)
     if seen:

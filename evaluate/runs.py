@@ -19,6 +19,7 @@ from pipeline.runs import (
     read_run,
     runs_in,
 )
+from pipeline.text import typed
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def choose_runs(
     if not wanted:
         raise InputError(
             f"{paths.runs}: no trained run to evaluate; train first: "
-            f"python -m train --dataset {paths.dataset} --split 1 --stream temporal"
+            f"{typed('train')} --dataset {paths.dataset} --split 1 --stream temporal"
         )
     chosen = {}
     for split in wanted:
@@ -124,7 +125,7 @@ def choose_runs(
             raise InputError(
                 f"{paths.runs}: no trained run of split {split}"
                 + (f" for the {', '.join(missing)} stream" if missing else "")
-                + f"; train it: python -m train --dataset {paths.dataset} --split {split} --stream "
+                + f"; train it: {typed('train')} --dataset {paths.dataset} --split {split} --stream "
                 + (missing[0] if missing else "temporal")
             )
         chosen[split] = of_split if names else _one_per_stream(of_split, split, paths)

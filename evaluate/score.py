@@ -29,7 +29,7 @@ from pipeline.manifest import read_shard_set
 from pipeline.plan import share
 from pipeline.runs import RunPaths
 from pipeline.shard import ShardAddress
-from pipeline.text import many, some
+from pipeline.text import many, some, typed
 from train.checkpoint import Checkpoint
 
 SAVE_SECONDS = 30.0
@@ -171,8 +171,9 @@ def check_missing(measurement: Measurement, missing: Sequence[str], allowed: boo
         name = measurement.dataset.name
         raise InputError(
             f"{measurement.shards}: {len(missing)} of the {many(len(measurement.videos), 'video')} of the "
-            f"{measurement.part} list of split {measurement.split} have no shard ({some(missing)}): extract them with "
-            f"python -m extract_flow --dataset {name}, or score the others with --allow-missing"
+            f"{measurement.part} list of split {measurement.split} have no shard ({some(missing)}; "
+            f"{typed('pipeline')} status --dataset {name} shows what failed and why): extract them with "
+            f"{typed('extract_flow')} --dataset {name}, or score the others with --allow-missing"
         )
 
 

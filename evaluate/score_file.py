@@ -32,7 +32,7 @@ from pipeline import atomic, hdf5
 from pipeline.errors import Damaged, InputError, OtherFormat, unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
 from pipeline.runs import STREAMS, Part, RunPaths
-from pipeline.text import first_line
+from pipeline.text import first_line, typed
 
 FORMAT = "two-stream scores"
 VERSION = 2
@@ -131,7 +131,7 @@ def read_scores(path: Path) -> Scores:
         with hdf5.reading(path) as (file, source):
             return _read(file, source)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such score file; make it with: python -m evaluate score") from None
+        raise InputError(f"{path}: no such score file; make it with: {typed('evaluate')} score") from None
     except Foreign as error:
         raise OtherFormat(
             f"{path}: {error}; it was left as it is: use the program that wrote it, or move it away"

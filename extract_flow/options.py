@@ -16,6 +16,7 @@ import click
 from extract_flow.methods import MODULES, module
 from pipeline.options import DataOptions, ShareOptions, argument, option, options_of, spec_of
 from pipeline.paths import DEFAULT_METHOD
+from pipeline.text import typed
 
 CHOSEN = "extract_flow.options.chosen_method"
 
@@ -68,7 +69,7 @@ class SourceOptions(ShareOptions, DataOptions):
     )
     output: Path | None = option(None, "Folder for the shards of VIDEO_OR_FOLDER...", metavar="DIR")
     dataset: str | None = option(
-        None, "Dataset instead of videos, as listed by python -m pipeline datasets.", metavar="NAME"
+        None, f"Dataset instead of videos, as listed by {typed('pipeline')} datasets.", metavar="NAME"
     )
     shards: str | None = option(
         None,

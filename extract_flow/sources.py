@@ -9,7 +9,7 @@ from extract_flow.clip import VideoTask
 from pipeline.errors import InputError
 from pipeline.paths import OutputPaths
 from pipeline.scan import links_not_followed, scan
-from pipeline.text import some
+from pipeline.text import some, typed
 from pipeline.video import stem_of
 
 LIST_MARK = "@"
@@ -112,7 +112,7 @@ def _videos_at(
         raise InputError(links_not_followed(found, path))
     videos = (*found.videos, *found.unusable)  # a name that cannot be stored costs that video only
     if not videos:
-        flow = f" but flow in {some(found.flow)} (see python -m pipeline import-flow)" if found.flow else ""
+        flow = f" but flow in {some(found.flow)} (see {typed('pipeline')} import-flow)" if found.flow else ""
         raise InputError(
             f"{path}: expected a video or a folder of numbered pictures in or below it, found none{flow}"
         )

@@ -16,8 +16,9 @@ from typing import Any
 
 from pipeline import atomic, checked_json
 from pipeline.errors import InputError, OtherFormat, unreadable
+from pipeline.machine import making_what_stays
 from pipeline.paths import NAME, DatasetPaths, check_video_id, data_root
-from pipeline.text import quoted, shortened, some
+from pipeline.text import quoted, shortened, some, typed
 
 FORMAT = "two-stream dataset"
 VERSION = 1
@@ -193,8 +194,8 @@ def choose_dataset(name: str | None, data: str | os.PathLike[str] | None = None)
         return "demo"
     if not known:
         raise InputError(
-            f"{data_root(data)}: no dataset is known there; make one known with: python -m pipeline demo, or "
-            "python -m pipeline import"
+            f"{data_root(data)}: no dataset is known there; make one known with: {typed('pipeline')} demo, or "
+            f"{typed('pipeline')} import"
         )
     raise InputError(
         f"{data_root(data)}: several datasets ({', '.join(known)}): choose one with --dataset NAME"
@@ -280,6 +281,7 @@ def _check_version(record: Any, path: Path) -> None:
         )
 
 
+@making_what_stays()
 def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Dataset:
     """The dataset of that name.
 
@@ -295,7 +297,7 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
         known = ", ".join(known_datasets(data)) or "none"
         raise InputError(
             f"dataset {name!r} is not known in {paths.data} (known: {known}); make it known with: "
-            f"python -m pipeline {command.get(name, f'import folder --videos DIR --name {name}')}"
+            f"{typed('pipeline')} {command.get(name, f'import folder --videos DIR --name {name}')}"
         ) from None
     except OSError as error:
         raise unreadable(paths.record, error) from error
@@ -328,14 +330,14 @@ def parse_record(record: Any, name: str, folder: Path) -> Dataset:
         )
     if record["name"] != name:
         raise ValueError(f"name: expected {name!r}, found {record['name']!r}")
-    root = folder / as_text(record["root"])
+    root, source = folder / as_text(record["root"]), str(folder)
     return Dataset(
         name=name,
         classes=tuple(as_text(label) for label in record["classes"]),
         videos={
             video_id: Video(
                 id=video_id,
-                path=Path(root, check_inside(as_text(entry["path"]), str(folder))),
+                path=root / check_inside(as_text(entry["path"]), source),
                 label=video_id.split("/")[0],
                 group=as_text(entry["group"]),
                 frames=as_count(entry["frames"]),

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 KEY = "crc32"
+_sorted = json.JSONEncoder(sort_keys=True).encode
 
 
 def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,9 +26,9 @@ def fault(values: Mapping[str, Any], known: Collection[str]) -> str | None:
     if KEY not in values:
         unknown = sorted(values.keys() - set(known))
         return f"unknown key {unknown[0]!r}" if unknown else None
-    plain = {key: value for key, value in values.items() if key != KEY}
-    return None if values[KEY] == _crc32(plain) else "the checksum of its values does not match"
+    plain = dict(values)
+    return None if plain.pop(KEY) == _crc32(plain) else "the checksum of its values does not match"
 
 
 def _crc32(values: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+    return zlib.crc32(_sorted(values).encode())

@@ -18,7 +18,7 @@ from pipeline.catalog import FACTS, Facts
 from pipeline.errors import InputError, command_errors
 from pipeline.lists import check_facts, read_lists
 from pipeline.options import CONTEXT, REQUIRED, argument, from_options, option, options_of
-from pipeline.text import first_line
+from pipeline.text import first_line, typed
 from pipeline.unpack import member_path, unpack
 
 PATIENCE = 60.0
@@ -68,7 +68,7 @@ def _download(url: str, path: Path, kind: str, output: Path) -> None:
         reason = getattr(error, "reason", None) or first_line(error)
         raise InputError(
             f"{url}: cannot be fetched ({reason}). Fetch it where there is a network, copy {path.name} here, and "
-            f"run: python -m pipeline fetch-lists {kind} --output {output} --archive {path.name}"
+            f"run: {typed('pipeline')} fetch-lists {kind} --output {output} --archive {path.name}"
         ) from error
     if len(data) > LARGEST:
         raise InputError(f"{url}: expected an archive of lists, found more than {LARGEST:,} bytes")
@@ -133,4 +133,4 @@ def command(**values: Any) -> None:
     folder = fetch_lists(options.kind, options.output, options.url, options.archive)
     click.echo(f"{folder}: the official lists of {facts.title}")
     click.echo(f"the videos: {facts.archive}")
-    click.echo(f"then: python -m pipeline import {options.kind} --videos DIR --lists {folder}")
+    click.echo(f"then: {typed('pipeline')} import {options.kind} --videos DIR --lists {folder}")

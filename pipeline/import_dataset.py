@@ -40,7 +40,7 @@ from pipeline.paths import DatasetPaths, check_name, data_root
 from pipeline.pictures import list_pictures
 from pipeline.progress import progress
 from pipeline.scan import Found, links_not_followed, scan
-from pipeline.text import many, quoted, some, system_reason
+from pipeline.text import many, quoted, some, system_reason, typed
 
 COMPARED = 2000
 """How many found videos are compared with a missing one, by name."""
@@ -337,7 +337,7 @@ def lists_for(
     if source is None:
         if facts:
             raise InputError(
-                f"{facts.title} needs its official lists: --lists DIR (python -m pipeline fetch-lists {kind})"
+                f"{facts.title} needs its official lists: --lists DIR ({typed('pipeline')} fetch-lists {kind})"
             )
         return lists_of_folder(found, group or ucf_group, keep_suffix)
     lists = read_lists(source, class_names, VideosFolder.of(videos, found.videos))
@@ -454,7 +454,7 @@ def notes_of(
     if found.flow:
         notes.append(
             f"flow: {many(len(found.flow), 'folder')} of flow without frames, left out: {some(found.flow, limit)} "
-            "(python -m pipeline import-flow)"
+            f"({typed('pipeline')} import-flow)"
         )
     if found.empty:
         notes.append(f"empty: {many(len(found.empty), 'file')} of zero bytes: {some(found.empty, limit)}")
@@ -538,7 +538,7 @@ class ImportOptions(DataOptions):
         if self.kind in FACTS and self.lists is None:
             raise click.UsageError(
                 f"{self.kind} needs its official lists: --lists DIR; get them with: "
-                f"python -m pipeline fetch-lists {self.kind} --output DIR"
+                f"{typed('pipeline')} fetch-lists {self.kind} --output DIR"
             )
         if self.classes is not None and self.lists is None:
             raise click.UsageError("--classes goes with --lists: it names the classes that lists number")

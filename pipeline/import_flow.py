@@ -443,7 +443,7 @@ def command(**values: Any) -> None:
     there = 0
     failed: list[tuple[str, str]] = []
     written: dict[str, tuple[Stamp, Facts]] = {}
-    for video, folder in progress(found.items(), "import-flow"):
+    for video, folder in progress(found.items(), "import-flow", compiles=True):
         try:
             if known is not None and video not in known:
                 raise InputError(

@@ -26,7 +26,7 @@ from pipeline.catalog import Facts, Split, check_inside
 from pipeline.errors import InputError
 from pipeline.groups import GroupRule, hmdb_group, ucf_group
 from pipeline.paths import fault_of_part
-from pipeline.text import many, quoted
+from pipeline.text import many, quoted, typed
 from pipeline.video import VIDEO_SUFFIXES, stem_of
 
 SIDES = {
@@ -569,5 +569,5 @@ def check_facts(lists: Lists, facts: Facts, source: Path) -> None:
         raise InputError(
             f"{source}: these are not the official lists of {facts.title}; "
             + "; ".join(wrong)
-            + "\nput the official lists there; for other lists: python -m pipeline import folder --lists DIR"
+            + f"\nput the official lists there; for other lists: {typed('pipeline')} import folder --lists DIR"
         )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing.resource_tracker
 import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+OBJECTS_THAT_STAY = 50_000
+"""Objects made between two searches for reference cycles, while what is made is there to stay; Python's own is 700."""
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -23,6 +28,17 @@ def usable_cores() -> int:
 def cores_per_process(processes_here: int) -> int:
     """The share of the usable cores of each of several local processes; at least 1."""
     return max(1, usable_cores() // max(1, processes_here))
+
+
+@contextlib.contextmanager
+def making_what_stays() -> Iterator[None]:
+    """While millions of objects are made that stay, search for reference cycles less often: a quarter of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], OBJECTS_THAT_STAY) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def in_processes(

@@ -33,6 +33,7 @@ import dataclasses
 import functools
 import json
 import os
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ import numpy.typing as npt
 from pipeline import atomic, hdf5
 from pipeline.errors import InputError, Unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
-from pipeline.machine import in_processes, usable_cores
+from pipeline.machine import in_processes, making_what_stays, usable_cores
+from pipeline.progress import progress
 from pipeline.request import Request, request_of
 from pipeline.shard import Shard, ShardAddress, open_shard
 from pipeline.shard_file import DIRECTIONS, LARGEST_SIDE, Contents
@@ -75,6 +77,8 @@ MOST_REQUESTS = 4096
 MANY = 2000
 """Shards from which on several processes open them; starting a process costs about as much as opening a thousand."""
 CHUNK = 250
+SAVE_EVERY = 60.0
+"""Seconds between writes of the manifest while shards are opened, so that an interruption costs little."""
 
 
 class Facts(NamedTuple):
@@ -229,7 +233,7 @@ class ShardSet(Mapping[str, ShardAddress]):
 
     def __getitem__(self, video: str) -> ShardAddress:
         if video in self._loose:
-            return ShardAddress(Path(self.folder, f"{video}.h5"))
+            return ShardAddress(self.folder / f"{video}.h5")
         return ShardAddress(self._packed[video], f"/{video}")
 
     def __contains__(self, video: object) -> bool:
@@ -277,7 +281,11 @@ class ShardSet(Mapping[str, ShardAddress]):
         faults: dict[str, str] = {}
         for video in unknown:
             self.facts.pop(video, None)
-        for video, facts in (pair for chunk in found for pair in chunk):
+        pairs: Iterable[tuple[str, Facts | Shard | str]] = (pair for chunk in found for pair in chunk)
+        if len(unknown) >= MANY:
+            pairs = progress(pairs, "looking into shards", len(unknown), "shard")
+        saved = time.monotonic()
+        for video, facts in pairs:
             if isinstance(facts, str):
                 faults[video] = facts
                 continue
@@ -285,6 +293,9 @@ class ShardSet(Mapping[str, ShardAddress]):
                 self._odd[video], facts = facts, facts_of(facts)
             self.facts[video] = _sharing(facts, self._requests)
             self._seen.add(video)
+            if time.monotonic() - saved > SAVE_EVERY:
+                self.save()
+                saved = time.monotonic()
         if len(unknown) > len(faults):
             self.save()
         return faults
@@ -316,6 +327,7 @@ class ShardSet(Mapping[str, ShardAddress]):
         return pack.relative_to(self.folder).as_posix()
 
 
+@making_what_stays()
 def read_shard_set(folder: str | Path, unusable: list[ShardAddress] | None = None) -> ShardSet:
     """The shards below a folder, loose files and packs alike, and what its manifest records of those for which it is
     up to date.

@@ -29,6 +29,8 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from pipeline.text import typed
+
 REQUIRED: Any = MISSING
 """The default of an option that must be given."""
 
@@ -307,7 +309,7 @@ class DatasetOptions(DataOptions):
 
     dataset: str | None = option(
         None,
-        "Dataset, as listed by python -m pipeline datasets.",
+        f"Dataset, as listed by {typed('pipeline')} datasets.",
         metavar="NAME",
         shown_default="the only known one, else demo",
     )

@@ -18,6 +18,7 @@ from typing import IO, Any, Literal, get_args
 
 from pipeline import atomic, checked_json
 from pipeline.failures import reason_lines
+from pipeline.machine import making_what_stays
 from pipeline.text import duration, size_in_bytes
 
 Status = Literal["done", "skipped", "failed"]
@@ -62,6 +63,9 @@ class Outcome:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
+TEXTS = ("video", "status", "reason", "method", "shard_set")
+COUNTS, TIMES = ("frames", "flows", "bytes"), ("seconds", "time")
+STATUSES = get_args(Status)
 
 
 class OutcomeLog:
@@ -103,6 +107,7 @@ class OutcomeLog:
             self._file = None
 
 
+@making_what_stays()
 def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
     """The last outcome of each video, over all processes' files; empty if there are none.
 
@@ -117,6 +122,7 @@ def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outco
     return _latest(record for record in _records(folder) if shard_set in (None, record.shard_set))
 
 
+@making_what_stays()
 def read_outcomes_by_set(folder: Path) -> dict[str, dict[str, Outcome]]:
     """`read_outcomes` of each shard set, by its name, with one reading of the files."""
     by_set: dict[str, list[Outcome]] = {}
@@ -157,30 +163,26 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 def _parse(line: bytes) -> Outcome | None:
     """One record, or None for a line that a crash cut short, or that is not a record."""
     try:
-        values = json.loads(line)
+        values = json.loads(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or values.get("status") not in get_args(Status):
+    if not isinstance(values, dict) or values.get("status") not in STATUSES:
         return None
     if not isinstance(values.get("video"), str):
         return None
     if checked_json.fault(values, FIELDS) is not None:
         return None
-    known: dict[str, Any] = {}
-    for field in dataclasses.fields(Outcome):
-        value = values.get(field.name)
-        if field.name == "notes" and isinstance(value, list):
-            known["notes"] = tuple(str(note) for note in value)
-        elif field.name == "stages" and isinstance(value, dict):
-            known["stages"] = {str(k): float(v) for k, v in value.items() if _is_amount(v)}
-        elif field.name in ("frames", "flows", "bytes"):
-            if type(value) is int and _is_amount(value):
-                known[field.name] = value
-        elif field.name in ("seconds", "time"):
-            if _is_amount(value):
-                known[field.name] = value
-        elif isinstance(value, str):
-            known[field.name] = value
+    known: dict[str, Any] = {name: value for name in TEXTS if isinstance(value := values.get(name), str)}
+    for name in COUNTS:
+        if type(value := values.get(name)) is int and _is_amount(value):
+            known[name] = value
+    for name in TIMES:
+        if _is_amount(value := values.get(name)):
+            known[name] = value
+    if isinstance(notes := values.get("notes"), list):
+        known["notes"] = tuple(str(note) for note in notes)
+    if isinstance(stages := values.get("stages"), dict):
+        known["stages"] = {str(stage): float(value) for stage, value in stages.items() if _is_amount(value)}
     known.setdefault("time", 0.0)  # a record without a time is older than any other
     return Outcome(**known)
 
@@ -255,9 +257,9 @@ def describe(
 
 
 def seconds_of_work(outcomes: Iterable[Outcome]) -> float:
-    """Wall time from the first video that was made to the last; neither loading nor compiling is part of it."""
-    made = [outcome for outcome in outcomes if outcome.status == "done"]
-    return max((o.time for o in made), default=0.0) - min((o.time - o.seconds for o in made), default=0.0)
+    """Wall time from the first video that was worked on to the last; neither loading nor compiling is part of it."""
+    worked = [outcome for outcome in outcomes if outcome.seconds > 0]
+    return max((o.time for o in worked), default=0.0) - min((o.time - o.seconds for o in worked), default=0.0)
 
 
 def _bound(stages: Mapping[str, float]) -> list[str]:

@@ -35,7 +35,7 @@ from pipeline.shard_file import SUFFIX, VERSION
 from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.shard_writer import copy_shard, verify_written
-from pipeline.text import size_in_bytes
+from pipeline.text import many, size_in_bytes, typed
 
 
 def write_pack(
@@ -81,7 +81,7 @@ def check_whole(address: ShardAddress) -> None:
     with open_shard(address) as shard:
         for fault in faults(shard):
             raise InputError(
-                f"{address}: {fault}; run python -m pipeline verify --repair and extract it again"
+                f"{address}: {fault}; run {typed('pipeline')} verify --repair and extract it again"
             )
 
 
@@ -164,16 +164,15 @@ def command(**values: Any) -> None:
         if not shards:
             raise InputError(
                 f"{folder}: expected shards ({SUFFIX} or {PACK_SUFFIX} files), found none; "
-                "make some with: two-stream extract-flow"
+                f"make some with: {typed('extract_flow')}"
             )
         if options.unpack:
             done = unpack_all(shards, folder, options.keep)
-            click.echo(f"{folder}: {done} shards unpacked, {len(shards) - done} were loose already")
+            click.echo(f"{folder}: {many(done, 'shard')} unpacked, {len(shards) - done} were loose already")
         else:
             packed, packs = pack_all(shards, folder, options)
-            click.echo(
-                f"{folder}: {packed} shards in {packs} packs; {len(shards) - packed} were packed already"
-            )
+            new = f"{many(packed, 'shard')} in {many(packs, 'pack')}"
+            click.echo(f"{folder}: {new}; {len(shards) - packed:,} were packed already")
         if options.dataset or has_manifest(folder):
             refresh(folder)
 
@@ -189,7 +188,7 @@ def pack_all(shards: dict[str, ShardAddress], folder: Path, options: PackOptions
         for path, members in packs.items():
             write_pack(path, members, shown.advance)
             with shown.aside():
-                click.echo(f"{path}: {len(members)} shards, {size_in_bytes(path.stat().st_size)}")
+                click.echo(f"{path}: {many(len(members), 'shard')}, {size_in_bytes(path.stat().st_size)}")
             for member in members if not options.keep else []:
                 if member.group == "/":
                     member.file.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.text import typed
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 FLOW_NAME = re.compile(r"flow[_-]?(?:[xyuv]|h|v)?[_-]?|(?P<component>[xyuv])[_-]?", re.IGNORECASE)
@@ -100,7 +101,7 @@ def frames_of(names: Sequence[str], folder: Path) -> tuple[Numbered, ...]:
         return frames[0].pictures
     if not frames:
         raise InputError(
-            f"{folder}: holds flow ({_examples(sequences)}) but no frames; `python -m pipeline import-flow` takes it"
+            f"{folder}: holds flow ({_examples(sequences)}) but no frames; `{typed('pipeline')} import-flow` takes it"
         )
     raise InputError(
         f"{folder}: holds {len(frames)} sequences of pictures ({_examples(frames)}): expected one a folder; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import TypeVar
 
@@ -182,12 +182,26 @@ class Progress:
         self.line(self.describe())
 
 
+@contextmanager
+def reporting_compilation() -> Iterator[None]:
+    """Say once that kernels are compiled inside the block, if they are, where nothing else is shown."""
+    from pipeline.compiled import reporting
+
+    with reporting(lambda: _print(COMPILING)):
+        yield
+
+
 def progress(
-    items: Iterable[Item], label: str, total: int | None = None, noun: str = "video"
+    items: Iterable[Item],
+    label: str,
+    total: int | None = None,
+    noun: str = "video",
+    *,
+    compiles: bool = False,
 ) -> Iterator[Item]:
-    """The items, with the progress on stderr; `total` where they have no length."""
+    """The items, with the progress on stderr; `total` where they have no length, `compiles` if work on them may."""
     count = len(items) if total is None else total  # type: ignore[arg-type]  # then they have one
-    with Progress(label, count, noun) as shown:
+    with Progress(label, count, noun) as shown, shown.compiling() if compiles else nullcontext():
         for item in items:
             yield item
             shown.advance()

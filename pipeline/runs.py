@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pipeline.errors import InputError, unreadable
 from pipeline.paths import NAME, DatasetPaths, check_name
-from pipeline.text import some
+from pipeline.text import some, typed
 
 Stream = Literal["spatial", "temporal"]
 Fusion = Literal["average", "weighted", "svm", "none"]
@@ -103,7 +103,7 @@ class RunPaths:
         found = self.checkpoints()
         if not found:
             raise InputError(
-                f"{self.folder}: no checkpoint there yet; train first: python -m train --run {self.name} ..."
+                f"{self.folder}: no checkpoint there yet; train first: {typed('train')} --run {self.name} ..."
             )
         return found[0]
 

@@ -21,7 +21,7 @@ from pipeline import hdf5
 from pipeline.codec import BLOCK, Floats, image_size
 from pipeline.errors import Damaged, InputError, OtherFormat, Unreadable
 from pipeline.hdf5 import Foreign, Invalid, SourceFile
-from pipeline.text import shortened
+from pipeline.text import shortened, typed
 
 FORMAT = "two-stream shard"
 VERSION = 1
@@ -90,7 +90,7 @@ class Contents:
 
 def damaged(address: ShardAddress, what: str) -> Damaged:
     return Damaged(
-        f"{address}: damaged shard: {shortened(what)}; run `python -m pipeline verify --repair` on it, which sets it "
+        f"{address}: damaged shard: {shortened(what)}; run `{typed('pipeline')} verify --repair` on it, which sets it "
         "aside, and extract the video again"
     )
 
@@ -161,7 +161,7 @@ def opened(address: ShardAddress) -> Iterator[tuple[Any, SourceFile]]:
             yield found
     except FileNotFoundError as error:
         raise InputError(
-            f"{address.file}: no such shard; extract the video first (python -m extract_flow)"
+            f"{address.file}: no such shard; extract the video first ({typed('extract_flow')})"
         ) from error
     except Unreadable as error:
         if not address.file.is_dir():

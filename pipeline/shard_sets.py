@@ -14,7 +14,7 @@ from pipeline.paths import DEFAULT_METHOD, NAME, DatasetPaths, data_root
 from pipeline.shard import ShardAddress
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX, index_pack, index_shards
-from pipeline.text import some
+from pipeline.text import some, typed
 
 
 class Target(NamedTuple):
@@ -45,11 +45,11 @@ def choose_shard_set(paths: DatasetPaths, wanted: str | None = None) -> str:
     if wanted is not None:
         raise InputError(
             f"{paths.shard_sets}: expected a shard set {wanted!r}, found {listed}; make it with: "
-            f"python -m extract_flow --dataset {paths.dataset} --shards {wanted}"
+            f"{typed('extract_flow')} --dataset {paths.dataset} --shards {wanted}"
         )
     if not there:
         raise InputError(
-            f"{paths.shard_sets}: no shards yet; make them with: python -m extract_flow --dataset {paths.dataset}"
+            f"{paths.shard_sets}: no shards yet; make them with: {typed('extract_flow')} --dataset {paths.dataset}"
         )
     if len(there) == 1:
         return there[0]
@@ -96,7 +96,7 @@ def gather(arguments: ShardArguments) -> list[Target]:
         where = arguments.dataset or ", ".join(map(str, arguments.targets))
         raise InputError(
             f"{where}: expected shards ({SUFFIX} or {PACK_SUFFIX} files), found none; "
-            "make some with: python -m extract_flow"
+            f"make some with: {typed('extract_flow')}"
         )
     return found
 
@@ -121,7 +121,7 @@ def targets_at(path: Path) -> list[Target]:
         # `verify --delete` must not mistake someone's video for a damaged shard.
         raise InputError(
             f"{path}: expected a shard ({SUFFIX}), a pack ({PACK_SUFFIX}) or a folder of them, found a file of another "
-            "kind; make a shard of a video with: two-stream extract-flow VIDEO --output FOLDER"
+            f"kind; make a shard of a video with: {typed('extract_flow')} VIDEO --output FOLDER"
         )
     if path.is_file() and path.suffix == SUFFIX:
         return [Target("", ShardAddress(path))]

@@ -18,12 +18,13 @@ import click
 from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
 from pipeline.failures import SHOWN, by_reason, reason_lines
+from pipeline.machine import making_what_stays
 from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, read_outcomes, read_outcomes_by_set
 from pipeline.paths import NAME, DatasetPaths, OutputPaths, data_root
 from pipeline.shard_sets import shard_sets
-from pipeline.text import size_in_bytes
+from pipeline.text import size_in_bytes, typed
 
 Outcomes = Mapping[str, Mapping[str, Outcome]]
 """By shard set and video."""
@@ -132,7 +133,7 @@ def folder_status(folder: Path, count: bool = False) -> SetStatus:
     if not outcomes and not index:
         raise InputError(
             f"{folder}: expected shards or records of an extraction, found neither; make some with: "
-            f"python -m extract_flow VIDEO_OR_FOLDER... --output {folder}"
+            f"{typed('extract_flow')} VIDEO_OR_FOLDER... --output {folder}"
         )
     return status_of(str(folder), tuple(sorted({*outcomes, *index})), index, outcomes, count)
 
@@ -153,9 +154,11 @@ def status_of(
         outcomes: the last record of each video.
         count: open the shards whose flows are in no record, and count them.
     """
-    there = index.keys() & set(videos)
-    made = {video: outcomes[video] for video in there & outcomes.keys() if outcomes[video].flows}
-    failed = {video: record.reason for video, record in sorted(outcomes.items()) if record.status == "failed"}
+    wanted = set(videos)
+    there = index.keys() & wanted
+    made = {video: record for video, record in outcomes.items() if record.flows and video in there}
+    fails = sorted(video for video, record in outcomes.items() if record.status == "failed")
+    failed = {video: outcomes[video].reason for video in fails}
     flows = {video: record.flows for video, record in made.items()}
     if count:
         index.learn(sorted(there - made.keys()))
@@ -168,7 +171,7 @@ def status_of(
         failed={video: reason for video, reason in failed.items() if video not in there},
         stale={video: reason for video, reason in failed.items() if video in there},
         missing=tuple(video for video in videos if video not in there and video not in failed),
-        foreign=tuple(sorted(index.keys() - set(videos))),
+        foreign=tuple(sorted(index.keys() - wanted)),
         flows=sum(flows.values()),
         unrecorded=len(there) - len(flows),
         bytes=index.bytes_of(there),
@@ -252,6 +255,7 @@ def command(**values: Any) -> None:
         click.echo("\n".join(describe(status, options.show)))
 
 
+@making_what_stays()
 def _of_dataset(options: StatusOptions) -> list[SetStatus]:
     """The wanted shard sets of a dataset; says so where there is none."""
     dataset = choose_dataset(options.dataset, options.data)
@@ -264,10 +268,10 @@ def _of_dataset(options: StatusOptions) -> list[SetStatus]:
     if options.shards is not None and options.shards not in names:
         raise InputError(
             f"dataset {dataset} has no shard set {options.shards!r} (it has: {', '.join(names) or 'none'}); "
-            f"make one with: python -m extract_flow --dataset {dataset}"
+            f"make one with: {typed('extract_flow')} --dataset {dataset}"
         )
     if not names and not options.json:
-        click.echo(f"{dataset}: no shards yet; make them with: python -m extract_flow --dataset {dataset}")
+        click.echo(f"{dataset}: no shards yet; make them with: {typed('extract_flow')} --dataset {dataset}")
     wanted = [options.shards] if options.shards else names
     return [set_status(known, paths, name, options.count, outcomes) for name in wanted]
 
@@ -281,8 +285,8 @@ def datasets_command(**values: Any) -> None:
     names = known_datasets(data)
     if not names:
         click.echo(
-            f"no dataset is known in {data_root(data)}; make one known with: python -m pipeline demo, or "
-            "python -m pipeline import --help"
+            f"no dataset is known in {data_root(data)}; make one known with: {typed('pipeline')} demo, or "
+            f"{typed('pipeline')} import --help"
         )
     damaged = []
     for name in names:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable
+from pathlib import PurePath
 
 LONGEST_REASON = 300
 """Characters of the reason why something failed: a name in it may be thousands long."""
@@ -32,6 +34,14 @@ def many(count: int, noun: str, plural: str | None = None) -> str:
     """A count with its noun: `many(1, "class")` is "1 class", `many(2, "class")` "2 classes"."""
     plural = plural or noun + ("es" if noun.endswith("s") else "s")
     return f"{count:,} {noun if count == 1 else plural}"
+
+
+def typed(package: str) -> str:
+    """How a package's command is typed, in the form in which this process was started: `two-stream extract-flow`, or
+    `python -m extract_flow`, which a file of that name in the user's folder would hide."""
+    if PurePath(sys.argv[0]).name == "two-stream":
+        return f"two-stream {package.replace('_', '-')}"
+    return f"python -m {package}"
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, REQUIRED, argument, from_options, option, options_of
 from pipeline.progress import Progress
 from pipeline.shard_index import PACK_SUFFIX
-from pipeline.text import many, quoted
+from pipeline.text import many, quoted, typed
 
 SUFFIXES = (".rar", ".zip", ".7z", ".tar")
 """Suffixes by which an archive in an archive is recognised."""
@@ -132,7 +132,7 @@ def command(**values: Any) -> None:
     options = from_options(UnpackOptions, values)
     if options.archive.suffix == PACK_SUFFIX:
         raise InputError(
-            f"{options.archive}: is a pack of shards: python -m pipeline pack --unpack {options.archive.parent}"
+            f"{options.archive}: is a pack of shards: {typed('pipeline')} pack --unpack {options.archive.parent}"
         )
     if not options.archive.is_file():
         raise InputError(f"{options.archive}: no such file")

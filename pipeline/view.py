@@ -19,12 +19,12 @@ from pipeline.flow_colours import full_colour_speed as full_colour_speed
 from pipeline.options import CONTEXT, DataOptions, ShardSetOptions, argument, from_options, option, options_of
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.picture_files import MOVING_SUFFIXES, STILL_SUFFIXES, write_moving, write_still
-from pipeline.progress import Progress, progress
+from pipeline.progress import Progress, progress, reporting_compilation
 from pipeline.shard import Shard, open_shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX
 from pipeline.shard_sets import Target, choose_shard_set, targets_at, targets_in
-from pipeline.text import many, printable, some
+from pipeline.text import many, printable, some, typed
 from pipeline.typical_flow import typical_flow
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _of_dataset(options: ViewOptions) -> list[Target]:
     if not found:
         raise InputError(
             f"{folder}: expected shards, found none; make them with: "
-            f"two-stream extract-flow --dataset {options.dataset}"
+            f"{typed('extract_flow')} --dataset {options.dataset}"
         )
     if not options.targets:
         return found
@@ -152,7 +152,7 @@ def _of_paths(paths: Sequence[Path]) -> list[Target]:
         if not below:
             raise InputError(
                 f"{path}: expected shards ({SUFFIX} or {PACK_SUFFIX} files), found none; "
-                "make some with: two-stream extract-flow VIDEO... --output FOLDER"
+                f"make some with: {typed('extract_flow')} VIDEO... --output FOLDER"
             )
         found += below
     return found
@@ -346,7 +346,7 @@ def view_sheet(found: Sequence[Choice], options: ViewOptions) -> int:
     chosen = spread(found, options.clips)
     clips, failed = [], 0
     labels: set[str] = set()
-    for choice in progress(chosen, "view", noun="clip"):
+    for choice in progress(chosen, "view", noun="clip", compiles=True):
         try:
             with opened(choice, options) as view:
                 note = f"flow {view.index}, full colour: {view.fastest:.1f} px"
@@ -418,7 +418,8 @@ def command(**values: Any) -> None:
     options = from_options(ViewOptions, values)
     found = choices(options)
     if len(found) == 1:
-        view_clip(found[0], options)
+        with reporting_compilation():
+            view_clip(found[0], options)
         return
     if options.moving or options.index is not None:
         what = "--index" if options.index is not None else "an MP4 or GIF"

@@ -17,9 +17,7 @@ from pipeline.catalog import Dataset, choose_dataset, load_dataset
 from pipeline.errors import command_errors
 from pipeline.options import CONTEXT, DatasetOptions, ShardSetOptions, from_options, option, options_of
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.shard_sets import choose_shard_set, shard_sets
-from pipeline.status import describe as describe_set
-from pipeline.status import set_status
+from pipeline.text import typed
 from slurm import record, scheduler
 from slurm.answers import command_line
 from slurm.chain import STAGES
@@ -44,6 +42,8 @@ class StatusOptions(DatasetOptions, ShardSetOptions):
 @command_errors
 def command(**values: Any) -> None:
     """Show the state of the chain submitted last, which videos failed, and the command that resumes it."""
+    from pipeline.shard_sets import choose_shard_set
+
     options = from_options(StatusOptions, values)
     dataset = load_dataset(choose_dataset(options.dataset, options.data), options.data)
     paths = DatasetPaths(data_root(options.data), dataset.name)
@@ -66,7 +66,7 @@ def describe(dataset: Dataset, paths: DatasetPaths, shard_set: str | None, where
     """
     chain = record.latest(paths.logs)
     if chain is None:
-        lines = [f"no chain was submitted for {dataset.name}: python -m slurm submit {shlex.join(where)}"]
+        lines = [f"no chain was submitted for {dataset.name}: {typed('slurm')} submit {shlex.join(where)}"]
         return [*lines, *_videos(dataset, paths, shard_set)]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(chain.submitted))
     lines = [f"chain of {dataset.name}, submitted {when}"]
@@ -136,6 +136,10 @@ def _stage(job: Submitted, tasks: Sequence[Task], logs: Path) -> list[str]:
 
 def _videos(dataset: Dataset, paths: DatasetPaths, shard_set: str | None) -> list[str]:
     """How complete each shard set is, and which videos failed."""
+    from pipeline.shard_sets import shard_sets
+    from pipeline.status import describe as describe_set
+    from pipeline.status import set_status
+
     names = [shard_set] if shard_set else shard_sets(paths)
     lines = [line for name in names for line in describe_set(set_status(dataset, paths, name), SHOWN)]
     return lines or [f"no shards yet of {len(dataset.videos):,} videos"]
@@ -151,5 +155,5 @@ def _next(chain: Chain, stages: Mapping[str, Sequence[Task]], where: Sequence[st
     ]
     if not open_stages:
         return ["finished"]
-    again = shlex.join(["python", "-m", "slurm", "submit", *chain.options, f"--from={open_stages[0]}"])
-    return [f"to resume: {again}"]
+    again = shlex.join(["submit", *chain.options, f"--from={open_stages[0]}"])
+    return [f"to resume: {typed('slurm')} {again}"]

@@ -26,11 +26,8 @@ from pipeline.options import (
     options_of,
 )
 from pipeline.paths import DEFAULT_METHOD, DatasetPaths, check_name, data_root
-from pipeline.request import request_of
 from pipeline.runs import STREAMS, Fusion, RunPaths, Stream, chain_run_name, default_run_name, read_run
-from pipeline.shard import open_shard
-from pipeline.shard_index import index_shards
-from pipeline.shard_sets import choose_shard_set, shard_sets
+from pipeline.text import many, typed
 from slurm import record, scheduler, state
 from slurm.answers import command_line
 from slurm.chain import STAGES, ChainRequest, Job, as_shell_script, pairs, plan
@@ -187,6 +184,8 @@ def method_and_shard_set(
     Raises:
         InputError: the chain makes no shards, and there are none to read or several to choose from.
     """
+    from pipeline.shard_sets import choose_shard_set, shard_sets  # loads HDF5, which --help needs not
+
     named = options.shards or options.method
     if "flow" in stages and (named or not shard_sets(paths)):
         shard_set = check_name(named or DEFAULT_METHOD, "shard set")
@@ -199,6 +198,10 @@ def method_and_shard_set(
 
 def _method_of(folder: Path) -> str | None:
     """The flow method of the shards in a folder; None if there are none that can be read."""
+    from pipeline.request import request_of
+    from pipeline.shard import open_shard
+    from pipeline.shard_index import index_shards
+
     for address in index_shards(folder).values() if folder.is_dir() else ():
         try:
             with open_shard(address) as shard:
@@ -292,9 +295,9 @@ def _report(submitted: Sequence[Submitted], paths: DatasetPaths, where: Sequence
     """Print the jobs, and how to follow and to cancel them."""
     ids = [each.id for each in submitted]
     for each in submitted:
-        click.echo(f"{each.stage:<7} {each.job:>8}  {f'{each.tasks} tasks' if each.tasks else '1 job'}")
+        click.echo(f"{each.stage:<7} {each.job:>8}  {many(each.tasks, 'task') if each.tasks else '1 job'}")
     click.echo(f"watch:  {command_line('squeue', ids, '-j', ',')}")
-    click.echo(f"state:  python -m slurm status {shlex.join(where)}")
+    click.echo(f"state:  {typed('slurm')} status {shlex.join(where)}")
     click.echo(f"logs:   {paths.logs}")
     click.echo(f"cancel: {command_line('scancel', ids)}")
 
@@ -353,7 +356,7 @@ def _check_nothing_runs(paths: DatasetPaths) -> None:
     if alive:
         raise InputError(
             f"jobs {', '.join(job.number for job in alive)} of the chain submitted last have not ended: see "
-            "`python -m slurm status`, take them out of the queue with "
+            f"`{typed('slurm')} status`, take them out of the queue with "
             f"`{command_line('scancel', alive)}`, or submit all the same with --force"
         )
 

@@ -32,7 +32,7 @@ from pipeline.options import DatasetOptions
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request
 from pipeline.runs import RunPaths, RunRecord, find_run
-from pipeline.text import first_line, some
+from pipeline.text import first_line, some, typed
 from train.models import build
 from train.models.network import Network
 from train.recipe import KEYS, MOST_ITERATIONS, Recipe, coerce
@@ -209,7 +209,7 @@ def from_archive(path: Path, values: Mapping[str, Any], optimiser: bool = False)
         Damaged: a value is missing, or is not one that this program writes.
     """
     if values.get("format") != FORMAT:
-        raise OtherFormat(f"{path}: expected a checkpoint of `python -m train`, found another file")
+        raise OtherFormat(f"{path}: expected a checkpoint of `{typed('train')}`, found another file")
     if values.get("version") not in READABLE:
         raise OtherFormat(
             f"{path}: expected a checkpoint of version {' or '.join(map(str, READABLE))}, found version "

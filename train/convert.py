@@ -10,6 +10,7 @@ import click
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, from_options, options_of
+from pipeline.text import typed
 from train.models import MODELS, build
 from train.options import ConvertOptions
 
@@ -58,7 +59,7 @@ def convert(source: Path, output: Path) -> list[str]:
     ]
     with atomic.writing(output) as temporary, atomic.disk_errors(output):
         torch.save(tensors, temporary)
-    return [*lines, f"saved {output}: python -m train --model {name} --init {output}"]
+    return [*lines, f"saved {output}: {typed('train')} --model {name} --init {output}"]
 
 
 def recognise(source: Path, weights: Weights) -> tuple[Network, str]:

@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.progress import Progress
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
-from pipeline.text import duration, first_line, many
+from pipeline.text import duration, first_line, many, typed
 from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input
 from train.checkpoint import (
     Checkpoint,
@@ -105,7 +105,7 @@ def train(
                 published = "imagenet" if recipe.model in FILES else "MatConvNet's imagenet-vgg-m-2048.mat"
                 raise InputError(
                     "this recipe starts from pre-trained weights: give --init FILE (a torchvision-style state dict for "
-                    f"{recipe.model}, a checkpoint or run folder of `python -m train`, or {published})"
+                    f"{recipe.model}, a checkpoint or run folder of `{typed('train')}`, or {published})"
                 )
         resumed = load_checkpoint(path, optimiser=True) if (path := world.share(path)) else None
         with world.agreeing():
@@ -363,7 +363,7 @@ class Trainer:
             if not largest <= LARGEST_INPUT:
                 source = self.reader.item(key)[0].source
                 where = source.address if isinstance(source, Shard) else source
-                return f"values of up to {largest:g} come from {where}: check it (python -m pipeline verify), or "
+                return f"values of up to {largest:g} come from {where}: check it ({typed('pipeline')} verify), or "
         return ""
 
     def flush(self, meter: Meter) -> None:

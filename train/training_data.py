@@ -9,26 +9,29 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.catalog import Dataset, load_dataset
 from pipeline.errors import InputError
+from pipeline.failures import report_failures
 from pipeline.groups import training_folds
+from pipeline.machine import making_what_stays
 from pipeline.manifest import ShardSet, read_shard_set
+from pipeline.outcome import read_outcomes
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request
 from pipeline.shard import Shard
 from pipeline.shard_sets import choose_shard_set
-from pipeline.text import many
+from pipeline.text import many, typed
 from train.batches import Item, shard_positions
 from train.recipe import Recipe
 from train.volume_spec import VolumeSpec
 
 ADDED = Path(__file__).parent / "added_classes"
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
-MOST_LISTED = 40
+NO_SHARD = "no shard"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def usable_shards(
     usable: dict[str, Shard] = {}
     for video in ids:
         if video not in shards:
-            broken[video] = "no shard"
+            broken[video] = NO_SHARD
         elif video in shards.facts and positions(video):
             usable[video] = shards.shard(video)
         elif video not in broken:
@@ -94,17 +97,38 @@ def lack(shard: Shard, spec: VolumeSpec) -> str:
     return f"{shard.address}: no flow, the video has {shard.frame_count} frame(s)"
 
 
-def explain(problems: Mapping[str, str], total: int, dataset: str, spec: VolumeSpec) -> str:
-    """One message for all videos of a list that cannot be used."""
-    lines = [f"{len(problems)} of {total} videos of {dataset} cannot be used:"]
-    lines += [f"  {video}: {what}" for video, what in list(problems.items())[:MOST_LISTED]]
-    if len(problems) > MOST_LISTED:
-        lines.append(f"  and {len(problems) - MOST_LISTED} more")
+class Unusable(NamedTuple):
+    """Videos of a list that cannot be used, and why; how many are listed, and whose shards they were to be."""
+
+    reasons: Mapping[str, str]
+    listed: int
+    paths: DatasetPaths
+    shard_set: str
+
+
+def explain(unusable: Unusable, spec: VolumeSpec) -> str:
+    """One message for all videos of a list that cannot be used; a file holds what it does not name."""
+    dataset, shard_set = unusable.paths.dataset, unusable.shard_set
+    ended = read_outcomes(unusable.paths.outcomes("extract_flow"), shard_set)
+    failed = {video: outcome.reason for video, outcome in ended.items() if outcome.status == "failed"}
+    reasons = [
+        (video, f"{failed[video]} (no shard)" if reason == NO_SHARD and video in failed else reason)
+        for video, reason in unusable.reasons.items()
+    ]
+    shards = unusable.paths.shards(shard_set)
     wanted = "--rgb" if spec.stream == "spatial" else f"--direction {spec.direction}"
-    lines.append(
-        f"make them with: python -m extract_flow --dataset {dataset} {wanted}\n"
-        "or train on the rest with --allow-missing"
-    )
+    lines = [f"{len(reasons):,} of {many(unusable.listed, 'video')} of {dataset} cannot be used:"]
+    lines += [
+        f"  {line}"
+        for line in report_failures(reasons, shards.with_name(f"{shards.name}.unusable.txt"), word="")
+    ]
+    again = f"{typed('extract_flow')} --dataset {dataset} {wanted} --shards {shard_set}"
+    lines += [
+        f"mend them and run {again} (--on-corrupt keep takes the frames before the damage)"
+        if unusable.reasons.keys() <= failed.keys()
+        else f"make them with the options of the others: {again}",
+        "or train on the rest with --allow-missing",
+    ]
     return "\n".join(lines)
 
 
@@ -198,7 +222,7 @@ def common_request(made: Mapping[str, Request], spec: VolumeSpec, where: str) ->
             lines.append(f"  {many(len(videos), 'video')} (for example {videos[0]}): {differing}\n")
         raise InputError(
             f"{where}: expected shards that were all made in the same way, found {many(len(usual[1]), 'video')} made "
-            f"in one way and\n{''.join(lines)}make those again with the options of the others: python -m extract_flow "
+            f"in one way and\n{''.join(lines)}make those again with the options of the others: {typed('extract_flow')} "
             "--overwrite, or choose another set with --shards"
         )
     return dataclasses.replace(
@@ -227,14 +251,14 @@ class ShardFinder:
 
     Attributes:
         shard_sets: dataset -> the shard set that is read.
-        problems: a message for each list of videos of which some cannot be used.
+        problems: for each list of videos of which some cannot be used.
         left_out: number of videos that cannot be used.
     """
 
     def __init__(self, root: Path, spec: VolumeSpec, shard_set: str | None) -> None:
         self._root, self._spec, self._wanted = root, spec, shard_set
         self.shard_sets: dict[str, str] = {}
-        self.problems: list[str] = []
+        self.problems: list[Unusable] = []
         self.left_out = 0
         self._shards: dict[str, ShardSet] = {}
         self._made: dict[str, dict[str, Request]] = defaultdict(dict)
@@ -251,7 +275,7 @@ class ShardFinder:
         usable, broken = usable_shards(shards, ids, self._spec)
         if broken:
             self.left_out += len(broken)
-            self.problems.append(explain(broken, len(ids), name, self._spec))
+            self.problems.append(Unusable(broken, len(ids), paths, self.shard_sets[name]))
         self._made[name] |= {video: shards.facts[video].request for video in usable}
         return [
             Item(shard, labels[dataset.videos[video].label], head, f"{name}:{dataset.videos[video].group}")
@@ -267,6 +291,7 @@ class ShardFinder:
         }
 
 
+@making_what_stays()
 def gather(
     name: str,
     split: int,
@@ -317,11 +342,11 @@ def gather(
             validation += held
         train += here
     if found.problems and not allow_missing:
-        raise InputError("\n".join(found.problems))
+        raise InputError("\n".join(explain(problem, spec) for problem in found.problems))
     if not train:
         raise InputError(
             f"dataset {name}, split {split}: no video left to train on"
-            + "".join(f"\n{problem}" for problem in found.problems)
+            + "".join(f"\n{explain(problem, spec)}" for problem in found.problems)
         )
     return TrainingData(heads, train, validation, found.left_out, found.shard_sets, found.requests())
 

@@ -17,7 +17,7 @@ from pipeline.shard_sets import choose_shard_set
 from train.augment import Box, centre_box, lighting_noise, random_box
 from train.batches import keep_opencv_to_one_thread, read_volumes, shard_positions
 from train.sampler import generator
-from train.training_data import common_request, explain, usable_shards
+from train.training_data import Unusable, common_request, explain, usable_shards
 from train.volume import RawFrames, cut, mirror, volume
 from train.volume_spec import VolumeSpec
 
@@ -77,7 +77,7 @@ class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
         found = read_shard_set(folder)
         usable, broken = usable_shards(found, ids, spec)
         if broken and not allow_missing:
-            raise InputError(explain(broken, len(ids), dataset, spec))
+            raise InputError(explain(Unusable(broken, len(ids), paths, folder.name), spec))
         if usable:
             made = {video: found.facts[video].request for video in usable}
             common_request(made, spec, f"{dataset}, {folder}")

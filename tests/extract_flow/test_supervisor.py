@@ -264,3 +264,30 @@ def living_children() -> list[int]:
             if int(fields[1]) == os.getpid() and "spawn_main" in command:
                 found.append(int(entry.name))
     return found
+
+
+class SignalledWhileDestroyed:
+    """Python drops what a signal's handler raises here."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def be_ended_within_a_destructor(link: Link, slot: int, first: Ready | None) -> None:
+    link.ready(Ready("test", None, 1))
+    message = link.receive()
+    assert message is not None
+    SignalledWhileDestroyed()
+    time.sleep(30)  # here the signal that is sent again ends the worker
+    link.finish(message[0], "the signal was lost")
+
+
+def test_the_signal_that_ends_a_worker_is_not_lost_in_a_destructor() -> None:
+    *_, lost = (
+        event
+        for event in supervise([""], be_ended_within_a_destructor, (), workers=1)
+        if isinstance(event, Finished | Lost)
+    )
+    assert isinstance(lost, Lost)
+    assert "143" in lost.reason

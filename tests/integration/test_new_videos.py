@@ -304,7 +304,10 @@ def test_a_folder_gives_a_line_per_video_and_names_what_failed(
     output = tmp_path / "results.jsonl"
     result = invoke("predict", films, f"--run={run.folder}", "--output", output, workers=workers)
     assert result.exit_code == 1, result.output
-    assert f"1 of 3 videos failed: {films / 'broken.mp4'}" in " ".join(result.output.split())
+    shown = " ".join(result.output.split())
+    assert f"failed: {films / 'broken.mp4'}: " in shown
+    assert "error: 1 of 3 videos failed" in shown
+    assert shown.count("broken.mp4") == 1  # one line about one failure
     found = {line["video"]: line for line in map(json.loads, output.read_text().splitlines())}
     assert found.keys() == {str(films / "a" / "first.mp4"), str(films / "second.mp4")}
     line = found[str(films / "second.mp4")]
@@ -413,7 +416,10 @@ def test_one_window_over_a_whole_video_is_its_prediction(
         (row,) = csv.DictReader(file)
     assert float(row["end"]) == pytest.approx(VIDEOS["Bow/v_1"] / 25)
     assert {label: float(row[label]) for label in CLASSES} == pytest.approx(expected, abs=1e-4)
-    assert (line / "second.png").is_file()
+    written = (line / "second.csv", line / "second.png", overlay)
+    assert result.stdout.splitlines() == [f"saved {path}" for path in written]
+    again = CliRunner().invoke(main, [word for word in words if "overlay" not in word])
+    assert f"{line}: the time lines of 1 of 1 video are in it already" in " ".join(again.output.split())
     with VideoReader(overlay, Selection(short_side=None)) as reader:
         assert len(reader.read(99).gray) == VIDEOS["Bow/v_1"]
         assert (reader.width, reader.height) == (52, 40)

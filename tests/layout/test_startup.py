@@ -14,6 +14,8 @@ from pipeline import catalog
 from pipeline.catalog import Dataset, Split, Video
 
 HEAVY = ("torch", "numba", "matplotlib", "sklearn")
+NOT_OF_SLURM = ("numpy", "h5py")
+"""What the help of slurm's commands needs not either: they read no shard before they check."""
 
 # Prints, for each command line, its exit status and which heavy modules it has loaded. Each runs in a process of its
 # own that begins with nothing loaded but click.
@@ -82,6 +84,12 @@ def test_help_loads_nothing_heavy(package: str) -> None:
     found = python(HELP, package)
     assert isinstance(found, dict)
     assert package in found
+    assert found == {command: [0, []] for command in found}
+
+
+def test_the_help_of_slurm_loads_no_arrays() -> None:
+    found = python(HELP, "slurm", *NOT_OF_SLURM)
+    assert isinstance(found, dict)
     assert found == {command: [0, []] for command in found}
 
 

@@ -82,6 +82,28 @@ def test_what_was_learned_once_is_not_opened_again(folder: Path, opened: list[st
     assert opened == []
 
 
+def test_an_interruption_keeps_what_was_learned_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(address: ShardAddress):
+        if address.file.stem == "three":
+            raise KeyboardInterrupt
+        return open_shard(address)
+
+    for name, value in (("open_shard", interrupted), ("CHUNK", 1), ("SAVE_EVERY", -1)):
+        monkeypatch.setattr(manifest, name, value)
+    with pytest.raises(KeyboardInterrupt):
+        read_shard_set(folder).learn(VIDEOS)
+    assert read_shard_set(folder).facts.keys() == {"A/one", "A/two"}
+
+
+def test_looking_into_very_many_shards_shows_its_progress(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(manifest, "MANY", 1)
+    monkeypatch.setattr("pipeline.progress.FIRST_LINE", 0)
+    read_shard_set(folder).learn(VIDEOS, jobs=1)
+    assert "looking into shards: " in capsys.readouterr().err
+
+
 def test_only_shards_whose_size_or_time_changed_are_opened_again(folder: Path, opened: list[str]) -> None:
     refresh(folder)
     opened.clear()

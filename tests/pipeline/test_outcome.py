@@ -14,6 +14,7 @@ from pipeline.outcome import (
     OutcomeLog,
     describe,
     read_outcomes,
+    seconds_of_work,
     summarise,
 )
 from pipeline.text import duration, size_in_bytes
@@ -203,3 +204,14 @@ def test_overlapped_stages_end_with_what_bound_them(
 def test_stages_one_after_the_other_have_no_bound() -> None:
     lines = describe(summarise([Outcome("a", "done", flows=10, stages={"decode": 9.0, "flow": 1.0})]), 4.0)
     assert "bound by" not in "".join(lines)
+
+
+def test_the_time_of_work_begins_with_the_first_video_worked_on_also_if_it_failed() -> None:
+    outcomes = [
+        Outcome("A/known", "failed", "no such file", time=50.0),  # known before any work
+        Outcome("A/skipped", "skipped", time=51.0),
+        Outcome("A/torn", "failed", "torn", seconds=10.0, time=110.0),
+        Outcome("A/good", "done", seconds=4.0, time=112.0),
+    ]
+    assert seconds_of_work(outcomes) == 12.0
+    assert seconds_of_work(outcomes[:2]) == 0.0

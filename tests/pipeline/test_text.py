@@ -7,7 +7,14 @@ import os
 import pytest
 
 from pipeline import machine
-from pipeline.text import first_line, many, printable, some
+from pipeline.text import first_line, many, printable, some, typed
+
+
+def test_commands_in_messages_are_typed_as_the_process_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/local/bin/two-stream", "train"])
+    assert typed("extract_flow") == "two-stream extract-flow"
+    monkeypatch.setattr("sys.argv", ["/somewhere/train/__main__.py"])
+    assert typed("extract_flow") == "python -m extract_flow"
 
 
 def test_a_few_of_many_names_and_how_many_more() -> None:

@@ -16,6 +16,7 @@ from tiny_dataset import CLASSES, GROUPS, RECIPE, TAKES
 
 from pipeline import hdf5, manifest
 from pipeline.errors import InputError, Unreadable
+from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths
 from pipeline.request import Request, request_of
 from pipeline.shard import open_shard
@@ -125,6 +126,25 @@ def test_everything_missing_or_broken_is_told_at_once(tiny: DatasetPaths, tmp_pa
     assert "python -m extract_flow --dataset tiny" in message
     material = gather("tiny", 1, SPEC, RECIPE, paths.data, allow_missing=True)
     assert (len(material.train), material.left_out) == (16, 2)
+
+
+def test_a_video_without_a_shard_is_shown_with_why_its_extraction_failed(
+    tiny: DatasetPaths, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny.data, tmp_path / "data")
+    paths = DatasetPaths(tmp_path / "data", "tiny")
+    video = "Left/v_Left_g00_c00"
+    paths.shard("tvl1", video).unlink()
+    log = OutcomeLog(paths.outcomes("extract_flow"))
+    log.append(Outcome(video, "failed", f"{video}.mp4: cannot be decoded after 3 frames", shard_set="tvl1"))
+    log.close()
+    with pytest.raises(InputError) as caught:
+        gather("tiny", 1, SPEC, RECIPE, paths.data)
+    message = str(caught.value)
+    assert f"{video}.mp4: cannot be decoded after 3 frames (no shard)" in message
+    assert (
+        "mend them and run python -m extract_flow --dataset tiny --direction forward --shards tvl1" in message
+    )
 
 
 def test_a_shard_that_cannot_be_read_now_is_not_left_out(
