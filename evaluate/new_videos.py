@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evaluate.options import NewVideoOptions
+from extract_flow.options import FRAMES_QUALITY
 from pipeline.errors import InputError
 from pipeline.failures import file_beside, report_failures
 from pipeline.request import Request, request_of
@@ -29,8 +30,6 @@ from train.weights import read_weights
 
 PUBLISHED_MODEL = "resnet50"
 """The network of --init imagenet where none is named."""
-IMAGE_QUALITY = 90
-"""JPEG quality of frames for a run that learned from images: extraction's default."""
 
 
 class Failures:
@@ -82,11 +81,11 @@ def wanted_request(
         made = request_of_shard(options.like)
     elif checkpoint.run.images is not None:
         side = spec.short_side or None
-        made = Request(source_bytes=0, short_side=side, frames=True, frames_quality=IMAGE_QUALITY)
+        made = Request(source_bytes=0, short_side=side, frames=True, frames_quality=FRAMES_QUALITY)
         size = f"smaller side {side} pixels" if side else "the video's own size"
         say(
             f"{checkpoint.path}: learned from images, not from shards; assumed for frames: {size}, JPEG quality "
-            f"{IMAGE_QUALITY}"
+            f"{FRAMES_QUALITY}"
         )
     else:
         raise InputError(

@@ -19,6 +19,8 @@ from pipeline.paths import DEFAULT_METHOD
 from pipeline.text import typed
 
 CHOSEN = "extract_flow.options.chosen_method"
+FRAMES_QUALITY = 90
+"""JPEG quality of RGB frames unless another is given."""
 
 
 class ShortSide(click.ParamType):
@@ -146,7 +148,7 @@ class ShardOptions:
         None, "JPEG quality of flow.", minimum=1, maximum=100, shown_default="the codec's"
     )
     rgb_quality: int | None = option(
-        None, "JPEG quality of frames.", minimum=1, maximum=100, shown_default="90"
+        None, "JPEG quality of frames.", minimum=1, maximum=100, shown_default=str(FRAMES_QUALITY)
     )
     on_corrupt: Literal["fail", "keep"] = option(
         "fail", "A video that cannot be decoded to its end fails, or the frames before the error are kept."

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from extract_flow.methods import MODULES, module, resolve
-from extract_flow.options import ShardOptions
+from extract_flow.options import FRAMES_QUALITY, ShardOptions
 from pipeline.codec import Codec, codec, codec_from
 from pipeline.errors import InputError
 from pipeline.paths import DEFAULT_METHOD
@@ -41,7 +41,7 @@ class ExtractionSettings:
     step: int = 1
     codec: Codec = dataclasses.field(default_factory=codec)
     rgb: bool = True
-    rgb_quality: int = 90
+    rgb_quality: int = FRAMES_QUALITY
     on_corrupt: Literal["fail", "keep"] = "fail"
     overwrite: bool = False
     size_was_asked: bool = dataclasses.field(default=True, compare=False)
