@@ -92,7 +92,9 @@ class SubmitOptions(DatasetOptions, ShardSetOptions):
         (), "How streams are fused; repeatable.", flag="fusion", multiple=True, shown_default="average"
     )
     allow_missing: bool = option(False, "Train and score without the videos that have no shard.")
-    first: Stage = option("flow", "First stage.", flag="from")
+    first: Stage = option(
+        "flow", "First stage; options that concern other stages only have no effect.", flag="from"
+    )
     last: Stage = option("fuse", "Last stage.", flag="until")
     arguments: tuple[str, ...] = option(
         (),
