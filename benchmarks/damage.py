@@ -4,9 +4,11 @@
 
 Sound files are encoded in many ways (containers, B-frames, slices, fields, open groups of pictures), and cut at a key
 frame or joined without encoding them again; none may be refused. Damaged files are copies with bytes overwritten, a
-sector zeroed, or the end cut off inside a frame. One counts if its frames differ from the sound file's, and it is found
-if the reader refuses it. The frames that `keep` would use are compared with the sound file's too. Files given on the
-command line count as sound.
+sector zeroed, or the end cut off inside a frame. One counts if its frames differ from the sound file's; those that do
+not are "unchanged". It is found if the reader refuses it. Of the others, "valid" are those in which the decoder finds
+nothing either where it is set to refuse every error and each of its messages counts: bits were changed into others that
+mean something. "Missed" are the rest. The frames that `keep` would use are compared with the sound file's too. Files
+given on the command line count as sound.
 """
 
 from __future__ import annotations
@@ -224,6 +226,29 @@ def ours(path: Path) -> tuple[list[Bytes], str, tuple[str, ...]]:
         return frames, error.reason, ()
 
 
+def is_valid(path: Path) -> bool:
+    """Whether the decoder, set to refuse every error, decodes all frames without a message."""
+    from av.logging import WARNING, Capture
+
+    av.logging.set_level(av.logging.WARNING)
+    strict = {"err_detect": "crccheck+bitstream+buffer+explode"}
+    try:
+        with Capture() as messages, av.open(str(path), options=strict) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            count = sum(1 for _ in container.decode(video=0))
+    except av.error.FFmpegError:
+        return False
+    return count > 0 and not any(level <= WARNING for level, _, _ in messages)
+
+
+def largest_difference(frames: Sequence[Bytes], sound: Sequence[Bytes]) -> tuple[int, float]:
+    """The largest difference of gray levels, and the share of pixels that differ by more than 2."""
+    differences = [np.abs(a.astype(int) - b) for a, b in zip(frames, sound, strict=False)]
+    if not differences:
+        return 0, 0.0
+    return max(int(d.max()) for d in differences), float(np.mean([np.mean(d > 2) for d in differences]))
+
+
 def is_wrong(frames: Sequence[Bytes], sound: Sequence[Bytes]) -> bool:
     """Whether a frame is none of the sound file's, or out of their order."""
     at = 0
@@ -245,7 +270,10 @@ def is_wrong(frames: Sequence[Bytes], sound: Sequence[Bytes]) -> bool:
 def main(files: tuple[Path, ...], damaged: int, codecs: tuple[str, ...], seed: int, show: bool) -> None:
     """Print a table of sound files refused and damaged files found, by codec."""
     os.environ.setdefault("SVT_LOG", "1")
-    print(f"{'':12}{'sound':>7}{'refused':>9}{'damaged':>9}{'found':>7}{'noted':>7}{'kept wrong':>12}")
+    print(
+        f"{'':12}{'sound':>7}{'refused':>9}{'damaged':>9}{'found':>7}{'noted':>7}{'valid':>7}"
+        f"{'missed':>8}{'unchanged':>11}{'kept wrong':>12}"
+    )
     refused = [f"{path}: {reason}" for path in files if (reason := ours(path)[1])]
     if files:
         print(f"{'given':12}{len(files):7}{len(refused):9}")
@@ -279,7 +307,7 @@ def measure(
             ):  # FFmpeg loses some HEVC here
                 sound.append(joined)
     refused = [f"{path.name}: {reason}" for path in sound if (reason := ours(path)[1])]
-    found = noted = wrong = total = number = 0
+    found = noted = valid = wrong = total = number = 0
     while total < damaged:
         source = made[number % len(made)]
         path = folder / f"{codec}-damaged-{number}{source.suffix}"
@@ -293,9 +321,20 @@ def measure(
         found += bool(reason)
         noted += bool(notes and not reason)
         wrong += bool(reason) and is_wrong(kept, reference)
-        if show and (not (reason or notes) or (reason and is_wrong(kept, reference))):
-            print(f"  {path.name}, kind {(number - 1) % 5}: {reason or 'missed'}, {len(kept)} frames kept")
-    row = f"{codec:12}{len(sound):7}{len(refused):9}{total:9}{found:7}{noted:7}{wrong:12}"
+        unseen = not (reason or notes)
+        valid += unseen and is_valid(path)
+        if show and (unseen or (reason and is_wrong(kept, reference))):
+            most, share = largest_difference(frames, reference)
+            what = reason or ("valid" if is_valid(path) else "missed")
+            print(
+                f"  {path.name}, kind {(number - 1) % 5}: {what}, {len(kept)} frames kept; differs by up to {most} "
+                f"levels, {share:.2%} of pixels by more than 2"
+            )
+    missed = total - found - noted - valid
+    row = (
+        f"{codec:12}{len(sound):7}{len(refused):9}{total:9}{found:7}{noted:7}{valid:7}{missed:8}"
+        f"{number - total:11}{wrong:12}"
+    )
     print(row, flush=True)
     return refused
 

@@ -1,10 +1,11 @@
 """What the CUDA kernels cost, counted in machine code, without a GPU; and the pairs/s that these counts allow.
 
-    python benchmarks/gpu_counts.py [--check] [--arch 90 ...]
+    python benchmarks/gpu_counts.py [--check] [--arch 90 ...] [--nvcc]
 
 Needs NVRTC (package nvidia-cuda-nvrtc) for registers, spills and shared memory on every architecture, and nvdisasm
 (package nvidia-cuda-nvdisasm, or a toolkit) for instructions, which are those of sm_90. `--check` fails where a kernel
-spills, or a count is above its limit in `LIMITS`. What is predicted is arithmetic, not a measurement: see
+spills, or a count is above its limit in `LIMITS`. `--nvcc` compiles with the toolkit's nvcc on PATH instead, as another
+version of the same compiler. What is predicted is arithmetic, not a measurement: see
 docs/explanation/gpu.md for the assumptions.
 """
 
@@ -30,6 +31,7 @@ from extract_flow.cuda.kernels import Program, nvrtc_version, run_nvrtc
 from extract_flow.tvl1 import parameters as tvl1_parameters
 from extract_flow.tvl1 import solver as tvl1_solver
 from extract_flow.tvl1.cuda import solver as tvl1_cuda
+from pipeline.errors import InputError
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 PIXELS_OF_A_THREAD = 8
@@ -88,9 +90,29 @@ def programs() -> dict[str, Program]:
     return found | {"quantise": quantise.PROGRAM}
 
 
-def compile_for(program: Program, architecture: int) -> tuple[bytes, dict[str, Resources]]:
+def run_nvcc(program: Program, architecture: int) -> tuple[bytes, str]:
+    """As `run_nvrtc`, by the nvcc on PATH."""
+    arithmetic = "--use_fast_math" if program.fast else "--fmad=false"
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder, f"{program.name}.cu"), Path(folder, "cubin")
+        source.write_text(program.text())
+        finished = subprocess.run(
+            ["nvcc", "-std=c++17", arithmetic, f"-arch=sm_{architecture}", "-cubin", "-Xptxas=-v", "-o", cubin, source],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if finished.returncode:
+            raise InputError(f"{program.name}: nvcc refuses the CUDA source: {finished.stderr.strip()}")
+        return cubin.read_bytes(), finished.stderr
+
+
+def compile_for(
+    program: Program, architecture: int, nvcc: bool = False
+) -> tuple[bytes, dict[str, Resources]]:
     """The cubin, and what ptxas says of every kernel."""
-    code, log = run_nvrtc(program, program.text(), f"sm_{architecture}", "--ptxas-options=-v")
+    if nvcc:
+        code, log = run_nvcc(program, architecture)
+    else:
+        code, log = run_nvrtc(program, program.text(), f"sm_{architecture}", "--ptxas-options=-v")
     pattern = (
         r"Function properties for (\w+)\s*\n\s*.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes "
         r"spill loads\s*\n.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
@@ -204,7 +226,7 @@ def tvl1_work(counts: dict[str, Counts], size: Size) -> Work:
     Every level is taken to have as many iterations and warps as the mean; a launch that is repeated in part because a
     pair stopped inside it costs half a launch more.
     """
-    from gpu import moving_frames
+    from gpu_frames import moving_frames
 
     options = tvl1_parameters.PRESETS["default"]
     frames = moving_frames(3, *size)
@@ -267,15 +289,20 @@ def brox_work(counts: dict[str, Counts], size: Size) -> Work:
 # --- the report --------------------------------------------------------------------------------------------------
 
 
-def report(architectures: tuple[int, ...], check: bool) -> int:
+def report(architectures: tuple[int, ...], check: bool, nvcc: bool = False) -> int:
     """Print everything; 1 if `check` finds a spill or a count above its limit."""
-    nvrtc_version()  # InputError with what to install where it is missing
+    if not nvcc:
+        nvrtc_version()  # InputError with what to install where it is missing
+    elif shutil.which("nvcc") is None:
+        raise InputError(
+            "no nvcc on PATH: install the CUDA toolkit, or leave --nvcc out to compile with NVRTC"
+        )
     wrong: list[str] = []
     nvdisasm = disassembler()
     counts: dict[str, dict[str, Counts]] = {}
     for name, program in programs().items():
         for architecture in architectures:
-            code, resources = compile_for(program, architecture)
+            code, resources = compile_for(program, architecture, nvcc)
             for kernel, used in resources.items():
                 print(f"{name:13} sm_{architecture:<3} {kernel:19} {used.registers:3} registers, {used.shared:5} bytes "
                       f"shared, {used.spilled} spilled")  # fmt: skip
@@ -322,8 +349,15 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="fail where a kernel spills or exceeds a limit")
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="architectures, as 90")
+    parser.add_argument(
+        "--nvcc", action="store_true", help="compile with the toolkit's nvcc instead of NVRTC"
+    )
     options = parser.parse_args()
-    return report(tuple(options.arch), options.check)
+    try:
+        return report(tuple(options.arch), options.check, options.nvcc)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

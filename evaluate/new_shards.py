@@ -26,7 +26,7 @@ from pipeline import atomic
 from pipeline.errors import InputError
 from pipeline.machine import usable_cores
 from pipeline.paths import OutputPaths
-from pipeline.progress import Progress
+from pipeline.progress import Progress, notes_to
 from pipeline.request import Request
 from pipeline.shard import ShardAddress
 from pipeline.shard_file import DIRECTIONS
@@ -134,7 +134,7 @@ def _results(
     """Number of each video as it ends, and why it failed, if it did; InputError if the disk is full."""
     if not workers:
         loaded = _load(settings, device, cores)
-        _warm_up(loaded, settings, shown.line if shown else _quiet)
+        _warm_up(loaded, settings, shown.note if shown else _quiet)
         if shown:
             shown.start()
         here = _Here(shown) if shown else None
@@ -160,7 +160,7 @@ def _results(
             elif shown and isinstance(event, Started):
                 shown.start()
             elif shown and isinstance(event, Preparing):
-                shown.line(event.what)
+                shown.note(event.what)
             elif shown and isinstance(event, Report):
                 _show(shown, event)
 
@@ -204,7 +204,8 @@ def serve_kinds(
     """Make every kind of shard of each video: the `serve` of `supervise` where runs need several kinds."""
     try:
         on_gpus = first is not None and first.workers is not None and device in ("auto", "cuda")
-        loaded = _load(settings, f"cuda:{slot}" if on_gpus else device, threads)
+        with notes_to(link.preparing):
+            loaded = _load(settings, f"cuda:{slot}" if on_gpus else device, threads)
     except InputError as error:
         link.refuse(str(error))
         return

@@ -35,7 +35,14 @@ def main(**values: Any) -> None:
     options = from_options(ExtractionOptions, values)
     parameters = given_values(module(options.shards.method).Parameters, values)
 
-    from extract_flow.extraction import Stopped, extract, failure_report, known_outcomes, summary_lines
+    from extract_flow.extraction import (
+        Stopped,
+        check_one_way,
+        extract,
+        failure_report,
+        known_outcomes,
+        summary_lines,
+    )
     from extract_flow.settings import ExtractionSettings
     from pipeline.catalog import SHORT_SIDE, load_dataset
 
@@ -44,7 +51,8 @@ def main(**values: Any) -> None:
     settings = ExtractionSettings.from_options(
         options.shards, parameters, dataset.short_side if dataset else SHORT_SIDE
     )
-    videos, destination = _work(source, dataset, options.shards.method)
+    everything, videos, destination = _work(source, dataset, options.shards.method)
+    check_one_way(everything, settings, options.execution, destination)
     try:
         known = known_outcomes(videos, settings, options.execution, destination)
         failed = [outcome for outcome in known.values() if outcome.status == "failed"]
@@ -63,8 +71,10 @@ def main(**values: Any) -> None:
         sys.exit(1)
 
 
-def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[list[VideoTask], Destination]:
-    """This task's share of the videos, and where their shards go."""
+def _work(
+    source: SourceOptions, dataset: Dataset | None, method: str
+) -> tuple[list[VideoTask], list[VideoTask], Destination]:
+    """The videos of all tasks, this task's share of them, and where their shards go."""
     from extract_flow.clip import VideoTask
     from extract_flow.extraction import Destination
     from extract_flow.sources import find_videos
@@ -74,11 +84,16 @@ def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[
     if dataset is not None:
         paths = DatasetPaths(data_root(source.data), dataset.name)
         shard_set = source.shards or method
-        videos = [
-            VideoTask(video.id, video.path, paths.shard(shard_set, video.id))
-            for video in share(dataset.videos.values(), source.task, source.tasks)
-        ]
-        return videos, Destination(paths.shards(shard_set), paths.outcomes(STAGE), shard_set, source.task)
+        tasks = {
+            video.id: VideoTask(video.id, video.path, paths.shard(shard_set, video.id))
+            for video in dataset.videos.values()
+        }
+        videos = [tasks[video.id] for video in share(dataset.videos.values(), source.task, source.tasks)]
+        return (
+            list(tasks.values()),
+            videos,
+            Destination(paths.shards(shard_set), paths.outcomes(STAGE), shard_set, source.task),
+        )
     assert source.output is not None
     if source.output.exists() and not source.output.is_dir():
         raise InputError(
@@ -93,7 +108,7 @@ def _work(source: SourceOptions, dataset: Dataset | None, method: str) -> tuple[
         keep_suffix=source.keep_suffix,
     )
     videos = found[source.task :: source.tasks]
-    return videos, Destination(source.output, below.outcomes, task=source.task)
+    return found, videos, Destination(source.output, below.outcomes, task=source.task)
 
 
 if __name__ == "__main__":

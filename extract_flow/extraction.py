@@ -29,7 +29,7 @@ from pipeline.outcome import (
     summarise,
 )
 from pipeline.progress import Progress
-from pipeline.request import Standing, standing
+from pipeline.request import Standing, other_ways, standing
 from pipeline.text import many, shortened
 from pipeline.video import VideoError, source_bytes
 
@@ -129,6 +129,52 @@ def known_outcomes(
                     videos[number].video, "failed", reason, shard_set=destination.shard_set
                 )
     return outcomes
+
+
+def check_one_way(
+    videos: Sequence[VideoTask], settings: ExtractionSettings, execution: Execution, destination: Destination
+) -> None:
+    """Refuse to add shards to a set whose shards were made with other settings: training takes no mixture.
+
+    Args:
+        videos: of all array tasks, so that each finds the same.
+        settings: what is asked; with `overwrite`, nothing is refused.
+        execution: its processes read shards of which nothing is recorded.
+        destination: of the shards.
+
+    Raises:
+        InputError: some shards differ while others are missing; shows how, and the ways on.
+    """
+    if settings.overwrite:
+        return
+    there = read_shard_set(destination.shards)
+    there.learn((video.video for video in videos), jobs=_cores(execution))
+    asked = settings.request(0)
+    made = {video.video: there.facts[video.video].request for video in videos if video.video in there.facts}
+    ways = other_ways(asked, made)
+    others = {video for way in ways for video in way.videos}
+    left = sum(
+        video.video not in made or (video.video not in others and bool(asked.missing(made[video.video])))
+        for video in videos
+    )
+    if not others or not left:
+        return
+    lines = [
+        f"  {many(len(way.videos), 'video')} (for example {way.videos[0]}): {'; '.join(way.differences)}\n"
+        for way in ways
+    ]
+    presets = {preset for way in ways if (preset := settings.preset_of(way.made))}
+    same = (
+        f"the settings that its shards have ({' or '.join(sorted(presets))})" if presets else "its settings"
+    )
+    name = "--shards" if destination.shard_set else "--output"
+    raise InputError(
+        f"{destination.shards}: expected shards made with the settings that are asked, since a set is made in one way "
+        f"and training refuses a mixture; {many(left, 'video')} of {len(videos)} would be made with these, and "
+        f"{many(len(others), 'shard')} there were made with others:\n{''.join(lines)}"
+        f"nothing was made. To finish the set as it was begun, ask for {same}; for a set of its own, name another "
+        f"{name}; to replace {'that shard' if len(others) == 1 else f'those {len(others)} shards'}, add --overwrite"
+    )
 
 
 def _cores(execution: Execution) -> int:
@@ -243,7 +289,7 @@ def _show(event: Event, shown: Progress, method: str, videos: int) -> None:
             f"{many(videos, 'video')} to do; starting took {starting:.1f} s"
         )
     elif isinstance(event, Preparing):
-        shown.line(event.what)
+        shown.note(event.what)
     elif isinstance(event, Report):
         shown.report(event.task, *event.report)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
@@ -68,28 +70,50 @@ def _named(paths: Iterable[Path], lists: Iterable[Path]) -> Iterator[tuple[Path,
 def _read_list(path: Path) -> Iterator[tuple[Path, PurePath]]:
     """The paths of a list, each with the name that its identity comes from."""
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    lines = [(number, line.strip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path}: expected UTF-8 text, found UTF-16: save it as UTF-8")
+    text = data.decode("utf-8-sig", "surrogateescape")
+    # Lines end as on Unix, on Windows or on an old Macintosh.
+    lines = [(number, line) for number, line in enumerate(re.split("\r\n|\n|\r", text), 1) if line.strip()]
     if not lines:
         raise InputError(f"{path}: expected one path a line, found none")
     for number, line in lines:
-        candidates = [path.parent / line, Path(line)]
         try:
-            existing = next((candidate for candidate in candidates if candidate.exists()), None)
+            existing, line = next(
+                (
+                    (candidate, name)
+                    for name in (line, line.strip())  # a name may end in a space, though few do
+                    for candidate in (path.parent / name, Path(name))
+                    if candidate.exists()
+                ),
+                (None, line),
+            )
         except (OSError, ValueError) as error:  # a name that no file can have
             raise InputError(f"{path}:{number}: expected a path, found {line[:200]!r}") from error
         if existing is None:
-            raise InputError(
-                f"{path}:{number}: no such file or folder: {line[:200]!r}, neither in {path.parent.absolute()} nor in "
-                f"{Path.cwd()}"
-            )
+            raise InputError(f"{path}:{number}: {_why_missing(line, path.parent)}")
         inside = PurePath(line)
         if inside.is_absolute() and inside.is_relative_to(path.parent.absolute()):
             inside = inside.relative_to(path.parent.absolute())
         plain = not inside.is_absolute() and ".." not in inside.parts
         yield existing, inside if plain else PurePath(inside.name)
+
+
+def _why_missing(line: str, folder: Path) -> str:
+    """What is wrong with a line of a list that names nothing that is there."""
+    slashes = line.strip().replace("\\", "/")
+    if slashes != line.strip() and any((root / slashes).exists() for root in (folder, Path())):
+        return f"wanted {line[:200]!r}, found {slashes[:200]!r}: write / between folders"
+    plain = re.sub(r"(?<=\S)(?:[\s,]+[0-9]{1,9}){1,3}$", "", line.strip())
+    if plain != line.strip() and any((root / plain).exists() for root in (folder, Path())):
+        return (
+            f"expected one path a line, found numbers after {plain[:200]!r}: lists with labels are for "
+            "`python -m pipeline import folder --lists`"
+        )
+    return f"no such file or folder: {line[:200]!r}, neither in {folder.absolute()} nor in {Path.cwd()}"
 
 
 def _videos_at(

@@ -282,7 +282,11 @@ class Team:
         self.workers.append(_Worker(slot, process, ours))
 
     def hand_out(self) -> None:
-        """Give every ready worker the tasks it has room for; suspects come first, each alone in its worker."""
+        """Give every ready worker the tasks it has room for; suspects come first, each alone in its worker.
+
+        The first ready worker must not take more than its part of few tasks, or others would have nothing to do.
+        """
+        part = -(-len(self._tasks) // self._wanted)
         for worker in self.workers:
             if worker.ready is None:
                 continue
@@ -292,7 +296,7 @@ class Team:
                     self._give(worker, self._suspects.popleft())
                 continue
             worker.solitary = worker.solitary and bool(worker.tasks)
-            while self._waiting and not worker.solitary and len(worker.tasks) < worker.ready.ahead:
+            while self._waiting and not worker.solitary and len(worker.tasks) < min(part, worker.ready.ahead):
                 self._give(worker, self._waiting.popleft())
 
     def _give(self, worker: _Worker, number: int) -> None:

@@ -30,7 +30,7 @@ from pipeline.codec import Quantised, Quantiser
 from pipeline.errors import InputError
 from pipeline.manifest import Facts, Stamp
 from pipeline.outcome import WAIT_FOR_FRAMES, WAIT_FOR_WRITERS, Outcome
-from pipeline.progress import COMPILING
+from pipeline.progress import COMPILING, notes_to
 
 BEAT = 1.0
 """Seconds between a decoder's signs of life."""
@@ -82,7 +82,8 @@ def serve(
         # The first worker reported how many there are on GPUs, and how many GPUs they share.
         on_gpus = first is not None and first.workers is not None and device in ("auto", "cuda")
         chosen = f"cuda:{slot % first.gpus}" if first is not None and on_gpus else device
-        method = methods.load(settings.method, chosen, threads, **settings.parameters)
+        with notes_to(link.preparing):
+            method = methods.load(settings.method, chosen, threads, **settings.parameters)
     except InputError as error:
         link.refuse(str(error))
         return

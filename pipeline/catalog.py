@@ -41,6 +41,8 @@ class Facts:
     """address of the archive of its official lists"""
     archive: str
     """address of the archive of its videos"""
+    page: str
+    """address of the page that says where both are"""
 
 
 FACTS: Mapping[str, Facts] = {
@@ -52,6 +54,7 @@ FACTS: Mapping[str, Facts] = {
         {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)},
         "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
         "https://www.crcv.ucf.edu/data/UCF101/UCF101.rar",
+        "https://www.crcv.ucf.edu/data/UCF101.php",
     ),
     # Kuehne et al.: HMDB, ICCV 2011: 70 clips to train on and 30 to test on per class; the others are unused.
     "hmdb51": Facts(
@@ -61,6 +64,7 @@ FACTS: Mapping[str, Facts] = {
         {number: (51 * 70, 51 * 30) for number in (1, 2, 3)},
         "http://serre-lab.clps.brown.edu/wp-content/uploads/2013/10/test_train_splits.rar",
         "http://serre-lab.clps.brown.edu/wp-content/uploads/2013/10/hmdb51_org.rar",
+        "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/",
     ),
 }
 

@@ -32,6 +32,8 @@ ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 """GUID of the object of an ASF file (WMV) that states its duration."""
 TS_PACKETS = (188, 192, 204)
 """Bytes of a packet of a transport stream: plain, with time stamps (M2TS), with error correction."""
+TS_SYNC, TS_PROBED = 0x47, 5
+"""The byte that each of them begins with, behind the stamp of M2TS; how many are looked at."""
 FRAMES_SHORT = 3
 """By how many frames a header may overstate without a note: XviD's B-frames and HMDB-51's index have one to three."""
 SECONDS_SHORT = 0.5
@@ -128,8 +130,8 @@ def shortfall(opened: Opened, path: Path, decoded: int, last: float | None) -> t
         ):
             return (f"its header says {stream.frames} frames, it holds {decoded}",)
         return ()
-    if container.format.name == "mpegts" and all(path.stat().st_size % size for size in TS_PACKETS):
-        return ("it ends inside a packet of the transport stream: its last frame may be damaged",)
+    if cut := _cut_off(container, path):
+        return (cut,)
     promised = container.duration / 1e6 if container.duration else 0.0
     if stream.duration and stream.time_base:
         promised = float(stream.duration * stream.time_base)
@@ -142,6 +144,33 @@ def shortfall(opened: Opened, path: Path, decoded: int, last: float | None) -> t
     if promised - last > allowed and promised - (end := _end(path)) > allowed:
         return (f"its header says {promised:.2f} s, it holds {end:.2f} s ({decoded} frames)",)
     return ()
+
+
+def _cut_off(container: InputContainer, path: Path) -> str:
+    """How a file of a format that states no duration shows that its end is missing, or ""."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(TS_PROBED * max(TS_PACKETS))
+        file.seek(max(0, size - 64))
+        tail = file.read()
+    name = container.format.name
+    if name == "mpegts" and (packet := _ts_packet(head)) and size % packet:
+        return "it ends inside a packet of the transport stream: its last frame may be damaged"
+    if name == "gif" and not tail.rstrip(b"\0").endswith(b";"):
+        return "it ends without the end mark of a GIF: frames may be missing"
+    if name == "yuv4mpegpipe" and _last_packet_end(path) < size:
+        return "it ends inside a frame, which was left out"
+    return ""
+
+
+def _ts_packet(head: bytes) -> int:
+    """Bytes of a packet of the transport stream that begins so, 0 where that is not seen: ISO 13818-1 2.4.3.2."""
+    for size in TS_PACKETS:
+        first = 4 if size == 192 else 0
+        syncs = head[first::size]
+        if len(syncs) > 1 and set(syncs) == {TS_SYNC}:
+            return size
+    return 0
 
 
 def _choose(container: InputContainer, path: Path) -> tuple[VideoStream, tuple[str, ...]]:
@@ -212,6 +241,16 @@ def _asf_duration(path: Path) -> float:
     play_time, _, preroll, flags = struct.unpack_from("<QQQI", header, found + 64)
     live = flags & 1  # being sent: nothing is stated
     return 0.0 if live else max(0.0, play_time / 1e7 - preroll / 1e3)
+
+
+def _last_packet_end(path: Path) -> int:
+    """The byte behind the last frame of a Y4M file."""
+    end = 0
+    with _open(path) as container:
+        for packet in container.demux(video=0):
+            if packet.size and packet.pos is not None:
+                end = packet.pos + packet.size
+    return end
 
 
 def _end(path: Path) -> float:

@@ -35,6 +35,7 @@ TELLING = {
         r"ref with POC|RPS|undecodable NALU|slice|CABAC|cu_qp|ref_idx|entry_point", re.IGNORECASE
     ),
     "mjpeg": re.compile(r"overread|error (?:y=|count|dc)|bad vlc"),
+    "gif": re.compile(r"LZW decode failed"),
 }
 """Messages of a codec's decoder that mean damage; others are about side information, and sound files give them too."""
 NAL_CODECS = frozenset(("h264", "hevc"))
@@ -123,7 +124,7 @@ def _scanned(packets: Iterator[tuple[av.Packet, str]]) -> Iterator[tuple[av.Pack
             if not ready:
                 break
             for (packet, lost), fault in zip(ready, found.result(), strict=True):
-                yield packet, lost or fault
+                yield packet, fault or lost
     if failure is not None:
         raise failure
 
@@ -134,7 +135,7 @@ def _scan(packets: Sequence[bytes]) -> list[str]:
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[av.Packet, str]]:
-    """The packets of a stream, and whether a transport stream lost data in or just before each: "" if not.
+    """The packets of a stream, and whether data of each is missing, or just before it in a transport stream: "" if not.
 
     A loss counts only if no new group of pictures begins behind it: where recordings were joined, one does.
     """
@@ -142,8 +143,9 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
 
     packets: Iterator[av.Packet] = container.demux(stream)
     if container.format.name != "mpegts":
+        flags = container.format.name == "avi"  # others drop what is incomplete, or flag sound packets too
         for packet in packets:
-            yield packet, ""
+            yield packet, "the file ends inside this frame" if flags and packet.is_corrupt else ""
         return
     lost_at: int | None = None  # decoding time of what the demuxer found incomplete
     waiting: av.Packet | None = None

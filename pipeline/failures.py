@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePath
 
 from pipeline import atomic
@@ -14,6 +15,8 @@ SHOWN = 10
 """Reasons that are shown, each with some of the names it applies to."""
 NAMED = 5
 """Names shown of those that share a reason."""
+EVERY = sys.maxsize
+"""Names in a file that holds what the lines do not."""
 
 Reasons = Collection[tuple[str, str]]
 """(name, reason) of each failure."""
@@ -68,6 +71,33 @@ def report_failures(failed: Reasons, file: Path, noun: str = "video", word: str 
     if len(alike) <= SHOWN and all(len(failures) <= NAMED for failures in alike.values()):
         return lines
     text = "".join(f"{printable(name)}: {printable(reason)}\n" for name, reason in failed)
+    return [*lines, f"all {many(len(failed), noun)} with their reasons: {_saved(text, file)}"]
+
+
+def named(names: Iterable[str], most: int, quoted: bool = True) -> str:
+    """`some` names for a line; all of them, one a line, where `most` is `EVERY`."""
+    if most < EVERY:
+        return some(names, most, quoted)
+    return "".join(f"\n    {repr(name) if quoted else printable(name)}" for name in names) + "\n  "
+
+
+def limited(lines_of: Callable[[int], Sequence[str]], most: int, file: Path | None) -> list[str]:
+    """Lines that name at most so many each, and where that leaves names out, the file that holds all of them.
+
+    Args:
+        lines_of: the lines for a number of names; it names them by `named`.
+        most: names shown in a line.
+        file: as in `report_failures`; None: none is written.
+    """
+    lines = list(lines_of(most))
+    if file is None or lines == list(lines_of(EVERY - 1)):
+        return lines
+    text = "".join(f"{line.rstrip()}\n" for line in "\n".join(lines_of(EVERY)).split("\n"))
+    return [*lines, f"all of them, by name: {_saved(text, file)}"]
+
+
+def _saved(text: str, file: Path) -> Path:
+    """The file once it holds the text; one in the folder for temporary files where it cannot be written."""
     try:
         with atomic.writing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -76,5 +106,5 @@ def report_failures(failed: Reasons, file: Path, noun: str = "video", word: str 
             "w", encoding="utf-8", prefix=f"{file.stem}-", suffix=file.suffix, delete=False
         ) as other:
             other.write(text)
-        file = Path(other.name)
-    return [*lines, f"all {many(len(failed), noun)} with their reasons: {file}"]
+        return Path(other.name)
+    return file

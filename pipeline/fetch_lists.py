@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
+import ssl
 import tempfile
 import urllib.error
 import urllib.request
@@ -61,18 +63,33 @@ def fetch_lists(kind: str, output: Path, url: str | None = None, archive: Path |
 def _download(url: str, path: Path, kind: str, output: Path) -> None:
     if not url.startswith(("https://", "http://")):
         raise InputError(f"{url}: expected an address that begins with https:// or http://")
+    by_hand = (
+        f"Get {path.name} by hand ({FACTS[kind].page} links to it), copy it here, and run: "
+        f"{typed('pipeline')} fetch-lists {kind} --output {output} --archive {path.name} (--url takes the address of a "
+        "mirror)"
+    )
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            data = answer.read(LARGEST + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or first_line(error)
-        raise InputError(
-            f"{url}: cannot be fetched ({reason}). Fetch it where there is a network, copy {path.name} here, and "
-            f"run: {typed('pipeline')} fetch-lists {kind} --output {output} --archive {path.name}"
-        ) from error
+            data, where = answer.read(LARGEST + 1), answer.url
+    except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError(f"{url}: cannot be fetched ({_why(error)}). {by_hand}") from error
     if len(data) > LARGEST:
-        raise InputError(f"{url}: expected an archive of lists, found more than {LARGEST:,} bytes")
+        raise InputError(f"{url}: expected an archive of lists, found more than {LARGEST:,} bytes. {by_hand}")
+    if data.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        led = f", to which it leads: {where}" if where != url else ""
+        raise InputError(f"{url}: expected an archive of lists, found a web page{led}. {by_hand}")
     path.write_bytes(data)
+
+
+def _why(error: Exception) -> str:
+    """Why nothing was fetched: the site's answer, a certificate that is not trusted, or what the system says."""
+    if isinstance(error, urllib.error.HTTPError):
+        moved = ": it is not there any more" if error.code in (404, 410) else ""
+        return f"the site answers {error.code} {error.reason}{moved}"
+    reason = getattr(error, "reason", None) or error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return f"the site's certificate is not trusted: {reason.verify_message}"
+    return first_line(reason) if isinstance(reason, Exception) else str(reason)
 
 
 def _unpack(archive: Path, folder: Path) -> None:

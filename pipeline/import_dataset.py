@@ -21,6 +21,7 @@ import numpy as np
 from pipeline import catalog
 from pipeline.catalog import FACTS, Dataset, Split, Video, shared_groups
 from pipeline.errors import InputError, Unreadable, command_errors
+from pipeline.failures import by_reason, limited, named
 from pipeline.groups import GroupRule, fold_splits, pattern_group, ucf_group
 from pipeline.lists import (
     SIDES,
@@ -258,6 +259,7 @@ def import_dataset(
     headers: bool = True,
     jobs: int = -1,
     limit: int = 5,
+    everything: Path | None = None,
 ) -> Imported:
     """Check a folder of videos against lists and make it a dataset; nothing is written.
 
@@ -275,6 +277,7 @@ def import_dataset(
         headers: read frames and sizes from the videos' headers.
         jobs: processes for that.
         limit: names shown per problem.
+        everything: the file for all names, where there are more of a problem; None: none is written.
 
     Raises:
         InputError: everything that is wrong, one line each.
@@ -282,7 +285,9 @@ def import_dataset(
     found = scan(videos, follow_links)
     lists, loose = lists_for(kind, videos, lists_source, class_names, found, group, keep_suffix)
     matching = Matching(lists.paths, (), loose, ()) if keep_suffix else match(lists, found)
-    problems = problems_of(videos, lists, found, matching, allow_missing, limit)
+    problems = limited(
+        lambda most: problems_of(videos, lists, found, matching, allow_missing, most), limit, everything
+    )
     if problems:
         raise InputError(
             f"{name} cannot be imported from {videos}\n" + "\n".join(f"  {line}" for line in problems)
@@ -305,7 +310,10 @@ def import_dataset(
         origin={"kind": kind, "listed": len(lists.paths), **read_from},
     )
     faults = {video_id: header.fault for video_id, header in read.items() if header.fault}
-    return Imported(dataset, notes_of(dataset, lists, found, matching, loose, faults, counts, limit))
+    notes = limited(
+        lambda most: notes_of(dataset, lists, found, matching, loose, faults, counts, most), limit, everything
+    )
+    return Imported(dataset, tuple(notes))
 
 
 def check_read(headers: Mapping[str, Header], limit: int) -> None:
@@ -377,7 +385,7 @@ def problems_of(
     elif not lists.paths:
         lines.append(
             f"no video lies in a folder of a class, but {many(len(found.videos), 'video')} elsewhere: "
-            f"{some(found.videos, limit)}; expected CLASS/VIDEO in {videos}"
+            f"{named(found.videos, limit)}; expected CLASS/VIDEO in {videos}"
             + _other_folder(videos, found.videos)
         )
     elif not matching.paths:
@@ -388,25 +396,25 @@ def problems_of(
     elif matching.missing and not allow_missing:
         lines.append(
             f"missing: {len(matching.missing):,} of {len(lists.paths):,} listed videos: "
-            f"{some(matching.missing, limit)} (--allow-missing imports the others)"
+            f"{named(matching.missing, limit)} (--allow-missing imports the others)"
             + _names_that_differ(lists, matching)
         )
     if matching.duplicates:
         lines.append(
             f"duplicates: {many(len(matching.duplicates), 'video')} in more than one file: "
-            f"{some(matching.duplicates, limit, quoted=False)}; keep one of each "
+            f"{named(matching.duplicates, limit, quoted=False)}; keep one of each "
             "(without lists, --keep-suffix takes both)"
         )
     if found.links:
         lines.append(links_not_followed(found, videos, limit))
     if lines and matching.paths and matching.extra:
         lines.append(
-            f"extra: {many(len(matching.extra), 'video')} not in the lists: {some(matching.extra, limit)}"
+            f"extra: {many(len(matching.extra), 'video')} not in the lists: {named(matching.extra, limit)}"
         )
     if found.unusable:
         shown = [f"{path!a} ({fault})" for path, fault in found.unusable.items()]
         lines.append(
-            f"names: {many(len(shown), 'name')} that cannot be used: {some(shown, limit, quoted=False)}"
+            f"names: {many(len(shown), 'name')} that cannot be used: {named(shown, limit, quoted=False)}"
         )
     return lines
 
@@ -443,37 +451,40 @@ def notes_of(
     if matching.missing:
         notes.append(
             f"missing: {len(matching.missing):,} of {len(lists.paths):,} listed videos are left out of the dataset "
-            f"and its splits: {some(matching.missing, limit)}"
+            f"and its splits: {named(matching.missing, limit)}"
         )
     if extra := [path for path in matching.extra if path not in set(loose)]:
-        notes.append(f"extra: {many(len(extra), 'video')} not in the lists, left out: {some(extra, limit)}")
+        notes.append(f"extra: {many(len(extra), 'video')} not in the lists, left out: {named(extra, limit)}")
     if loose:
         notes.append(
-            f"extra: {many(len(loose), 'video')} in no folder of a class, left out: {some(loose, limit)}"
+            f"extra: {many(len(loose), 'video')} in no folder of a class, left out: {named(loose, limit)}"
         )
     if found.flow:
         notes.append(
-            f"flow: {many(len(found.flow), 'folder')} of flow without frames, left out: {some(found.flow, limit)} "
+            f"flow: {many(len(found.flow), 'folder')} of flow without frames, left out: {named(found.flow, limit)} "
             f"({typed('pipeline')} import-flow)"
         )
     if found.empty:
-        notes.append(f"empty: {many(len(found.empty), 'file')} of zero bytes: {some(found.empty, limit)}")
+        notes.append(f"empty: {many(len(found.empty), 'file')} of zero bytes: {named(found.empty, limit)}")
     if bad := {video_id: fault for video_id, fault in faults.items() if fault != "the file is empty"}:
-        shown = [f"{video_id}: {fault}" for video_id, fault in bad.items()]
-        notes.append(
-            f"headers: {many(len(shown), 'video')} whose header cannot be read: {some(shown, limit, quoted=False)}"
-        )
+        for fault, videos in by_reason(list(bad.items())).items():
+            shown = named([video for video, _ in videos], limit, quoted=False)
+            notes.append(
+                f"headers: {many(len(videos), 'video')} whose header cannot be read: {shown}: {fault}"
+            )
     if counts and (
         unknown := [i for i, video in dataset.videos.items() if not {i, i.split("/")[1]} & counts.keys()]
     ):
-        notes.append(f"counts: {many(len(unknown), 'video')} without a known count: {some(unknown, limit)}")
+        notes.append(f"counts: {many(len(unknown), 'video')} without a known count: {named(unknown, limit)}")
     if empty := [
         label for label in dataset.classes if label not in {video.label for video in dataset.videos.values()}
     ]:
-        notes.append(f"classes: {many(len(empty), 'class')} without any video: {some(empty, limit)}")
+        notes.append(f"classes: {many(len(empty), 'class')} without any video: {named(empty, limit)}")
     for number, split in dataset.splits.items():
         if shared := shared_groups(dataset, number):
-            notes.append(f"split {number}: {many(len(shared), 'group')} on both sides: {some(shared, limit)}")
+            notes.append(
+                f"split {number}: {many(len(shared), 'group')} on both sides: {named(shared, limit)}"
+            )
         if not split.train or not split.test:
             notes.append(
                 f"split {number}: {len(split.train):,} videos to train and {len(split.test):,} to test on"
@@ -578,6 +589,7 @@ def command(**values: Any) -> None:
         headers=options.probe,
         jobs=options.jobs or usable_cores(),
         limit=options.show,
+        everything=data_root(options.data) / f"{name}.import.txt",
     )
     record = catalog.save(imported.dataset, options.videos.absolute(), options.data)
     for line in describe(imported.dataset):

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,16 +28,16 @@ from pipeline.flow_files import (
     flow_places,
     frame_array,
 )
-from pipeline.manifest import Facts, Stamp, record
+from pipeline.manifest import Facts, Stamp, read_shard_set, record
 from pipeline.options import CONTEXT, REQUIRED, DataOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, OutcomeLog
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.progress import progress
-from pipeline.request import Request, request_of
+from pipeline.request import Request, other_ways, request_of
 from pipeline.shard import Source, open_shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_writer import ShardWriter, encode_frame
-from pipeline.text import some
+from pipeline.text import many, some
 
 FLOW_IMAGE = re.compile(
     r"(?:flow_)?(?P<component>[xy])_(?:(?P<sign>[pm])(?P<step>\d+)_)?(?P<number>\d+)\.(?:jpe?g|png)",
@@ -303,6 +303,41 @@ def request_for(source: Images | Numbers, options: ImportFlowOptions) -> Request
     )
 
 
+def check_one_way(found: Mapping[str, Path], videos: Collection[str], options: ImportFlowOptions) -> None:
+    """Refuse to add shards to a set whose shards were made in another way: training takes no mixture.
+
+    Args:
+        found: video -> where its flow lies.
+        videos: of the set.
+        options: what is asked; with `overwrite`, nothing is refused.
+
+    Raises:
+        InputError: some shards differ while others are missing; shows how, and the ways on.
+    """
+    if options.overwrite:
+        return
+    folder = shards_folder(options)
+    there = read_shard_set(folder)
+    there.learn(videos)
+    made = {video: there.facts[video].request for video in videos if video in there.facts}
+    left = [video for video in found if video not in made]
+    for place in map(found.__getitem__, left):
+        try:
+            asked = request_for(source_of(place, options.step, options.direction), options)
+        except InputError:
+            continue  # reported when it is imported
+        if ways := other_ways(asked, made):
+            way, others = ways[0], sum(len(way.videos) for way in ways)
+            raise InputError(
+                f"{folder}: expected shards made as these would be, since a set is made in one way and training "
+                f"refuses a mixture; found {many(others, 'shard')} made otherwise (for example "
+                f"{way.videos[0]}: {'; '.join(way.differences)}); {many(len(left), 'video')} of {len(found)} would be "
+                "added, and nothing was made. Give the options that the others were made with, name another "
+                f"{'--shards' if options.dataset else '--output'}, or replace them with --overwrite"
+            )
+        return
+
+
 def import_folder(
     folder: Path, video: str, path: Path, options: ImportFlowOptions
 ) -> tuple[Stamp, Facts] | None:
@@ -437,6 +472,7 @@ def command(**values: Any) -> None:
         )
     if not images and options.bound is not None:
         raise click.UsageError("--bound goes with images of flow, and there are only .flo and .npy files")
+    check_one_way(found, known or found, options)
     log = None
     if options.dataset:
         log = OutcomeLog(DatasetPaths(data_root(options.data), options.dataset).outcomes("import-flow"))

@@ -14,10 +14,14 @@ LARGEST = 1280
 """No coefficient of 8-bit samples exceeds 1024 (T.81 A.3.3); a quarter more is allowed for encoders' rounding."""
 QUICK = 10
 """Bits of the table that most codes are found in, small enough for a processor's nearest cache."""
+WIDE = 12
+"""Bits of the table that holds several AC codes in one entry, with their amplitudes."""
 FILL = 16
 """Bytes 0x00 or 0xFF that may stand between the last block and the next marker: some cameras align to words."""
 END_OF_BLOCK = 100
 """How far an end of block advances: further than any run of zeros can lead from within a block."""
+LAST = 1024
+"""How far an end of block advances in `Tables.several`: further than all codes before it."""
 
 
 class Tables(NamedTuple):
@@ -31,12 +35,16 @@ class Tables(NamedTuple):
         ends: int64[tables,17], the first number that is no code of at most that length.
         shifts: int64[tables,17], what to add to a code of that length for the place of its entry in `entries`.
         entries: uint16[tables,256], in the order of the codes; 0 for symbols that mean nothing.
+        several: uint16[tables,2**WIDE], of AC codes, the next bits -> in the lowest 5 bits the length of all the codes
+            that lie within them with their amplitudes, then how many coefficients they advance; 0 if there is none.
+            Codes whose amplitudes must be looked at are left out, and nothing follows an end of block.
     """
 
     quick: npt.NDArray[np.uint16]
     ends: npt.NDArray[np.int64]
     shifts: npt.NDArray[np.int64]
     entries: npt.NDArray[np.uint16]
+    several: npt.NDArray[np.uint16]
 
 
 @inlined(fastmath=False)
@@ -52,13 +60,31 @@ def entry_of(length: Any, symbol: Any, ac: Any) -> Any:
     return (length + size) | size << 5 | ((symbol >> 4) + 1) << 9
 
 
+@inlined(fastmath=False)
+def codes_within(bits: Any, quick: Any, harmless: Any) -> Any:
+    """The entry of `Tables.several` of WIDE bits."""
+    length: Any = np.int64(0)
+    advance: Any = np.int64(0)
+    while advance < LAST:
+        # Behind the bits that are known come zeros: a code that needs them ends beyond.
+        entry: Any = np.int64(quick[(bits << length & ((1 << WIDE) - 1)) >> (WIDE - QUICK)])
+        if entry == 0 or length + (entry & 31) > WIDE or entry >> 5 & 15 > harmless:
+            break
+        length += entry & 31
+        advance += LAST if entry >> 9 == END_OF_BLOCK else entry >> 9
+    return length | advance << 5
+
+
 @kernel(fastmath=False)
-def decoding_tables(codes: npt.NDArray[np.uint8], ac: npt.NDArray[np.bool_]) -> Tables:
+def decoding_tables(
+    codes: npt.NDArray[np.uint8], ac: npt.NDArray[np.bool_], harmless_sizes: npt.NDArray[np.int64]
+) -> Tables:
     """The tables of Huffman codes.
 
     Args:
         codes: uint8[tables,272], the number of codes of length 1..16, then their symbols (T.81 annex C).
         ac: bool[tables], whether they are of AC coefficients; else of DC ones.
+        harmless_sizes: int64[tables], amplitudes of that many bits need not be looked at.
     """
     count = codes.shape[0]
     quick, entries = np.zeros((count, 1 << QUICK), np.uint16), np.zeros((count, 256), np.uint16)
@@ -79,7 +105,11 @@ def decoding_tables(codes: npt.NDArray[np.uint8], ac: npt.NDArray[np.bool_]) -> 
                 place += 1
             ends[table, length] = code
             code <<= 1
-    return Tables(quick, ends, shifts, entries)
+    several = np.zeros((count, 1 << WIDE), np.uint16)
+    for table in range(count):
+        for bits in range(1 << WIDE if ac[table] else 0):
+            several[table, bits] = codes_within(bits, quick[table], harmless_sizes[table])
+    return Tables(quick, ends, shifts, entries, several)
 
 
 @inlined(fastmath=False)
@@ -125,6 +155,16 @@ def amplitude_of(bits: Any, held: Any, size: Any) -> Any:
     """The coefficient or difference whose `size` bits end at bit `held`: T.81 F.2.2.1, EXTEND."""
     amplitude: Any = bits >> held & ((1 << size) - 1)
     return amplitude if amplitude >= (1 << size) >> 1 else amplitude - ((1 << size) - 1)
+
+
+@inlined(fastmath=False)
+def first_unread(data: npt.NDArray[np.uint8], position: Any, bits: Any) -> Any:
+    """The position of the first byte of which no bit was read, where so many bits before `position` were not."""
+    left = bits // 8
+    while left > 0:
+        position -= 2 if position >= 2 and data[position - 1] == 0 and data[position - 2] == 0xFF else 1
+        left -= 1
+    return position
 
 
 @inlined(fastmath=False)
@@ -189,16 +229,16 @@ def read_scan(
     Returns:
         The position behind the data that was read, and 0 or what is wrong.
     """
-    quick, ends, shifts, entries = tables
+    quick, ends, shifts, entries, several = tables
     bits: Any = np.int64(0)  # the next bits, at the low end
     held: Any = np.int64(0)
     ahead: Any = np.int64(0)  # bits in `bits` that stand for data behind a marker or the end: zeros
     predicted = np.zeros(steps.shape[0], np.int64)
     for unit in range(units):
         if interval and unit and unit % interval == 0:
+            position, problem = behind_restart(data, first_unread(data, position, held - ahead))
             held = ahead = bits = np.int64(0)
             predicted[:] = 0
-            position, problem = behind_restart(data, position)
             if problem:
                 return position, problem
         for block in range(order.shape[0]):
@@ -224,6 +264,13 @@ def read_scan(
                 if held < 32:
                     position, bits, ahead = four_bytes(data, position, bits, ahead)
                     held += 32
+                entry = np.int64(several[table, bits >> (held - WIDE) & ((1 << WIDE) - 1)])
+                following: Any = coefficient + (entry >> 5)
+                # All of these codes belong to this block: it is not full before the last of them.
+                if entry and (following <= 64 or LAST < following < LAST + 64):
+                    held -= entry & 31
+                    coefficient = following
+                    continue
                 entry = np.int64(quick[table, bits >> (held - QUICK) & ((1 << QUICK) - 1)])
                 if entry == 0:
                     word = bits >> (held - 16) & 0xFFFF
@@ -241,10 +288,4 @@ def read_scan(
                 return position, TOO_SHORT
             if 64 < coefficient < END_OF_BLOCK:
                 return position, TOO_MANY
-    # Bytes that were taken but not used lie before `position`; an escaped 0xFF may be among them.
-    left = (held - ahead) // 8
-    first = position
-    while left > 0:
-        first -= 2 if first >= 2 and data[first - 1] == 0 and data[first - 2] == 0xFF else 1
-        left -= 1
-    return behind_fill(data, first)
+    return behind_fill(data, first_unread(data, position, held - ahead))

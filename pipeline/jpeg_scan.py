@@ -46,6 +46,8 @@ STANDARD = {
 }
 
 
+END_OF_BLOCK = b"\0"
+"""The symbol of AC codes."""
 END = bytes((0xFF, EOI))
 PROBLEMS = (
     "",
@@ -57,6 +59,8 @@ PROBLEMS = (
 )
 
 
+ZEROS = bytes(32)
+"""A sector that was not written holds more."""
 CODE_BYTES = 16 + 256
 """Bytes of a table of codes: numbers of codes of length 1..16, then symbols."""
 
@@ -79,7 +83,12 @@ class Header(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a scan must hold: arguments of `pipeline.jpeg_kernel.read_scan`, which explains them."""
+    """What a scan must hold: arguments of `pipeline.jpeg_kernel.read_scan`, which explains them.
+
+    Attributes:
+        no_zeros: whether no encoder writes many bytes of zeros: where zeros are not the end of a block, they are blocks
+            whose coefficients are all the same.
+    """
 
     units: int
     order: npt.NDArray[np.int32]
@@ -87,6 +96,7 @@ class Plan(NamedTuple):
     steps: npt.NDArray[np.int32]
     harmless_sizes: npt.NDArray[np.int64]
     interval: int
+    no_zeros: bool
 
 
 def fault(data: bytes) -> str | None:
@@ -129,10 +139,13 @@ def _picture(data: bytes, array: Bytes, start: int) -> tuple[int, str | None]:
             plan = _plan(tuple(head))
             if plan is None:
                 return -1, None
-            position, problem = read_scan(array, position, *plan)
+            first = position
+            position, problem = read_scan(array, first, *plan[:-1])
             scanned = True
             if problem:
                 return position, PROBLEMS[problem]
+            if plan.no_zeros and data.find(ZEROS, first, position) >= 0:
+                return position, "zeros that no encoder writes"
     end = position + 2 if position >= 0 else len(data)
     return end, None if scanned else "the picture's data is missing"
 
@@ -219,7 +232,13 @@ def _plan_of(
         return None
     order = np.array([(number, used.index(dc), used.index(ac)) for number, dc, ac in rows], np.int32)
     padded = b"".join(codes[number].ljust(CODE_BYTES, b"\0")[:CODE_BYTES] for number in used)
-    tables = decoding_tables(np.frombuffer(padded, np.uint8).reshape(-1, CODE_BYTES), np.array(used) >= 0x10)
     # (2**size - 1) * step exceeds LARGEST + step from some size on, for the largest step first.
     harmless = [(LARGEST // max(1, int(each.max())) + 2).bit_length() - 1 for each in steps]
-    return Plan(units, order, tables, np.stack(steps), np.array(harmless), interval)
+    of_table = [min(harmless[row[0]] for row in rows if number in row[1:]) for number in used]
+    tables = decoding_tables(
+        np.frombuffer(padded, np.uint8).reshape(-1, CODE_BYTES), np.array(used) >= 0x10, np.array(of_table)
+    )
+    no_zeros = any(
+        codes[ac][16:17] != END_OF_BLOCK for _, _, ac in rows
+    )  # the first symbol's code is all zeros
+    return Plan(units, order, tables, np.stack(steps), np.array(harmless), interval, no_zeros)

@@ -21,11 +21,34 @@ LINE_GAP = 0.02
 """The gap as a share of the time taken so far."""
 REFRESH = 0.1
 """Seconds between updates of the bar."""
-COMPILING = "compiling once, for this run and later ones (about 15 s)"
-"""What is printed when numba begins to compile."""
+COMPILING = "compiling once, for this run and later ones (usually less than 20 s)"
+"""What a command prints when it begins to compile kernels, those of the CPU by numba or a GPU's by NVRTC."""
 
 clock = time.monotonic
 """The clock, in seconds; tests replace it."""
+
+
+_noted: set[str] = set()
+"""Notes that this process has given."""
+_receivers: list[Callable[[str], None]] = []
+"""Who gets notes instead of stderr; the last one counts."""
+
+
+def note(text: str) -> None:
+    """Say something that a command says once at most, for example `COMPILING`: on stderr, or to `notes_to`."""
+    if text not in _noted:
+        _noted.add(text)
+        (_receivers[-1] if _receivers else _print)(printable(text))
+
+
+@contextmanager
+def notes_to(receiver: Callable[[str], None]) -> Iterator[None]:
+    """What the block notes goes there, for example from a worker to its parent, which notes it."""
+    _receivers.append(receiver)
+    try:
+        yield
+    finally:
+        _receivers.remove(receiver)
 
 
 class Progress:
@@ -103,7 +126,7 @@ class Progress:
         from pipeline.compiled import reporting  # numba, which takes a while to load
 
         self.start()
-        with reporting(lambda: self.line(COMPILING), self.leave_out):
+        with notes_to(self.line), reporting(lambda: note(COMPILING), self.leave_out):
             yield
 
     def report(self, number: int, amount: int, part: float) -> None:
@@ -135,6 +158,11 @@ class Progress:
             self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         else:
             self._say(printable(text))
+
+    def note(self, text: str) -> None:
+        """`note` without disturbing the bar."""
+        with notes_to(self.line):
+            note(text)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -187,7 +215,7 @@ def reporting_compilation() -> Iterator[None]:
     """Say once that kernels are compiled inside the block, if they are, where nothing else is shown."""
     from pipeline.compiled import reporting
 
-    with reporting(lambda: _print(COMPILING)):
+    with reporting(lambda: note(COMPILING)):
         yield
 
 

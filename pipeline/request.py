@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.shard import Shard, ShardAddress, open_shard
 from pipeline.shard_file import DIRECTIONS, damaged
@@ -177,6 +177,39 @@ def request_of(shard: Shard) -> Request:
         frames_quality=shard.contents.frames_quality,
         **{name: made_by[name] for name in names if name in made_by},
     )
+
+
+class OtherWay(NamedTuple):
+    """Shards of a set that were made alike, and otherwise than is asked.
+
+    Attributes:
+        videos: whose shards they are.
+        made: the request that the first was made for.
+        differences: as `Request.differences` lists them.
+    """
+
+    videos: list[str]
+    made: Request
+    differences: list[str]
+
+
+def other_ways(asked: Request, made: Mapping[str, Request]) -> list[OtherWay]:
+    """The shards of a set that were made otherwise than is asked, the most frequent way first.
+
+    Args:
+        asked: of any video; that a video's file has changed is no other way.
+        made: video -> what its shard was made for; shards made alike may share one.
+    """
+    asked = dataclasses.replace(asked, source_bytes=0)
+    known: dict[int, OtherWay] = {}
+    ways: dict[tuple[str, ...], OtherWay] = {}
+    for video, request in made.items():
+        if id(request) not in known:
+            differences = asked.differences(dataclasses.replace(request, source_bytes=0))
+            known[id(request)] = ways.setdefault(tuple(differences), OtherWay([], request, differences))
+        known[id(request)].videos.append(video)
+    ways.pop((), None)
+    return sorted(ways.values(), key=lambda way: -len(way.videos))
 
 
 @dataclass(frozen=True)

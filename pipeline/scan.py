@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.failures import named
 from pipeline.paths import fault_of_part
 from pipeline.pictures import holds_only_flow, is_picture
-from pipeline.text import many, some
+from pipeline.text import many
 from pipeline.video import VIDEO_SUFFIXES, stem_of
 
 
@@ -67,7 +68,7 @@ def links_not_followed(found: Found, root: Path, most: int = 5) -> str:
     shown = [f"{path!r} ({leads})" for path, leads in found.links.items()]
     return (
         f"links: {many(len(shown), 'link')} that lead outside {root}, nowhere or in a loop: "
-        f"{some(shown, most, quoted=False)} (--follow-links accepts those that lead outside; remove the others)"
+        f"{named(shown, most, quoted=False)} (--follow-links accepts those that lead outside; remove the others)"
     )
 
 

@@ -28,10 +28,12 @@ import numpy.typing as npt
 
 from pipeline import container, damage, jpeg_scan
 from pipeline.errors import InputError
+from pipeline.memory import ReusedMemory
 from pipeline.pictures import PICTURE_SUFFIXES, list_pictures, number_gaps
 
 if TYPE_CHECKING:
     import av
+    from av.video.reformatter import VideoReformatter
 
 VIDEO_SUFFIXES = frozenset(
     f".{suffix}"
@@ -40,6 +42,7 @@ VIDEO_SUFFIXES = frozenset(
         *("mpg", "mts", "ogv", "ts", "vob", "webm", "wmv", "y4m"),
     )
 )
+Bytes = npt.NDArray[np.uint8]
 FOLDER_RATE = Fraction(25)
 """Frames per second of a folder of pictures, which records none."""
 MOST_PIXELS = 1 << 26
@@ -150,6 +153,7 @@ class VideoReader:
         self._rgb = rgb
         self._on_frame = on_frame
         self._opened: container.Opened | None = None
+        self._gray_memory, self._rgb_memory = ReusedMemory(), ReusedMemory()
         # A reformatter keeps the scaler of one conversion; two through one would rebuild it at every frame.
         self._to_gray, self._to_rgb = VideoReformatter(), VideoReformatter()
         self._scaling = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -189,14 +193,13 @@ class VideoReader:
         Raises:
             VideoError: the video cannot be decoded further; `frames` is how far it got.
         """
-        gray = np.empty((count, self.height, self.width), np.uint8)
-        rgb = np.empty((count, self.height, self.width, 3), np.uint8) if self._rgb else None
+        gray = self._gray_memory((count, self.height, self.width))
+        rgb = self._rgb_memory((count, self.height, self.width, 3)) if self._rgb else None
         filled = 0
         while filled < count and (frame := self._next()) is not None:
-            turn = _orientation(frame)
-            gray[filled] = turn.apply(self._convert(frame, turn, "gray", self._to_gray))
+            self._convert(frame, self._to_gray, gray[filled])
             if rgb is not None:
-                rgb[filled] = turn.apply(self._convert(frame, turn, "rgb24", self._to_rgb))
+                self._convert(frame, self._to_rgb, rgb[filled])
             filled += 1
         if filled == 0 and self._error is not None:
             raise self._error
@@ -222,24 +225,36 @@ class VideoReader:
             return frame
         return next(self._selected, None)
 
-    def _convert(
-        self, frame: av.VideoFrame, turn: Turn, pixels: str, reformatter: Any
-    ) -> npt.NDArray[np.uint8]:
-        width, height = turn.upright(
-            self.width, self.height
-        )  # a quarter turn swaps the sides, here back again
+    def _convert(self, frame: av.VideoFrame, reformatter: VideoReformatter, target: Bytes) -> None:
+        """Scale a frame and turn it upright into `target`: gray uint8[H,W], or RGB uint8[H,W,3]."""
+        import cv2
+
+        turn = _orientation(frame)
+        # A quarter turn swaps the sides, here back again.
+        width, height = turn.upright(self.width, self.height)
+        pixels = "gray" if target.ndim == 2 else "rgb24"
+        # swscale makes pixels of four bytes faster where the width is odd, and the same ones.
+        four_bytes = pixels == "rgb24" and width % 2 == 1
         image = reformatter.reformat(
             frame,
             width,
             height,
-            pixels,
+            "0rgb" if four_bytes else pixels,
             interpolation=self._scaling,
             threads=1,
         )
-        plane = image.planes[0]
-        channels = 1 if pixels == "gray" else 3
-        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : width * channels]
-        return rows if channels == 1 else rows.reshape(height, width, channels)
+        plane: Any = image.planes[0]
+        if four_bytes:
+            # From the second byte on; rows are padded, so there is one behind the last pixel.
+            padded = np.ndarray((height, width, 4), np.uint8, plane, 1, (plane.line_size, 4, 1))
+            if turn == Turn():
+                cv2.cvtColor(padded, cv2.COLOR_RGBA2RGB, dst=target)
+                return
+            rows = padded[..., :3]
+        else:
+            samples = target[0, 0].size
+            rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : width * samples]
+        target[:] = turn.apply(rows.reshape(height, width, *target.shape[2:]))
 
     @property
     def notes(self) -> tuple[str, ...]:

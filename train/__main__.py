@@ -274,10 +274,10 @@ def summary(dataset: str, stream: Stream, recipe: str, data: TrainingData, world
     return (
         f"{dataset}: {stream} stream, recipe {recipe}, "
         + (f"shard set {sets}, " if sets else "")
-        + f"{len(data.train)} {'videos' if sets else 'images'} to train on"
+        + f"{many(len(data.train), 'video' if sets else 'image')} to train on"
         + (f", {len(data.validation)} to validate on" if data.validation else "")
         + (f", {data.left_out} left out (missing or broken)" if data.left_out else "")
-        + f", {many(world.size, 'process', 'processes')} on {world.device}; run folder {folder}"
+        + f", {many(world.size, 'process')} on {world.device}; run folder {folder}"
     )
 
 

@@ -1,18 +1,14 @@
-"""Memory for pixels and volumes, reused from batch to batch.
-
-Fresh memory costs as much as decoding or computing what is written to it, since every page is mapped and cleared first.
-"""
+"""Memory for pixels and volumes, reused from batch to batch, as tensors: `pipeline.memory`."""
 
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from pipeline import memory
 
 Memory = Callable[[tuple[int, ...]], Tensor]
 """Room for pixels: a uint8 tensor of the shape given, contiguous, with arbitrary content."""
@@ -37,22 +33,11 @@ class ReusedMemory:
     """Memory that is reused once nothing refers to it; may be called from any thread."""
 
     def __init__(self) -> None:
-        self._largest = 0
-        self._free: list[npt.NDArray[np.uint8]] = []
+        self._memory = memory.ReusedMemory()
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """A tensor uint8[shape]; any view of it keeps its memory."""
-        size = math.prod(shape)
-        self._largest = max(self._largest, size)
-        try:
-            block = self._free.pop()
-        except IndexError:
-            block = np.empty(0, np.uint8)
-        if block.size < size:
-            block = np.empty(self._largest, np.uint8)
-        lent = block[:size]  # an array of its own, to which the tensor's storage refers until it ends
-        weakref.finalize(lent, self._free.append, block).atexit = False
-        return torch.from_numpy(lent).view(shape)
+        return torch.from_numpy(self._memory(shape))
 
 
 _volumes = ReusedMemory()

@@ -94,7 +94,7 @@ def lack(shard: Shard, spec: VolumeSpec) -> str:
         )
     if lacking := [direction for direction in spec.directions if direction not in shard.directions]:
         return f"{shard.address}: no {' and '.join(lacking)} flow"
-    return f"{shard.address}: no flow, the video has {shard.frame_count} frame(s)"
+    return f"{shard.address}: no flow, the video has {many(shard.frame_count, 'frame')}"
 
 
 class Unusable(NamedTuple):

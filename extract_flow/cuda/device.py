@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,13 +52,34 @@ def memory_errors(what: str) -> Iterator[None]:
         raise
 
 
+OLDEST_DRIVER = 13000
+"""CUDA of the oldest driver that loads what this package's NVRTC compiles, as the driver counts."""
+
+
+def driver_version() -> str:
+    """The CUDA that the driver is for, as "13.0"."""
+    version = checked(driver.cuDriverGetVersion())
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def device_count() -> int:
-    """GPUs that this process can see; CUDA_VISIBLE_DEVICES limits and orders them. 0 without a driver."""
+    """GPUs that this process can use; CUDA_VISIBLE_DEVICES limits and orders them. 0 without a driver."""
+    return 0 if reason_against() else int(checked(driver.cuDeviceGetCount()))
+
+
+def reason_against() -> str:
+    """Why this process can use no GPU; "" if it can."""
     try:
         checked(driver.cuInit(0))
-        return int(checked(driver.cuDeviceGetCount()))
-    except (RuntimeError, ImportError, OSError):  # no libcuda, no device, or a driver that does not start
-        return 0
+        if checked(driver.cuDriverGetVersion()) < OLDEST_DRIVER:
+            return f"the driver is for CUDA {driver_version()}, expected 13.0 or later"
+        return "" if checked(driver.cuDeviceGetCount()) else "the driver finds no device"
+    except (
+        RuntimeError,
+        ImportError,
+        OSError,
+    ) as error:  # no libcuda, no device, or a driver that does not start
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def available() -> bool:
@@ -73,20 +95,28 @@ def select(method: str, device: str) -> Device:
         device: "auto", "cuda" or "cuda:N".
 
     Raises:
-        InputError: there is no usable GPU, or not that one.
+        InputError: there is no usable GPU, or not that one, or others leave nothing of it.
     """
     count = device_count()
     if count == 0:
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        seen = "" if chosen is None else f", which is {chosen!r}"
         raise InputError(
-            f"{method} on {device}: no usable NVIDIA GPU is visible (look at `nvidia-smi`, the driver and "
-            "CUDA_VISIBLE_DEVICES); use --device cpu"
+            f"{method} on {device}: no usable NVIDIA GPU is visible: {reason_against()} (look at `nvidia-smi`, the "
+            f"driver and CUDA_VISIBLE_DEVICES{seen}); use --device cpu"
         )
     number = "0" if device in ("auto", "cuda") else device.removeprefix("cuda:")
     if not number.isdecimal() or int(number) >= count:
         raise InputError(
             f"{method}: expected the device cpu, cuda or one of cuda:0 to cuda:{count - 1}, found {device!r}"
         )
-    return Device(int(number))
+    try:
+        return Device(int(number))
+    except DriverError as error:
+        raise InputError(
+            f"{method}: cuda:{number} cannot be used ({error}): see in `nvidia-smi` whether other processes fill its "
+            "memory or have it exclusively (then --processes 1), or use --device cpu"
+        ) from error
 
 
 class Device:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +17,10 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from extract_flow.cuda.device import Buffer, Part, Stream, checked
+from extract_flow.cuda.device import Buffer, DriverError, Part, Stream, checked, driver_version
+from pipeline import atomic
 from pipeline.errors import InputError
+from pipeline.progress import COMPILING, note
 
 SHARED = Path(__file__).parent
 """Folder of the sources that methods share."""
@@ -57,7 +57,7 @@ def cache_folder() -> Path:
 
 
 def compiled(program: Program, capability: tuple[int, int]) -> bytes:
-    """The program as machine code for a compute capability, from the disk or else from NVRTC, which is reported.
+    """The program as machine code for a compute capability, from the disk or else from NVRTC, which is noted.
 
     Raises:
         InputError: NVRTC is missing, is too old or too new for the GPU, or refuses the source.
@@ -67,16 +67,17 @@ def compiled(program: Program, capability: tuple[int, int]) -> bytes:
     kept = cache_folder() / f"{program.name}-sm{capability[0]}{capability[1]}-{key[:32]}.cubin"
     code = _read(kept)
     if code is None:
+        note(COMPILING)
         began = time.perf_counter()
         code = _compile(program, text, capability)
-        note = f"{program.name}: CUDA kernels for sm_{capability[0]}{capability[1]} compiled in "
-        note += f"{time.perf_counter() - began:.1f} s"
+        took = f"{program.name}: CUDA kernels for sm_{capability[0]}{capability[1]} compiled in "
+        took += f"{time.perf_counter() - began:.1f} s"
         try:
             _write(kept, code)
-            note += f", kept in {kept.parent}"
+            took += f", kept in {kept.parent}"
         except OSError as error:
-            note += f"; they cannot be kept in {kept.parent} ({error.strerror}), so every start compiles them"
-        print(note, file=sys.stderr, flush=True)
+            took += f"; they cannot be kept in {kept.parent} ({error.strerror}), so every start compiles them"
+        note(took)
     return code
 
 
@@ -91,15 +92,15 @@ def _read(file: Path) -> bytes | None:
 
 
 def _write(file: Path, code: bytes) -> None:
-    """Put digest and code in place at once: other processes read the same folder."""
+    """Put digest and code in place at once: other processes read the same folder, and perhaps other users."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+    temporary = atomic.temporary_path(file)
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:  # as readable as the umask allows
             stream.write(hashlib.sha256(code).digest() + code)
-        Path(name).replace(file)
+        temporary.replace(file)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -171,7 +172,25 @@ class Kernels:
     """The kernels of a program on the current device; they stay loaded, since recorded graphs may hold them."""
 
     def __init__(self, program: Program, capability: tuple[int, int]) -> None:
-        self._module = checked(driver.cuModuleLoadData(compiled(program, capability)))
+        """Load them.
+
+        Raises:
+            InputError: see `compiled`; or the driver refuses the code, or has no memory for it.
+        """
+        code = compiled(program, capability)
+        try:
+            self._module = checked(driver.cuModuleLoadData(code))
+        except DriverError as error:
+            advice = "see in `nvidia-smi` what fills its memory"
+            if error.code != driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+                version = driver_version()
+                advice = (
+                    f"update the driver, or `pip install nvidia-cuda-nvrtc=={version}.*`, its own compiler"
+                )
+            raise InputError(
+                f"{program.name}: the driver (CUDA {driver_version()}) does not load the kernels that NVRTC "
+                f"{'.'.join(map(str, nvrtc_version()))} compiled ({error}): {advice}; or use --device cpu"
+            ) from error
         self._functions: dict[str, Any] = {}
 
     def function(self, name: str) -> Any:

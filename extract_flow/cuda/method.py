@@ -249,7 +249,8 @@ class CudaMethod(FlowMethod):
         tables = None
         if quantiser is not None and len(pairs):
             if quantiser not in self._tables:
-                self._tables[quantiser] = quantise.Tables(quantiser)
+                with devices.memory_errors(f"{self.name}, tables of the codec"):
+                    self._tables[quantiser] = quantise.Tables(quantiser)
             tables = self._tables[quantiser]
         order = np.argsort(pairs.min(axis=1), kind="stable") if len(pairs) else np.empty(0, np.int64)
         while len(order):

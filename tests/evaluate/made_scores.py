@@ -1,7 +1,7 @@
 """Score files of made-up networks on any number of classes, written and read by the project, for tests of the report.
 
-`python tests/evaluate/made_scores.py FOLDER` writes the reports of 2, 9 and 101 classes and of three splits there, to
-be looked at.
+`python tests/evaluate/made_scores.py FOLDER` writes the reports of 2, 9 and 101 classes there, of one split
+and of three, to be looked at.
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ if __name__ == "__main__":
     for name, (count, of_splits) in {
         "2": (2, [1]),
         "9": (9, [1]),
+        "9x3": (9, [1, 2, 3]),
         "101": (101, [1]),
         "101x3": (101, [1, 2, 3]),
     }.items():

@@ -71,6 +71,23 @@ def test_what_the_first_worker_prepares_is_reported_before_it_is_ready() -> None
     assert sum(isinstance(event, Preparing) for event in events) == 1
 
 
+def serve_together(link: Link, slot: int, first: Ready | None, folder: str) -> None:
+    """One of two workers that take up to eight tasks at a time; none ends before the other worker has one."""
+    link.ready(Ready("test", 2, 8))
+    other = Path(folder, str(1 - slot))
+    until = time.monotonic() + 30
+    while (message := link.receive()) is not None:
+        Path(folder, str(slot)).touch()
+        while not other.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        link.finish(message[0], other.exists())
+
+
+def test_the_first_ready_worker_leaves_the_others_their_part_of_few_tasks(tmp_path: Path) -> None:
+    events = supervise([""] * 6, serve_together, (str(tmp_path),), workers=1)
+    assert [event.result for event in events if isinstance(event, Finished)] == [True] * 6
+
+
 def refuse(link: Link, slot: int, first: Ready | None) -> None:
     link.refuse("no such device")
 

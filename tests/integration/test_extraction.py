@@ -292,6 +292,39 @@ def test_resuming_with_another_default_says_once_what_differs_and_which_preset_c
     assert out.startswith("0 done, 3 skipped")
 
 
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_a_set_begun_with_other_settings_is_not_mixed_and_each_array_task_says_so(
+    clips: Path, tmp_path: Path, task: int
+) -> None:
+    begun = clips / "class 0/video.0.avi"
+    extract(begun, "--output", tmp_path, "--no-rgb", "--short-side", 32, "--preset", "default-1")
+    before = content(tmp_path / "video.0.h5")
+    videos = sorted((clips / "class 0").iterdir())
+    again = (*videos, "--output", tmp_path, "--no-rgb", "--short-side", 32)
+    share = ("--task", task, "--tasks", len(videos))
+    out, err = extract(*again, *share, status=1)
+    assert not out
+    assert "2 videos of 3 would be made with these, and 1 shard there were made with others" in err
+    assert "lambda_: asked 0.22, the shard has 0.15" in err
+    assert "--preset default-1" in err
+    assert "--output" in err
+    assert "--overwrite" in err
+    assert sorted(index_shards(tmp_path)) == ["video.0"]
+    out, _ = extract(*again, "--preset", "default-1", *share)
+    assert out.startswith("0 done, 1 skipped" if task == 0 else "1 done, 0 skipped")
+    assert content(tmp_path / "video.0.h5") == before
+
+
+def test_overwrite_makes_a_set_anew_and_another_video_may_have_other_settings(
+    clips: Path, tmp_path: Path
+) -> None:
+    first, *others = sorted((clips / "class 0").iterdir())
+    extract(first, "--output", tmp_path, *QUICK)
+    extract(others[0], "--output", tmp_path, *QUICK, "--step", 2)
+    out, _ = extract(first, *others, "--output", tmp_path, *QUICK, "--step", 2, "--overwrite")
+    assert out.startswith("2 done, 1 skipped")
+
+
 def test_shards_of_another_codec_are_refused_with_one_line_and_kept(clips: Path, tmp_path: Path) -> None:
     extract(clips, "--output", tmp_path, *QUICK, "--bound-fixed")
     before = {video: content(address.file) for video, address in index_shards(tmp_path).items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.failures import file_beside, reason_lines, report_failures
+from pipeline.failures import file_beside, limited, named, reason_lines, report_failures
 
 
 def test_thousands_that_failed_for_one_reason_are_one_line_and_a_file_of_all(tmp_path: Path) -> None:
@@ -41,6 +41,22 @@ def test_ten_reasons_are_shown_and_few_failures_need_no_file(tmp_path: Path) -> 
     assert len(lines) == 11
     assert "reason 10" not in "".join(lines)
     assert "v10: reason 10" in (tmp_path / "many.txt").read_text()
+
+
+def test_names_that_a_line_leaves_out_are_all_in_a_file(tmp_path: Path) -> None:
+    names = [f"c/v{number}" for number in range(7)]
+
+    def lines(most: int) -> list[str]:
+        return [f"missing: 7 videos: {named(names, most)} (--allow-missing)"]
+
+    assert limited(lines, 7, tmp_path / "x.txt") == lines(7)
+    assert limited(lines, 2, None) == lines(2)
+    assert not (tmp_path / "x.txt").exists()
+    shown, last = limited(lines, 2, tmp_path / "x.txt")
+    assert shown == "missing: 7 videos: 'c/v0', 'c/v1' and 5 more (--allow-missing)"
+    assert last == f"all of them, by name: {tmp_path / 'x.txt'}"
+    written = (tmp_path / "x.txt").read_text().splitlines()
+    assert [line.strip() for line in written[1:8]] == [repr(name) for name in names]
 
 
 def test_where_the_file_cannot_be_written_it_goes_to_the_temporary_folder(

@@ -220,3 +220,20 @@ def test_a_picture_that_is_cut_short_is_an_error_and_not_gray(tmp_path, name):
     words = [tmp_path / "out", "--output", tmp_path / "back", "--bound", 20]
     assert f"{name}: is damaged: " in run(import_flow.command, *words, status=1)
     assert not list((tmp_path / "back").rglob("*.h5"))
+
+
+def test_a_set_that_was_begun_with_other_options_is_not_mixed(tmp_path):
+    for name in ("a", "b"):
+        folder = tmp_path / "in" / "c" / name
+        folder.mkdir(parents=True)
+        for component in "xy":
+            cv2.imwrite(str(folder / f"flow_{component}_00001.png"), np.full((24, 32), 130, np.uint8))
+    out = ("--output", tmp_path / "out")
+    run(import_flow.command, tmp_path / "in", *out, "--bound", 20)
+    (tmp_path / "out" / "c" / "b.h5").unlink()
+    refused = run(import_flow.command, tmp_path / "in", *out, "--bound", 15, status=1)
+    assert "found 1 shard made otherwise (for example c/a: bound: asked 15.0, the shard has 20.0; " in refused
+    assert "1 video of 2 would be added, and nothing was made" in refused
+    assert not (tmp_path / "out" / "c" / "b.h5").exists()
+    run(import_flow.command, tmp_path / "in", *out, "--bound", 15, "--overwrite")
+    assert "2 there already" in run(import_flow.command, tmp_path / "in", *out, "--bound", 15)

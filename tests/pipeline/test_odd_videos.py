@@ -310,6 +310,34 @@ def test_a_cut_or_shifted_jpeg_has_a_fault() -> None:
     assert jpeg_scan.fault(data[:middle] + data[middle - 60 :])
 
 
+def test_a_sector_of_zeros_in_a_jpeg_is_a_fault_though_its_codes_are_valid() -> None:
+    data = cv2.imencode(".jpg", moving_texture(1, 320, 240)[0], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    faults = set()
+    for place in range(1000, len(data) - 1000, 1000):
+        faults.add(jpeg_scan.fault(data[:place] + bytes(512) + data[place + 512 :]))
+    assert None not in faults
+    assert "zeros that no encoder writes" in faults
+
+
+@pytest.mark.parametrize("optimised", [0, 1])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_picture_of_one_colour_has_no_fault(optimised: int, level: int) -> None:
+    picture = np.full((480, 640, 3), level, np.uint8)
+    picture[:40, :40] = moving_texture(1, 40, 40)[0]
+    for image in (picture, picture[..., 0], picture[100:]):
+        for quality in (5, 75, 100):
+            options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, optimised]
+            assert jpeg_scan.fault(cv2.imencode(".jpg", image, options)[1].tobytes()) is None
+
+
+def test_data_that_is_left_over_before_a_restart_marker_is_a_fault() -> None:
+    options = [cv2.IMWRITE_JPEG_QUALITY, 80, cv2.IMWRITE_JPEG_RST_INTERVAL, 4]
+    data = cv2.imencode(".jpg", moving_texture(1, 64, 48)[0], options)[1].tobytes()
+    marker = data.index(b"\xff\xd0")
+    assert jpeg_scan.fault(data) is None
+    assert jpeg_scan.fault(data[:marker] + b"\x5a\x1c\x33" + data[marker:]) == "data is left over"
+
+
 def test_a_cut_picture_among_frames_fails_and_is_named(tmp_path: Path) -> None:
     for number, frame in enumerate(moving_texture(4, 48, 32), 1):
         cv2.imwrite(str(tmp_path / f"img_{number}.jpg"), frame)
@@ -365,6 +393,42 @@ def test_a_torn_download_is_noted_with_both_figures(tmp_path: Path, name: str, o
     assert 1 < len(frames) <= 25
     assert len(notes) == 1
     assert re.fullmatch(rf"its header says 2\.40 s, it holds [01]\.\d\d s \({len(frames)} frames\)", notes[0])
+
+
+@pytest.mark.parametrize("packet", [188, 192, 204])
+def test_a_transport_stream_cut_inside_a_packet_is_noted_whatever_the_size_of_its_packets(
+    tmp_path: Path, packet: int
+) -> None:
+    plain = clip(tmp_path / "plain.ts", frames=12, codec="mpeg2video").read_bytes()
+    rows = np.frombuffer(plain, np.uint8).reshape(-1, 188)
+    before = packet == 192
+    padding = np.zeros((len(rows), packet - 188), np.uint8)
+    data = np.hstack([padding, rows] if before else [rows, padding]).tobytes()
+    path = tmp_path / "a.ts"
+    path.write_bytes(data)
+    assert decoded(path)[1:] == ("", ())
+    others = [size for size in (188, 192, 204) if size != packet]
+    cut = next(n for n in range(len(data) - packet, 0, -1) if n % packet and n % others[0] == 0)
+    path.write_bytes(data[:cut])
+    _, failure, notes = decoded(path)
+    assert failure or "ends inside a packet" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [("a.gif", "gif", "rgb8"), ("a.y4m", "wrapped_avframe", "yuv420p"), ("a.avi", "huffyuv", "yuv422p")],
+)
+def test_files_that_end_inside_a_frame_fail_or_are_noted_and_give_no_wrong_frame(
+    tmp_path: Path, name: str, codec: str, pixels: str
+) -> None:
+    path = write_video(tmp_path / name, moving_texture(12, 48, 32), codec=codec, pixels=pixels)
+    data, (sound, failure, notes) = path.read_bytes(), decoded(path)
+    assert (len(sound), failure, notes) == (12, "", ())
+    for share in (0.55, 0.7, 0.9):
+        path.write_bytes(data[: int(share * len(data))])
+        frames, failure, notes = decoded(path)
+        assert failure or notes
+        assert np.array_equal(frames, sound[: len(frames)])
 
 
 def test_a_header_two_frames_high_is_no_news(tmp_path: Path) -> None:

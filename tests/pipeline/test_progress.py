@@ -59,6 +59,34 @@ def test_preparing_and_compiling_count_neither_in_the_rate_nor_in_the_time_left(
         assert shown.seconds == 10
 
 
+@pytest.fixture
+def nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a command that begins."""
+    monkeypatch.setattr(progress, "_noted", set())
+
+
+@pytest.mark.usefixtures("nothing_noted")
+def test_a_command_notes_once_that_it_compiles_whoever_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker's parent, another stage of the same command, and a solver outside of any progress."""
+    for label in ("extract", "score"):
+        with Progress(label, 1, plain=True) as shown:
+            shown.note(progress.COMPILING)
+    progress.note(progress.COMPILING)
+    progress.note("tvl1: compiled in 2 s")
+    assert capsys.readouterr().err.splitlines() == [progress.COMPILING, "tvl1: compiled in 2 s"]
+
+
+@pytest.mark.usefixtures("nothing_noted")
+def test_a_worker_hands_its_notes_to_its_parent(capsys: pytest.CaptureFixture[str]) -> None:
+    sent: list[str] = []
+    with progress.notes_to(sent.append):
+        progress.note(progress.COMPILING)
+    progress.note("after")
+    assert sent == [progress.COMPILING]
+    assert capsys.readouterr().err == "after\n"
+
+
+@pytest.mark.usefixtures("nothing_noted")
 def test_numba_compiling_is_said_once_and_its_time_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline import compiled
 

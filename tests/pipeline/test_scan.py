@@ -224,6 +224,30 @@ def test_a_list_names_videos_relative_to_itself_or_to_the_working_folder(
     assert [task.video for task in find_videos([Path(f"@{videos / 'list.txt'}")], OUTPUT)] == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"run/a.avi\rrun/b.avi\r", ["run/a", "run/b"]),
+        (b"run/a.avi \r\nrun/b.avi\t\r\n", ["run/a", "run/b"]),
+        (b"run/a.avi\nrun/a.avi\n", ["run/a"]),
+        ("run/a.avi\n".encode("utf-16"), "found UTF-16"),
+        (b"run\\a.avi\n", "wanted 'run\\\\\\\\a.avi', found 'run/a.avi'"),
+        (b"run/a.avi 3\n", "found numbers after 'run/a.avi': lists with labels"),
+        (b"run/a.avi 40, 3\n", "found numbers after 'run/a.avi': lists with labels"),
+    ],
+)
+def test_a_list_written_by_another_system_or_for_another_purpose_is_read_or_refused_with_the_reason(
+    tmp_path: Path, content: bytes, found: list[str] | str
+) -> None:
+    touch(tmp_path, "run/a.avi", "run/b.avi")
+    (tmp_path / "list.txt").write_bytes(content)
+    if isinstance(found, str):
+        with pytest.raises(InputError, match=rf"list\.txt.*{found}"):
+            find_videos([], OUTPUT, lists=[tmp_path / "list.txt"])
+    else:
+        assert [task.video for task in find_videos([], OUTPUT, lists=[tmp_path / "list.txt"])] == found
+
+
 def test_a_missing_path_of_a_list_is_named_by_file_and_line(tmp_path: Path) -> None:
     touch(tmp_path, "a.avi")
     (tmp_path / "list.txt").write_text("a.avi\n" + "b" * 1000 + ".avi\n")

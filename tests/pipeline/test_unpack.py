@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import ssl
 import struct
 import threading
+import urllib.error
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -182,5 +184,30 @@ def test_without_a_network_the_message_names_the_file_and_what_to_do_with_it(
     assert f"{address}/test_train_splits.rar: cannot be fetched" in result.output
     assert "fetch-lists hmdb51 --output" in result.output
     assert "--archive test_train_splits.rar" in result.output
+    assert "the site answers 404" in result.output
     missing = fetch("hmdb51", "--output", tmp_path / "lists", "--archive", tmp_path / "absent.rar")
     assert FACTS["hmdb51"].lists in missing.output
+
+
+def test_a_site_that_moved_or_is_not_trusted_is_said_with_what_to_do_by_hand(
+    served: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, address = served
+    (folder / "lists.zip").write_text("\n<!DOCTYPE html><html>We have moved</html>")
+    page = fetch("ucf101", "--output", tmp_path / "lists", "--url", f"{address}/lists.zip")
+    assert "expected an archive of lists, found a web page" in page.output
+    secure = address.replace("http://", "https://")
+    tls = fetch("ucf101", "--output", tmp_path / "lists", "--url", f"{secure}/lists.zip")
+    assert f"{secure}/lists.zip: cannot be fetched (" in tls.output
+    for result in (page, tls):
+        assert result.exit_code == 1
+        assert FACTS["ucf101"].page in result.output
+        assert "--archive lists.zip" in result.output
+    assert not (tmp_path / "lists").exists()
+
+
+def test_a_certificate_that_is_not_trusted_is_named_as_such() -> None:
+    refused = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    refused.verify_message = "self-signed certificate"
+    why = fetch_lists._why(urllib.error.URLError(refused))
+    assert why == "the site's certificate is not trusted: self-signed certificate"

@@ -10,6 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.video.reformatter import Interpolation
 from hypothesis import given
 from hypothesis import strategies as st
 from rendered_clips import clip, moving_texture, write_video
@@ -89,6 +90,22 @@ def test_the_short_side_becomes_what_was_asked_and_the_other_follows(tmp_path: P
     assert read_all(path, Selection(short_side=30)).gray.shape[1:] == (30, 40)
     assert read_all(path, Selection(size=(17, 9))).gray.shape[1:] == (9, 17)
     assert read_all(path, SOURCE_SIZE).gray.shape[1:] == (48, 64)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 48), (64, 47), (85, 64), (86, 64)])
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "bgr0"])
+def test_rgb_frames_are_what_swscale_makes_in_one_step(
+    tmp_path: Path, size: tuple[int, int], pixels: str
+) -> None:
+    path = tmp_path / "a.mkv"
+    write_video(path, moving_texture(2, 64, 48), codec="ffv1", pixels=pixels)
+    exactly = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    with av.open(str(path)) as container:
+        expected = [
+            frame.reformat(*size, "rgb24", interpolation=exactly).to_ndarray()
+            for frame in container.decode(video=0)
+        ]
+    assert np.array_equal(read_all(path, Selection(size=size)).rgb, np.stack(expected))
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1000))

@@ -16,14 +16,15 @@ __device__ __forceinline__ void hand_whole(
 __device__ __forceinline__ void tile_diffusivities(
     System& system, const float (*u)[TILE_WIDTH], const float (*v)[TILE_WIDTH], const Place& place)
 {
-    const int height = place.height, width = place.width;
+    // Addresses computed anew: held through the loop around this, they would not fit the registers.
+    const int left = again(place.x), top = again(place.y), height = place.height, width = place.width;
     #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        const int y = clamped(place.y + r, height), north = clamped(y - 1, height), south = clamped(y + 1, height);
+        const int y = clamped(top + r, height), north = clamped(y - 1, height), south = clamped(y + 1, height);
         #pragma unroll
         for (int column = 0; column < 2; column++) {
-            const int x = clamped(place.x + column, width), west = clamped(x - 1, width), east = clamped(x + 1, width);
-            const bool inside = place.x + column < width && place.y + r < height;
+            const int x = clamped(left + column, width), west = clamped(x - 1, width), east = clamped(x + 1, width);
+            const bool inside = left + column < width && top + r < height;
             const float to_left = diffusivity(
                 u[y][x] - u[y][west], .25f * (u[south][x] + u[south][west] - u[north][x] - u[north][west]),
                 v[y][x] - v[y][west], .25f * (v[south][x] + v[south][west] - v[north][x] - v[north][west]));

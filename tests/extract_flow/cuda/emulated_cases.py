@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import os
 import sys
 from typing import Any
 
@@ -25,11 +26,13 @@ from extract_flow.cuda import images, kernels, quantise
 from extract_flow.cuda.device import Device, Stream, floats, upload
 from extract_flow.cuda.images import Size
 from extract_flow.flow_method import DeviceMemoryError
+from extract_flow.methods import load
 from extract_flow.resampling import taps_of
 from extract_flow.tvl1 import cuda, solver
 from extract_flow.tvl1.cuda.solver import HALO, fits, level_sizes
 from extract_flow.tvl1.parameters import PRESETS, Parameters
 from pipeline.codec import Quantised, codec
+from pipeline.errors import InputError
 
 PAIRS = np.array([[0, 1], [2, 0], [0, 0]])
 SIZES = ((1, 1), (5, 300), (85, 64), (341, 255))
@@ -355,10 +358,40 @@ def attributes() -> dict[str, Any]:
     return {"device": method.device, "count": method.device_count, "pairs": method.batch_pairs}
 
 
+REFUSALS = {
+    "nothing visible": {"CUDA_VISIBLE_DEVICES": ""},
+    "old driver": {"EMULATED_DRIVER": "12080"},
+    "mismatch": {"EMULATED_INIT": "803"},
+    "full": {"EMULATED_CONTEXT": "2"},
+    "exclusive": {"EMULATED_CONTEXT": "46"},
+    "other code": {"EMULATED_LOAD": "222"},
+    "no room": {"EMULATED_LOAD": "2"},
+}
+"""What a driver may answer before any work: variables of the emulated one (`driver.cpp`)."""
+
+
+def refusals() -> dict[str, list[str]]:
+    """The messages for each, and the device that "auto" takes."""
+    found = {}
+    for name, variables in REFUSALS.items():
+        os.environ.update(variables)
+        try:
+            cuda.create(Parameters(), "cuda")
+            found[name] = ["no error"]
+        except InputError as error:
+            found[name] = [str(error)]
+        if name in ("nothing visible", "old driver", "mismatch"):
+            found[name].append(load("tvl1", "auto").device)
+        for variable in variables:
+            del os.environ[variable]
+    found["none"] = [cuda.create(Parameters(), "cuda").device]
+    return found
+
+
 CASES = {
     case.__name__: case
-    for case in (stops, levels, quantisers, resampling, repeatable, overlapping, not_finite, out_of_memory, leaks,
-                 graphs, attributes)
+    for case in (stops, refusals, levels, quantisers, resampling, repeatable, overlapping, not_finite, out_of_memory,
+                 leaks, graphs, attributes)
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ GROUPS = (
     ("brox default", "brox tiles", "brox one launch", "brox many launches", "brox opencv", "brox one pixel",
      "brox flat"),
     ("levels", "quantisers", "resampling", "repeatable", "overlapping", "not_finite", "leaks", "graphs", "attributes",
-     "out_of_memory"),
+     "out_of_memory", "refusals"),
 )  # fmt: skip
 """Cases that share a process."""
 
@@ -115,3 +116,24 @@ def test_a_chunk_that_was_recorded_takes_one_call() -> None:
 
 def test_a_worker_learns_the_devices_and_the_batch() -> None:
     assert found("attributes") == {"device": "cuda:0", "count": 1, "pairs": 128}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("nothing visible", r"no usable NVIDIA GPU is visible: .*CUDA_VISIBLE_DEVICES, which is ''"),
+        ("old driver", r"the driver is for CUDA 12\.8, expected 13\.0 or later"),
+        ("mismatch", r"no usable NVIDIA GPU is visible: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        ("full", r"cuda:0 cannot be used \(CUDA_ERROR_OUT_OF_MEMORY.*nvidia-smi"),
+        ("exclusive", r"cuda:0 cannot be used \(CUDA_ERROR_DEVICE_UNAVAILABLE.*--processes 1"),
+        ("other code", r"tvl1: the driver \(CUDA 13\.0\) does not load .* NVRTC 13\.0 compiled "
+                       r"\(CUDA_ERROR_UNSUPPORTED_PTX_VERSION.*nvidia-cuda-nvrtc==13\.0\."),
+        ("no room", r"tvl1: the driver .* \(CUDA_ERROR_OUT_OF_MEMORY.*fills its memory"),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_cannot_be_used_is_named_with_the_reason_and_what_to_do(answer: str, reason: str) -> None:
+    message, *automatic = found("refusals")[answer]
+    assert re.search(reason, message), message
+    assert "--device cpu" in message
+    assert automatic in ([], ["cpu"])
+    assert found("refusals")["none"] == ["cuda:0"]

@@ -11,6 +11,7 @@ import pytest
 from emulator import PROJECT, environment, needs_emulator
 from rendered_clips import clip
 
+from pipeline.progress import COMPILING
 from pipeline.shard import open_shard
 
 pytestmark = [needs_emulator, pytest.mark.xdist_group("emulated GPU")]
@@ -94,13 +95,17 @@ def test_kernels_are_compiled_once_with_a_note_and_again_only_if_the_kept_ones_a
 ) -> None:
     cache, log = tmp_path / "cache", tmp_path / "log"
     first = compile_one(cache, log)
-    assert "tiny: CUDA kernels for sm_90 compiled in" in first.stderr
+    note, took = first.stderr.splitlines()
+    assert note == COMPILING
+    assert took.startswith("tiny: CUDA kernels for sm_90 compiled in ")
     assert str(cache) in first.stderr
     assert log.read_text() == "--gpu-architecture=sm_90\n"
     second = compile_one(cache, log)
     assert (second.returncode, second.stderr) == (0, "")
     (kept,) = cache.rglob("*.cubin")
     assert [path for path in cache.rglob("*") if path.is_file()] == [kept]
+    log.with_name("usual").touch()
+    assert kept.stat().st_mode == log.with_name("usual").stat().st_mode  # other users may read it as any file
     kept.write_bytes(kept.read_bytes()[:-100])
     assert compile_one(cache, log).returncode == 0
     assert len(log.read_text().splitlines()) == 2

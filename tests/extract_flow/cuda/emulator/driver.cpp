@@ -2,7 +2,8 @@
 // shared object made by nvrtc.cpp, whose kernels run on the CPU. What is queued on a stream runs when somebody waits for
 // it, so a host that reuses memory too early gets wrong results, as it would on a GPU.
 //
-// EMULATED_GPUS: devices (1); EMULATED_MEMORY: bytes of device memory (8 GiB).
+// EMULATED_GPUS: devices (1); EMULATED_MEMORY: bytes of device memory (8 GiB); EMULATED_DRIVER: its CUDA (13000);
+// EMULATED_INIT, EMULATED_CONTEXT and EMULATED_LOAD: what starting, making a context and loading a module return (0).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -44,8 +45,8 @@ static long number(const char* name, long otherwise) { const char* text = getenv
 static int devices() { const char* visible = getenv("CUDA_VISIBLE_DEVICES"); return visible && !*visible ? 0 : (int)number("EMULATED_GPUS", 1); }
 static size_t memory() { return limit ? limit : (size_t)number("EMULATED_MEMORY", 8l << 30); }
 
-API Result cuInit(unsigned) { return devices() ? OK : NO_DEVICE; }
-API Result cuDriverGetVersion(int* version) { *version = 13000; return OK; }
+API Result cuInit(unsigned) { return devices() ? (Result)number("EMULATED_INIT", OK) : NO_DEVICE; }
+API Result cuDriverGetVersion(int* version) { *version = (int)number("EMULATED_DRIVER", 13000); return OK; }
 API Result cuDeviceGetCount(int* count) { *count = devices(); return OK; }
 API Result cuDeviceGet(int* device, int ordinal) { *device = ordinal; return ordinal < devices() ? OK : INVALID_DEVICE; }
 API Result cuDeviceGetName(char* name, int length, int) { snprintf(name, length, "Emulated GPU"); return OK; }
@@ -56,13 +57,20 @@ API Result cuDeviceGetAttribute(int* value, int attribute, int)
         case 75: *value = 9; break;            // compute capability
         case 76: *value = 0; break;
         case 16: *value = 132; break;          // multiprocessors
+        case 13: *value = 1755000; break;      // kHz, of the processors and of the memory
+        case 36: *value = 2619000; break;
+        case 37: *value = 5120; break;         // bits of the memory's bus
         case 97: *value = 232448; break;       // shared memory of a block
         default: *value = 0;
     }
     return OK;
 }
 static thread_local void* current;
-API Result cuDevicePrimaryCtxRetain(void** context, int device) { *context = (void*)(0x100l + device); return OK; }
+API Result cuDevicePrimaryCtxRetain(void** context, int device)
+{
+    *context = (void*)(0x100l + device);
+    return (Result)number("EMULATED_CONTEXT", OK);
+}
 API Result cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 API Result cuCtxSetCurrent(void* context) { current = context; return OK; }
 API Result cuCtxGetCurrent(void** context) { *context = current; return OK; }
@@ -193,6 +201,7 @@ API Result cuEventElapsedTime(float* milliseconds, void* begin, void* end)
 API Result cuModuleLoadData(void** module, const void* image)
 {
     LOCKED
+    if (Result refusal = (Result)number("EMULATED_LOAD", OK)) return refusal;
     // The size is not told: sections end an ELF file, and their table is its last part.
     const char* bytes = (const char*)image;
     if (memcmp(bytes, "\177ELF", 4)) return 200;
