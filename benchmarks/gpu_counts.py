@@ -39,6 +39,11 @@ PIXELS_OF_A_THREAD = 8
 FILL, RESAMPLE, FRAME = 30, 60, 400
 """Instructions per pixel, read off the machine code: of reading a pixel into shared memory, of one direction of a
 bilinear resampling, and of everything done for a frame (pyramid, prefilter, step sizes)."""
+CLUSTER, CLUSTER_TILES, CLUSTER_LOOP = 16, ((64, 64), (96, 64)), 6
+"""A cluster's blocks at most (Hopper, if asked for); what a block could hold: in registers, or with the constants in
+shared memory; instructions that reading these and a neighbour's rows adds to an iteration of a pixel (a guess)."""
+CLUSTER_PROCESSORS = (112, 128)
+"""Of 132 multiprocessors, those that clusters of 16 can use: 7 or 8 groups that have so many."""
 ISSUE_SHARE = 0.6
 """Part of the issue slots that is assumed to be used."""
 LIMITS = {
@@ -220,8 +225,19 @@ def computed_pixels(size: Size, halo: int, tile: int = 64, rows: int = 4) -> int
     return total
 
 
-def tvl1_work(counts: dict[str, Counts], size: Size) -> Work:
+def cluster_pixels(size: Size) -> int:
+    """Pixels that a cluster which holds a level computes: the blocks' tiles do not overlap."""
+    for width, height in CLUSTER_TILES:
+        if -(-size.width // width) * -(-size.height // height) <= CLUSTER:
+            return -(-size.width // width) * width * (-(-size.height // 4) * 4)
+    raise ValueError(f"{size} is larger than a cluster")
+
+
+def tvl1_work(counts: dict[str, Counts], size: Size, clusters: bool = False) -> Work:
     """The default preset on rendered frames, as the CPU solver counts iterations and warps.
+
+    With `clusters`, as if one cluster of blocks did all warps of a level that is larger than a tile; there is no such
+    kernel.
 
     Every level is taken to have as many iterations and warps as the mean; a launch that is repeated in part because a
     pair stopped inside it costs half a launch more.
@@ -256,8 +272,13 @@ def tvl1_work(counts: dict[str, Counts], size: Size) -> Work:
             active = -(-level.height // 4) * 4 * 64
             total += warps * active * (loop * per_warp + 440)
             continue
+        total += warps * warp * area
+        if clusters:  # the state stays, so half of what surrounds the loop
+            total += warps * cluster_pixels(level) * (around / 2 + (loop + CLUSTER_LOOP) * per_warp)
+            moved += 4 * warps * 14 * area
+            continue
         pixels = computed_pixels(level, halo)
-        total += warps * (launches * pixels * (around + halo * loop) + warp * area)
+        total += warps * launches * pixels * (around + halo * loop)
         moved += 4 * warps * (launches * (11 * pixels + 6 * area) + 14 * area)
     return Work(total / 32, moved)
 
@@ -340,6 +361,11 @@ def predict(counts: dict[str, dict[str, Counts]]) -> None:
             arithmetic, memory = work.pairs_per_second(card)
             print(f"    predicted for {card.name}: {arithmetic:.0f} pairs/s by instructions at {ISSUE_SHARE:.0%} of "
                   f"the issue slots, {memory:.0f} by memory")  # fmt: skip
+    work = tvl1_work(counts["tvl1 default"], size, clusters=True)
+    arithmetic, _ = work.pairs_per_second(CARDS[0])
+    few, many = (f"{arithmetic * share / CARDS[0].multiprocessors:.0f}" for share in CLUSTER_PROCESSORS)
+    print(f"tvl1 default, a cluster for each level (not written): {work.instructions / 1e6:.0f} M warp instructions "
+          f"a pair; predicted for {CARDS[0].name}: {few} to {many} pairs/s, cluster barriers not counted")  # fmt: skip
 
 
 def main() -> int:

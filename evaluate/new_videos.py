@@ -22,7 +22,7 @@ from pipeline.shard_sets import targets_at
 from pipeline.text import many
 from train.checkpoint import Checkpoint, weights_digest
 from train.convert import recognise
-from train.initialise import initialise
+from train.initialise import hidden_layers, initialise
 from train.models import build
 from train.pretrained import fetch
 from train.recipe import Recipe
@@ -119,7 +119,8 @@ def untrained_checkpoint(init: str, model: str | None, say: Callable[[str], None
         say: called with what was taken from the weights.
 
     Raises:
-        InputError: no such weights, or weights of a network for flow.
+        InputError: no such weights, weights of a network for flow, or convolutions alone of a network whose features
+            come from its fully connected layers.
     """
     if init == "imagenet":
         model = model or PUBLISHED_MODEL
@@ -128,7 +129,14 @@ def untrained_checkpoint(init: str, model: str | None, say: Callable[[str], None
         path = Path(init)
         weights = read_weights(path)
         network, name = recognise(path, weights)
-        model = model or name
+        hidden = hidden_layers(network)
+        bare = bool(hidden) and not any(f"{layer}.weight" in weights.tensors for layer in hidden)
+        model = model or ("vgg16_gap" if bare and name == "vgg16" else name)
+        if bare and model == name:
+            raise InputError(
+                f"{init}: has the convolutions only, and features of {model} come from its fully connected layers; "
+                "take those of the convolutions of VGG-16 with --model vgg16_gap"
+            )
         channels = weights.tensors[f"{network.first}.weight"].shape[1]
         if channels != 3:
             raise InputError(

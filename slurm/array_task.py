@@ -10,7 +10,7 @@ import click
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT
 from pipeline.paths import check_name
-from pipeline.runs import STREAMS, chain_run_name
+from pipeline.runs import STREAMS, chain_run_name, default_run_name, fold_run_name
 from slurm.chain import pairs
 
 
@@ -21,10 +21,12 @@ def run_options(environment: Mapping[str, str]) -> list[str]:
 
     Args:
         environment: SLURM_ARRAY_TASK_ID; SPLITS and STREAMS, words with spaces between them (default: split 1, both
-            streams); RUN, what the runs' names begin with (default: the trainer's own names).
+            streams); RUN, what the runs' names begin with (default: the trainer's own names); FOLD, the fold of FOLDS
+            (default: 3) that the run leaves out of its training list, for held-out scores.
 
     Raises:
-        InputError: the array has more tasks than there are pairs, or RUN cannot be part of a run's name.
+        InputError: the array has more tasks than there are pairs, RUN cannot be part of a run's name, or FOLD is none of
+            the FOLDS.
     """
     streams = environment.get("STREAMS", "").split() or list(STREAMS)
     splits = environment.get("SPLITS", "").split() or ["1"]
@@ -38,11 +40,20 @@ def run_options(environment: Mapping[str, str]) -> list[str]:
         )
     split, stream = there[int(index)]
     options = ["--stream", stream, "--split", split]
-    if prefix := environment.get("RUN"):
-        if not split.isdecimal():
-            raise InputError(f"SPLITS={' '.join(splits)!r}: expected numbers of splits")
-        options.append(f"--run={check_name(chain_run_name(prefix, stream, int(split)), 'run')}")
-    return options
+    prefix, fold = environment.get("RUN"), environment.get("FOLD")
+    if not (prefix or fold):
+        return options
+    if not split.isdecimal():
+        raise InputError(f"SPLITS={' '.join(splits)!r}: expected numbers of splits")
+    name = chain_run_name(prefix, stream, int(split)) if prefix else default_run_name(stream, int(split))
+    if fold:
+        folds = environment.get("FOLDS") or "3"
+        if not (fold.isdecimal() and folds.isdecimal() and 1 <= int(fold) <= int(folds)):
+            raise InputError(
+                f"FOLD={fold!r}, FOLDS={folds!r}: expected the number of one of the folds, from 1"
+            )
+        name = fold_run_name(name, int(fold), int(folds))
+    return [*options, f"--run={check_name(name, 'run')}"]
 
 
 @click.command(context_settings=CONTEXT)
@@ -50,7 +61,7 @@ def run_options(environment: Mapping[str, str]) -> list[str]:
 def command() -> None:
     """Print the options that name this array task's run, one word per line.
 
-    Reads SLURM_ARRAY_TASK_ID, SPLITS, STREAMS and RUN from the environment.
+    Reads SLURM_ARRAY_TASK_ID, SPLITS, STREAMS, RUN, FOLD and FOLDS from the environment.
     """
     for word in run_options(os.environ):
         click.echo(word)

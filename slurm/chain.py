@@ -25,7 +25,7 @@ SCRIPTS = {
     "fuse": "slurm/evaluate.sbatch",
 }
 
-VARIABLES = ("TASKS", "SPLITS", "STREAMS", "RUN", "PARTS", "DATASET")
+VARIABLES = ("TASKS", "SPLITS", "STREAMS", "RUN", "FOLD", "FOLDS", "PARTS", "DATASET")
 """The environment variables from which the scripts learn their work; a chain sets only those it needs."""
 
 # How a stage waits for the one before it. `verify` runs even if flow tasks failed, since it lists everything that is

@@ -182,7 +182,7 @@ def chosen_recipe(
         images=options.images is not None,
     )
     if (
-        chosen.name == SMALL_PRETRAINED
+        chosen.name in SMALL_PRETRAINED.values()
         and options.init not in (None, "imagenet")
         and "model" not in overriding
     ):

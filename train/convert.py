@@ -28,12 +28,16 @@ def command(**values: Any) -> None:
     Prints what was taken. --init reads all of these as they are too; a converted file loads faster and is smaller.
     """
     options = from_options(ConvertOptions, values)
-    output = options.output or options.file.with_suffix(".pth")
+    source = options.file
+    ending = "-converted.pth" if source.suffix == ".pth" else ".pth"
+    output = options.output or source.with_name(source.stem + ending)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise InputError(f"{output}: would replace what is converted; name another file with --output")
     if output.exists() and not options.overwrite:
         raise InputError(
             f"{output}: already exists: replace it with --overwrite, or name another with --output"
         )
-    for line in convert(options.file, output):
+    for line in convert(source, output):
         click.echo(line)
 
 

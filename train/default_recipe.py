@@ -18,7 +18,8 @@ PAPER = {"temporal": "temporal-stack10", "spatial": "spatial-scratch-dropout9"}
 PAPER_PRETRAINED = "spatial-lastlayer-dropout5"
 PUBLISHED = "modern"
 """On a GPU with a large dataset and --init imagenet: of a network whose ImageNet weights torchvision publishes."""
-SMALL, SMALL_PRETRAINED = "small", "small-pretrained"
+SMALL = "small"
+SMALL_PRETRAINED = {"spatial": "small-pretrained", "temporal": "small-pretrained-temporal"}
 NETWORK_KEYS = ("model", "width", "crop", "short_side")
 """What a network must have in common with the run that its weights come from."""
 
@@ -49,7 +50,7 @@ def default_recipe(
         return Chosen("demo")
     if clips < FEW_CLIPS or not gpu:
         reason = f"{many(clips, 'clip')}, fewer than {FEW_CLIPS:,}" if clips < FEW_CLIPS else "on a CPU"
-        return Chosen(SMALL_PRETRAINED if init else SMALL, reason)
+        return Chosen(SMALL_PRETRAINED[stream or "temporal"] if init else SMALL, reason)
     if init == "imagenet":
         return Chosen(PUBLISHED)
     if stream == "spatial" and init:
@@ -80,7 +81,9 @@ def network_of(init: str) -> dict[str, Any]:
     weights = read_weights(path)
     if weights.recipe:
         return {key: weights.recipe[key] for key in NETWORK_KEYS if key in weights.recipe}
-    _, model = recognise(path, weights)
+    network, model = recognise(path, weights)
     if model == "cnn_m_2048":
         return {"model": model, "crop": 224, "short_side": 256}  # its first full layer is made for 224 pixels
-    return {"model": "vgg16_gap" if model == "vgg16" else model}
+    channels = weights.tensors[f"{network.first}.weight"].shape[1]
+    length = {} if channels == 3 else {"length": channels // 2}  # flow, x and y of each field
+    return {"model": "vgg16_gap" if model == "vgg16" else model, **length}

@@ -104,7 +104,8 @@ def freeze(network: Network, trained: str, partial_bn: bool) -> list[nn.Module]:
 
     Args:
         network: changed in place.
-        trained: "all", or "last" for the last layer alone, on features that stay fixed.
+        trained: "all"; "last-block" for the last block of convolutions and what follows it; or "last" for the last
+            layer alone, on features that stay fixed.
         partial_bn: freeze every batch normalisation but the first (TSN).
 
     Returns:
@@ -113,17 +114,23 @@ def freeze(network: Network, trained: str, partial_bn: bool) -> list[nn.Module]:
     Raises:
         InputError: partial_bn for a network without batch normalisation.
     """
+    above: tuple[str, ...] = ("",)  # beginnings of the names of what is trained
+    if trained != "all":
+        above = (f"{network.last}.", *(network.last_block if trained == "last-block" else ()))
     norms = [
-        layer
+        (name, layer)
         for name, layer in network.named_modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not f"{name}.".startswith(network.added)
     ]
-    frozen = norms if trained == "last" else norms[1:] if partial_bn else []
     if partial_bn and not norms:
         raise InputError(f"partial_bn: {type(network).__name__} has no batch normalisation")
-    if trained == "last":
-        network.requires_grad_(False)
-        network.last_layer.requires_grad_(True)
+    frozen: list[nn.Module] = [
+        layer
+        for index, (name, layer) in enumerate(norms)
+        if not f"{name}.".startswith(above) or (partial_bn and index > 0)
+    ]
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(above))
     for layer in frozen:
         layer.requires_grad_(False)
-    return list(frozen)
+    return frozen

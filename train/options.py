@@ -135,7 +135,10 @@ class ConvertOptions:
 
     file: Path = argument(REQUIRED, metavar="FILE")
     output: Path | None = option(
-        None, "State dict to write.", metavar="FILE", shown_default="FILE with the suffix .pth"
+        None,
+        "State dict to write.",
+        metavar="FILE",
+        shown_default="FILE with the suffix .pth, or -converted.pth",
     )
     overwrite: bool = option(False, "Replace an existing file.")
 

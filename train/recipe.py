@@ -52,7 +52,7 @@ class Recipe:
     width: float = _key(1.0, "filters per layer as a fraction of the published number (ResNets)")
     dropout: float = _key(0.9, "dropout ratio before the last layers")
     pretrained: bool = _key(False, "the recipe starts from pre-trained weights: --init must be given")
-    trained: str = _key("all", "layers that are trained", ("all", "last"))
+    trained: str = _key("all", "layers that are trained", ("all", "last-block", "last"))
     partial_bn: bool = _key(False, "freeze every batch normalisation but the first (TSN)")
     sync_bn: bool = _key(False, "compute batch statistics over all processes")
     # The input volume.

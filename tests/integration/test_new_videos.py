@@ -18,6 +18,7 @@ from rendered_clips import clip
 from evaluate import score
 from evaluate.__main__ import main
 from evaluate.inference import Compute
+from evaluate.new_videos import untrained_checkpoint
 from evaluate.score import Measurement
 from evaluate.views import Views
 from extract_flow import __main__ as extraction
@@ -28,6 +29,7 @@ from extract_flow.options import ExtractionOptions
 from extract_flow.settings import ExtractionSettings
 from pipeline import catalog
 from pipeline.catalog import Dataset, Split, Video, load_dataset
+from pipeline.errors import InputError
 from pipeline.options import from_options, given_values
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, RunRecord
@@ -397,6 +399,20 @@ def test_features_need_no_run(videos: DatasetPaths, films: Path, tmp_path: Path)
         expected = network.penultimate(torch.from_numpy(colours).float().permute(2, 0, 1)[None])[0]
     np.testing.assert_allclose(np.load(output / "second.npy"), expected, atol=1e-3)
     assert invoke("features", films, f"--init={tmp_path}", "--output", output, "--run=x").exit_code == 2
+
+
+def test_features_from_convolutions_alone_are_their_mean_and_no_random_layers(tmp_path: Path) -> None:
+    file = tmp_path / "convolutions.pth"
+    torch.manual_seed(6)
+    convolutions = build("vgg16", 3, 2).get_submodule("features").eval()
+    torch.save({f"features.{name}": values for name, values in convolutions.state_dict().items()}, file)
+    network = untrained_checkpoint(str(file), None, lambda line: None).model().eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = convolutions(image).mean(dim=(2, 3))
+        torch.testing.assert_close(network.penultimate(image), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="has the convolutions only, and features of vgg16"):
+        untrained_checkpoint(str(file), "vgg16", lambda line: None)
 
 
 def test_one_window_over_a_whole_video_is_its_prediction(

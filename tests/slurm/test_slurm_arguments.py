@@ -12,7 +12,7 @@ from pipeline import catalog
 from pipeline.catalog import Dataset, Split, Video
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
-from pipeline.runs import RunPaths, RunRecord
+from pipeline.runs import RunPaths, RunRecord, chain_run_name, default_run_name, fold_run_name
 from slurm.__main__ import main
 from slurm.array_task import run_options
 from slurm.chain import STAGES, pairs, plan
@@ -113,6 +113,13 @@ def test_an_array_task_takes_its_pair_of_split_and_stream() -> None:
     assert run_options({"SLURM_ARRAY_TASK_ID": "1"}) == ["--stream", "temporal", "--split", "1"]
 
 
+def test_an_array_task_with_a_fold_works_on_the_run_that_held_out_scores_are_read_from() -> None:
+    values = {"SLURM_ARRAY_TASK_ID": "1", "FOLD": "2"}
+    assert run_options(values)[-1] == f"--run={fold_run_name(default_run_name('temporal', 1), 2, 3)}"
+    named = {**values, "RUN": "try", "FOLDS": "4"}
+    assert run_options(named)[-1] == f"--run={fold_run_name(chain_run_name('try', 'temporal', 1), 2, 4)}"
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -120,6 +127,8 @@ def test_an_array_task_takes_its_pair_of_split_and_stream() -> None:
         ({}, "expected the number of an array task"),
         ({"SLURM_ARRAY_TASK_ID": "0", "RUN": "../x"}, "cannot be the name of a run"),
         ({"SLURM_ARRAY_TASK_ID": "0", "RUN": "x", "SPLITS": "$(y)"}, "expected numbers of splits"),
+        ({"SLURM_ARRAY_TASK_ID": "0", "FOLD": "4"}, "FOLD='4', FOLDS='3'"),
+        ({"SLURM_ARRAY_TASK_ID": "0", "FOLD": "1", "FOLDS": "x"}, "expected the number of one of the folds"),
     ],
 )
 def test_an_array_task_without_a_pair_is_an_error(values: dict[str, str], words: str) -> None:

@@ -108,6 +108,23 @@ def test_arguments_and_values_reach_programs_as_data(cluster: Cluster, recorder:
     assert not list(recorder.project.parent.rglob("executed"))
 
 
+def test_with_a_fold_one_array_trains_without_it_and_another_scores_it(
+    cluster: Cluster, recorder: Recorder
+) -> None:
+    values = {"FOLD": "2", "STREAMS": "temporal", "PARTS": "held-out"}
+    jobs = [
+        cluster.sbatch("--array=0", *SMALL, script, cwd=recorder.project, **values)
+        for script in ("slurm/train.sbatch", "slurm/evaluate.sbatch")
+    ]
+    assert set(cluster.wait(*jobs).values()) == {"COMPLETED"}
+    calls = {call["arguments"][1]: call for call in recorder.calls()}
+    for call in calls.values():
+        assert "--run=temporal-split1-fold2of3" in call["arguments"]
+    assert (argument(calls["train"], "--fold"), argument(calls["train"], "--folds")) == ("2", "3")
+    assert argument(calls["evaluate"], "--part") == "held-out"
+    assert "--fold" not in calls["evaluate"]["arguments"]
+
+
 def test_part_of_an_array_says_of_how_many(cluster: Cluster, recorder: Recorder) -> None:
     """--array=3 of 64 must not be taken for one of four, nor 2-5 for shares of six."""
     unclear = [

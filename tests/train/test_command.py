@@ -114,6 +114,7 @@ def test_few_clips_or_a_cpu_take_the_small_recipes_and_the_reason_is_given() -> 
     assert default_recipe("x", "temporal", None, clips=2000, gpu=True) == ("temporal-stack10", "")
     for init in ("imagenet", "weights.pth"):
         assert default_recipe("x", "spatial", init, clips=72, gpu=True).name == "small-pretrained"
+        assert default_recipe("x", "temporal", init, clips=72, gpu=True).name == "small-pretrained-temporal"
     assert default_recipe("x", "spatial", "imagenet", clips=9537, gpu=True).name == "modern"
 
 
@@ -126,6 +127,10 @@ def test_the_network_that_small_data_starts_from_is_that_of_its_weights(tmp_path
     options = TrainOptions(data=tmp_path, stream="spatial", init=str(file), device="cpu")
     assert chosen_recipe(options, paths.dataset, {})[0].model == "vgg16_gap"
     assert chosen_recipe(options, paths.dataset, {"model": "vgg16"})[0].model == "vgg16"
+    flow = tmp_path / "flow.pth"
+    torch.save(build("resnet18", 10, 3, width=1.0).state_dict(), flow)
+    temporal = dataclasses.replace(options, stream="temporal", init=str(flow))
+    assert chosen_recipe(temporal, paths.dataset, {})[0].length == 5
     published = dataclasses.replace(options, init="imagenet")
     recipe, name, _ = chosen_recipe(published, paths.dataset, {})
     assert name.startswith("small-pretrained (24 clips")

@@ -95,6 +95,29 @@ def test_last_layer_training_leaves_the_rest_as_it_is() -> None:
     assert len(frozen) == 20
 
 
+@pytest.mark.parametrize(
+    ("model", "block"),
+    [
+        ("resnet18", ["layer4."]),
+        ("cnn_m_2048", ["conv5.", "full6.", "full7."]),
+        ("vgg16", ["features.24.", "features.26.", "features.28.", "classifier.0.", "classifier.3."]),
+        ("vgg16_gap", ["features.24.", "features.26.", "features.28."]),
+    ],
+)
+def test_training_the_last_block_leaves_all_below_as_it_is(model: str, block: list[str]) -> None:
+    network = build(model, 3, 2, crop=64, width=0.125 if model == "resnet18" else 1.0)
+    frozen = {id(layer) for layer in freeze(network, "last-block", False)}
+    names = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    expected = (*block, f"{network.last}.")
+    assert names == {name for name in network.state_dict() if name.startswith(expected)} & {
+        name for name, _ in network.named_parameters()
+    }
+    assert all(any(name.startswith(part) for name in names) for part in expected)
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            assert (id(layer) in frozen) is not name.startswith(expected)
+
+
 def test_partial_bn_freezes_all_but_the_first() -> None:
     network = narrow()
     frozen = freeze(network, "all", True)

@@ -276,6 +276,11 @@ def test_convert_names_the_network_of_other_layouts(tmp_path: Path) -> None:
     assert "mmaction2's names, resnet18: 122 tensors, 10 input channels, 51 outputs" in result.output
     assert initialise(build("resnet18", 10, 51), mine, ["?"] * 51) == "every layer loaded"
     assert "already exists" in converted(path, "--output", mine).output
+    assert converted(path).exit_code == 0, (
+        "its own name, which ends with .pth, is not the one that is written"
+    )
+    assert (tmp_path / "tsn-converted.pth").is_file()
+    assert "would replace what is converted" in converted(path, "--output", path, "--overwrite").output
     refused = converted(
         saved(tmp_path / "x.pth", {"conv1.weight": torch.zeros(1)}), "--output", tmp_path / "y"
     )

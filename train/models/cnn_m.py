@@ -18,7 +18,7 @@ class CnnM2048(Network):
     torch divides alpha by n) after the ReLU; the paper's temporal net omits the second one.
     """
 
-    first, last = "conv1", "full8"
+    first, last, last_block = "conv1", "full8", ("conv5.", "full6.", "full7.")
 
     def __init__(self, channels: int, classes: int, dropout: float, crop: int) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ class ResNet(Network):
     `base` is the number of filters of the first layer, on which all others depend; 64 as published.
     """
 
-    first, last = "conv1", "fc"
+    first, last, last_block = "conv1", "fc", ("layer4.",)
 
     def __init__(self, depth: int, channels: int, classes: int, dropout: float, base: int = 64) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from train.models.dropout import KeyedDropout
 from train.models.network import Network
 
+_BLOCK5 = ("features.24.", "features.26.", "features.28.")
 # Output channels of the 3x3 convolutions; 0 stands for 2x2 pooling.
 _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 
@@ -39,7 +40,7 @@ def initialise_layers(network: nn.Module) -> None:
 class Vgg16(Network):
     """138.4 M parameters with 3 channels and 1000 classes; any input is pooled to 7x7 before full6."""
 
-    first, last = "features.0", "classifier.6"
+    first, last, last_block = "features.0", "classifier.6", (*_BLOCK5, "classifier.")
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
         super().__init__()
@@ -72,8 +73,8 @@ class Vgg16Gap(Network):
     differ tenfold in size and have much in common, so that no learning rate would suit them all.
     """
 
-    first, last, without = "features.0", "fc", ("classifier.",)
-    added = ("norm.",)
+    first, last, last_block = "features.0", "fc", _BLOCK5
+    without, added = ("classifier.",), ("norm.",)
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
         super().__init__()
