@@ -279,7 +279,7 @@ def _score_list(
     state = scoring.scoring_state(measurement, shards(measurement.shards))
     scoring.check_missing(measurement, state.missing, allow_missing)
     label = f"{measurement.run.name}, {measurement.part} list, {measurement.views} views"
-    missing = f"; {len(state.missing)} videos have no shard and are left out" if state.missing else ""
+    missing = f"; {many(len(state.missing), 'video')} without a shard left out" if state.missing else ""
 
     def say(line: str) -> None:
         console.print(f"{label}: {line}", highlight=False, markup=False)

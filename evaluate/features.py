@@ -188,7 +188,7 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
     videos = videos_of(options)
     todo = [video for video in videos if not folder.file(video.identity).exists()]
     if len(todo) < len(videos):
-        say(f"{options.output}: {len(videos) - len(todo)} of {len(videos)} videos are done already")
+        say(f"{options.output}: {len(videos) - len(todo)} of {many(len(videos), 'video')} done already")
     compute = dataclasses.replace(computing(options.compute, most=1)[0], workers=0)
     forward = features_forward(load_network(checkpoint), compute)
     failures = Failures(say, options.output)

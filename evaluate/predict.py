@@ -136,7 +136,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
             settings = classifier.settings(options.views, options.top)
             lines = stack.enter_context(ResultLines(options.output, settings))
             if done := sum(video.name in lines.done for video in videos):
-                say(f"{options.output}: {done} of {len(videos)} videos are in it already")
+                say(f"{options.output}: {done} of {many(len(videos), 'video')} in it already")
             videos = [video for video in videos if video.name not in lines.done]
         failures = Failures(say, options.output)
         shown = stack.enter_context(Progress("predict", len(videos)))
@@ -195,7 +195,7 @@ def time_lines(
         if options.overlay or not (options.output / f"{video.identity}.csv").exists()
     ]
     if done := len(videos) - len(todo):
-        say(f"{options.output}: the time lines of {done:,} of {many(len(videos), 'video')} are in it already")
+        say(f"{options.output}: time lines of {done:,} of {many(len(videos), 'video')} in it already")
     failures = Failures(say, options.output)
     with (
         owning_name(options.output),

@@ -487,7 +487,7 @@ def notes_of(
             )
         if not split.train or not split.test:
             notes.append(
-                f"split {number}: {len(split.train):,} videos to train and {len(split.test):,} to test on"
+                f"split {number}: {many(len(split.train), 'video')} to train and {len(split.test):,} to test on"
             )
     return tuple(notes)
 

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, get_args
 from pipeline import atomic, checked_json
 from pipeline.failures import reason_lines
 from pipeline.machine import making_what_stays
-from pipeline.text import duration, size_in_bytes
+from pipeline.text import duration, many, size_in_bytes
 
 Status = Literal["done", "skipped", "failed"]
 LONGEST_LINE = 1 << 20
@@ -244,7 +244,7 @@ def describe(
         rate = summary.flows / max(seconds, 1e-9)
         included = " (frames included)" if frames_included else ""
         lines.append(
-            f"{summary.flows:,} flows, {size_in_bytes(summary.bytes)}{included} "
+            f"{many(summary.flows, 'flow')}, {size_in_bytes(summary.bytes)}{included} "
             f"in {duration(seconds)}, {rate:,.1f} pairs/s"
         )
         stages = ", ".join(f"{name} {1e3 * s / summary.flows:.2f}" for name, s in summary.stages.items())

@@ -184,7 +184,8 @@ class Progress:
         if self._amount:
             count = self._finished_amount + sum(self._amounts.values())
             text += f", {many(count, self._amount)}"
-        text += f", {rate(count / seconds)} {many(2, self._amount or self._noun).partition(' ')[2]}/s"
+        if count:  # before the first thing is done, only the time left is known
+            text += f", {rate(count / seconds)} {many(2, self._amount or self._noun).partition(' ')[2]}/s"
         begun, done = self._before / max(1, self._whole), self._part_done()
         if begun < done < 1:
             text += f", {duration(seconds * (1 - done) / (done - begun))} left"

@@ -24,7 +24,7 @@ from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, fro
 from pipeline.outcome import Outcome, read_outcomes, read_outcomes_by_set
 from pipeline.paths import NAME, DatasetPaths, OutputPaths, data_root
 from pipeline.shard_sets import shard_sets
-from pipeline.text import size_in_bytes, typed
+from pipeline.text import many, size_in_bytes, typed
 
 Outcomes = Mapping[str, Mapping[str, Outcome]]
 """By shard set and video."""
@@ -193,11 +193,11 @@ def describe(status: SetStatus, show: int) -> list[str]:
         f"{len(status.failed):,} failed",
     ]
     if status.done:
-        amount = f"  {status.flows:,} flows, {size_in_bytes(status.bytes)}"
+        amount = f"  {many(status.flows, 'flow')}, {size_in_bytes(status.bytes)}"
         if status.speed:
             amount += f", {status.speed:,.1f} pairs/s per worker"
         if status.unrecorded:
-            amount += f" (flows of {status.unrecorded:,} shards not recorded: --count opens them)"
+            amount += f" (flows of {many(status.unrecorded, 'shard')} not recorded: --count opens them)"
         lines.append(amount)
     kinds = (("failed", status.failed), ("failed, an earlier shard is there", status.stale))
     for kind, videos in kinds:
@@ -305,8 +305,9 @@ def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
     there = sum(video.path.exists() for video in dataset.videos.values())
     listed = len(dataset.videos) + len(dataset.missing)
     lines = [
-        f"{dataset.name} ({dataset.origin['kind']}): {there:,} of {listed:,} videos are there, "
-        f"{len(dataset.classes):,} classes, splits: {', '.join(map(str, dataset.splits)) or 'none'}"
+        f"{dataset.name} ({dataset.origin['kind']}): {there:,} of {many(listed, 'video')} "
+        f"{'is' if listed == 1 else 'are'} there, "
+        f"{many(len(dataset.classes), 'class')}, splits: {', '.join(map(str, dataset.splits)) or 'none'}"
     ]
     if dataset.missing:
         lines.append(f"  {len(dataset.missing):,} were missing when it was imported and are left out")
@@ -317,5 +318,5 @@ def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
         )
     for shard_set in shard_sets(paths):
         done = len(read_shard_set(paths.shards(shard_set)).keys() & dataset.videos.keys())
-        lines.append(f"  shards {shard_set}: {done:,} of {len(dataset.videos):,} videos")
+        lines.append(f"  shards {shard_set}: {done:,} of {many(len(dataset.videos), 'video')}")
     return lines

@@ -304,7 +304,8 @@ def test_a_set_begun_with_other_settings_is_not_mixed_and_each_array_task_says_s
     share = ("--task", task, "--tasks", len(videos))
     out, err = extract(*again, *share, status=1)
     assert not out
-    assert "2 videos of 3 would be made with these, and 1 shard there were made with others" in err
+    assert "2 videos of 3 would be made with these, while shards that are there were made with others" in err
+    assert "1 video (for example video.0): " in err
     assert "lambda_: asked 0.22, the shard has 0.15" in err
     assert "--preset default-1" in err
     assert "--output" in err
