@@ -26,8 +26,8 @@ def index_shards(
 ) -> dict[str, ShardAddress]:
     """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
 
-    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts. A folder that is
-    not there has none.
+    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts. A folder that
+    does not exist has none.
 
     Args:
         folder: a set of shards.
@@ -35,7 +35,7 @@ def index_shards(
             be raised without it.
 
     Raises:
-        InputError: there is such a pack or thing, and no list for it.
+        InputError: there is such a pack or object, and no list for it.
     """
     folder = Path(folder)
     files = list_files(folder)
@@ -72,7 +72,7 @@ def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except (
         FileNotFoundError
-    ):  # a folder that is not there has no shards; one that cannot be listed may have some
+    ):  # a folder that does not exist has no shards; one that cannot be listed may have some
         return
     except OSError as error:
         raise unreadable(folder, error) from error
@@ -108,7 +108,7 @@ def index_pack(path: Path, unusable: dict[ShardAddress, InputError] | None = Non
         unusable: gets what is in it without being a shard, with what would be raised without it.
 
     Raises:
-        InputError: it is no pack, it is damaged, or holds anything else and there is no list for it.
+        InputError: it is not a pack, it is damaged, or holds anything else and there is no list for it.
     """
     faults: dict[str, str] = {}
     with opened(ShardAddress(path)) as (file, _):
