@@ -4,6 +4,10 @@ All candidates read the same places in turns, and are compared by the median of 
 a busy machine moves all alike. Bare imdecode decodes the same streams, held in memory. Files are in the page cache.
 
     python benchmarks/reader.py [--flows 60] [--length 10] [--turns 25]
+    python benchmarks/reader.py --shards DATA/ucf101/shards/tvl1
+
+The flow is rendered, or that of real shards. Its noise decides the ratios: libjpeg transforms every block, our decoder
+those with detail.
 
 GulpIO2 is measured where it is installed: pip install gulpio2 (it is no requirement of the project).
 """
@@ -26,12 +30,15 @@ from pipeline.codec import codec
 from pipeline.export import field_levels
 from pipeline.pack import write_pack
 from pipeline.request import Request
-from pipeline.shard import ShardAddress, Source, open_shard
+from pipeline.shard import Shard, ShardAddress, Source, open_shard
+from pipeline.shard_index import index_shards
 from pipeline.shard_writer import ShardWriter
 
 HEIGHT, WIDTH = 256, 340
 CHECKSUMS = "CRC-32 of the streams, which every read compares"
 Reader = Callable[[int, int], object]
+Run = tuple[Shard, int, int, list[bytes]]
+"""A shard, the first of its flows and the one after the last, and their streams."""
 
 
 def moving_blobs(count: int) -> npt.NDArray[np.float32]:
@@ -114,10 +121,17 @@ def gulp(folder: Path, flow: npt.NDArray[np.float32]) -> Reader | None:
 )
 @click.option("--turns", type=click.IntRange(3), default=25, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the ratios as JSON.")
-def main(flows: int, videos: int, length: int, turns: int, as_json: bool) -> None:
+@click.option(
+    "--shards", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Real shards to read."
+)
+def main(flows: int, videos: int, length: int, turns: int, as_json: bool, shards: Path | None) -> None:
     """Measure reading."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng(1)
+    if shards is not None:
+        ratios = compare_real(shards, videos, length, turns, rng)
+        click.echo(json.dumps(ratios) if as_json else "")
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder, flow = Path(scratch), moving_blobs(flows)
         write_shard(folder / "video.h5", flow, "video")
@@ -153,10 +167,50 @@ def main(flows: int, videos: int, length: int, turns: int, as_json: bool) -> Non
     click.echo(json.dumps(ratios) if as_json else "")
 
 
-def compare(
-    readers: dict[str, Reader], flows: int, length: int, turns: int, rng: np.random.Generator
+def compare_real(
+    folder: Path, videos: int, length: int, turns: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Print milliseconds per pair and speed in relation to the first reader."""
+    """Runs of flows at random places of the first shards of a set, those with and without an offset or scale apart."""
+    usual: list[Run] = []
+    scaled: list[Run] = []
+    for address in list(index_shards(folder).values())[:videos]:
+        shard = open_shard(address)
+        for start in rng.integers(0, max(len(shard) - length, 0) + 1, 6).tolist():
+            stop = min(start + length, len(shard))
+            as_stored = (shard.scale()[start:stop] == 1).all() and (shard.offset()[start:stop] == 0).all()
+            streams = [bytes(stream) for stream in shard.streams(start, stop)]
+            (usual if as_stored else scaled).append((shard, start, stop, streams))
+    ratios: dict[str, float] = {}
+    for what, runs in (("as stored", usual), ("with an offset or scale of their own", scaled)):
+        if not runs:
+            continue
+        size = np.mean([len(stream) for *_, streams in runs for stream in streams])
+        click.echo(f"\n{len(runs)} runs of {length} flows {what}, {size:,.0f} bytes each\n")
+
+        def bare(i: int, _: int, runs: list[Run] = runs) -> object:
+            return [
+                cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_GRAYSCALE) for stream in runs[i][3]
+            ]
+
+        readers: dict[str, Reader] = {
+            "bare cv2.imdecode": bare,
+            "Shard.levels": lambda i, _, runs=runs: runs[i][0].levels(runs[i][1], runs[i][2]),
+            "Shard.flows": lambda i, _, runs=runs: runs[i][0].flows(runs[i][1], runs[i][2]),
+        }
+        found = compare(readers, len(runs), 1, turns, rng, per_read=length)
+        ratios |= {f"{name}, {what}": ratio for name, ratio in found.items()}
+    return ratios
+
+
+def compare(
+    readers: dict[str, Reader],
+    flows: int,
+    length: int,
+    turns: int,
+    rng: np.random.Generator,
+    per_read: int | None = None,
+) -> dict[str, float]:
+    """Print milliseconds per pair and speed beside the first reader; a read is of `length` pairs if not given."""
     length = min(length, flows)
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for turn in range(turns + 2):
@@ -168,7 +222,7 @@ def compare(
                 spent[name] += time.process_time() - began
         if turn >= 2:  # the first ones compile, and fill caches
             for name, total in spent.items():
-                seconds[name].append(total / (12 * length) * 1e3)
+                seconds[name].append(total / (12 * (per_read or length)) * 1e3)
     first = np.array(next(iter(seconds.values())))
     click.echo("| reader | ms/pair | speed |\n|---|---|---|")
     ratios = {}

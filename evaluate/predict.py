@@ -87,7 +87,7 @@ class Classifier:
         """The weighted mean of the runs' scores.
 
         Raises:
-            InputError: weights that make no mean.
+            InputError: weights of which no mean can be formed.
         """
         try:
             return fusion.weighted(softmax, self.weights)
@@ -95,7 +95,7 @@ class Classifier:
             raise InputError(f"--weights: {error}") from error
 
     def settings(self, *others: object) -> str:
-        """A short digest of everything that decides the scores: networks, weights, and what else is given."""
+        """A short digest of everything that decides the scores: networks, weights, and whatever else is given."""
         about = [*(checkpoint.digest for checkpoint in self.checkpoints), self.weights, *map(str, others)]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
@@ -106,7 +106,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
     Args:
         options: the command's.
         console: for the results.
-        notes: for what is assumed, and the progress.
+        notes: for assumptions and progress.
 
     Raises:
         InputError: runs that do not fit together, or videos that failed; the others are classified first.
@@ -136,7 +136,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
             settings = classifier.settings(options.views, options.top)
             lines = stack.enter_context(ResultLines(options.output, settings))
             if done := sum(video.name in lines.done for video in videos):
-                say(f"{options.output}: {done} of {len(videos)} videos are in it already")
+                say(f"{options.output}: {done} of {many(len(videos), 'video')} in it already")
             videos = [video for video in videos if video.name not in lines.done]
         failures = Failures(say, options.output)
         shown = stack.enter_context(Progress("predict", len(videos)))
@@ -195,7 +195,7 @@ def time_lines(
         if options.overlay or not (options.output / f"{video.identity}.csv").exists()
     ]
     if done := len(videos) - len(todo):
-        say(f"{options.output}: the time lines of {done:,} of {many(len(videos), 'video')} are in it already")
+        say(f"{options.output}: time lines of {done:,} of {many(len(videos), 'video')} in it already")
     failures = Failures(say, options.output)
     with (
         owning_name(options.output),

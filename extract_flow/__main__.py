@@ -55,9 +55,9 @@ def main(**values: Any) -> None:
     check_one_way(everything, settings, options.execution, destination)
     try:
         known = known_outcomes(videos, settings, options.execution, destination)
-        failed = [outcome for outcome in known.values() if outcome.status == "failed"]
+        failed = [outcome for outcome in known.outcomes.values() if outcome.status == "failed"]
         reported = (
-            failed if len(known) < len(videos) else []
+            failed if len(known.outcomes) < len(videos) else []
         )  # else the summary, which follows at once, names them
         for line in failure_report(reported, destination, "before"):
             print(line, file=sys.stderr, flush=True)

@@ -30,6 +30,7 @@ from pipeline.outcome import (
 )
 from pipeline.progress import Progress
 from pipeline.request import Standing, other_ways, standing
+from pipeline.shard_file import ShardAddress
 from pipeline.text import many, shortened
 from pipeline.video import VideoError, source_bytes
 
@@ -50,12 +51,24 @@ class Destination(NamedTuple):
     task: int = 0
 
 
+class Known(NamedTuple):
+    """What is known before any worker starts.
+
+    Attributes:
+        outcomes: of the videos that are done or cannot be made, by number.
+        shards: that the set has, by video id.
+    """
+
+    outcomes: dict[int, Outcome]
+    shards: Mapping[str, ShardAddress]
+
+
 def extract(
     videos: Sequence[VideoTask],
     settings: ExtractionSettings,
     execution: Execution,
     destination: Destination,
-    known: Mapping[int, Outcome] | None = None,
+    known: Known | None = None,
     *,
     plain: bool | None = None,
 ) -> list[Outcome]:
@@ -73,19 +86,19 @@ def extract(
         One outcome for each video, in order.
 
     Raises:
-        InputError: nothing can be made at all: the method or device is not available, or the disk is full.
+        InputError: no shard can be made: the method or device is not available, or the disk is full.
         Stopped: a signal stopped it; the outcomes of finished videos are recorded.
     """
-    outcomes = dict(known_outcomes(videos, settings, execution, destination) if known is None else known)
+    known = known_outcomes(videos, settings, execution, destination) if known is None else known
+    outcomes = dict(known.outcomes)
     left = [number for number in range(len(videos)) if number not in outcomes]
-    there = read_shard_set(destination.shards) if left else {}
     log = OutcomeLog(destination.outcomes, destination.task)
     try:
         _record_skipped(log, destination, [o for o in outcomes.values() if o.status == "skipped"])
         log.append(*(o for o in outcomes.values() if o.status == "failed"))
         if left:
             made = _extract_in_workers(
-                [videos[number]._replace(packed=there.get(videos[number].video)) for number in left],
+                [videos[number]._replace(packed=known.shards.get(videos[number].video)) for number in left],
                 settings,
                 execution,
                 destination,
@@ -95,7 +108,7 @@ def extract(
             outcomes |= {left[number]: outcome for number, outcome in made.items()}
     finally:
         log.close()
-        atomic.sweep(destination.shards)  # what killed workers left
+        atomic.sweep(destination.shards)  # left behind by killed workers
     return [outcomes[number] for number in range(len(videos))]
 
 
@@ -104,8 +117,8 @@ def known_outcomes(
     settings: ExtractionSettings,
     execution: Execution,
     destination: Destination,
-) -> dict[int, Outcome]:
-    """What is known before any worker starts, by number: videos that are done, and those that cannot be made.
+) -> Known:
+    """What is known before any worker starts: videos that are done, and those that cannot be made.
 
     Existing shards are compared with what is asked, and the videos must be there; nothing is decoded.
     """
@@ -128,7 +141,7 @@ def known_outcomes(
                 outcomes[number] = Outcome(
                     videos[number].video, "failed", reason, shard_set=destination.shard_set
                 )
-    return outcomes
+    return Known(outcomes, there)
 
 
 def check_one_way(
@@ -170,8 +183,8 @@ def check_one_way(
     name = "--shards" if destination.shard_set else "--output"
     raise InputError(
         f"{destination.shards}: expected shards made with the settings that are asked, since a set is made in one way "
-        f"and training refuses a mixture; {many(left, 'video')} of {len(videos)} would be made with these, and "
-        f"{many(len(others), 'shard')} there were made with others:\n{''.join(lines)}"
+        f"and training refuses a mixture; {many(left, 'video')} of {len(videos)} would be made with these, "
+        f"while shards that are there were made with others:\n{''.join(lines)}"
         f"nothing was made. To finish the set as it was begun, ask for {same}; for a set of its own, name another "
         f"{name}; to replace {'that shard' if len(others) == 1 else f'those {len(others)} shards'}, add --overwrite"
     )
@@ -202,7 +215,7 @@ def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Out
 def _standings(
     videos: Sequence[VideoTask], settings: ExtractionSettings, there: ShardSet, cores: int
 ) -> dict[int, Standing]:
-    """How existing shards answer what is asked, by the number of the video; those that do not open are left out."""
+    """How existing shards answer the request, by the number of the video; those that cannot be opened are left out."""
     there.learn((video.video for video in videos), jobs=cores)
     asked = settings.request(0)
     of_request: dict[int, Standing] = {}  # which shards made alike share

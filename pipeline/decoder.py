@@ -20,6 +20,8 @@ from pipeline.codec import Levels, decode_levels, image_size
 
 LONGEST = 1 << 15
 """Bytes of a stream for which room is made at first."""
+SHORT_HEADER = 192
+"""Bytes of a JPEG that hold the size where an encoder writes nothing but tables before it."""
 
 
 Region = tuple[int, int, int, int]
@@ -27,7 +29,7 @@ Region = tuple[int, int, int, int]
 
 
 class BadStream(ValueError):
-    """Why a stream cannot be decoded, and which one it is of those that were given."""
+    """Why a stream cannot be decoded, and which of the given ones it is."""
 
     def __init__(self, index: int, what: str) -> None:
         super().__init__(what)
@@ -110,37 +112,88 @@ def decode_fields(
         done += 1
 
 
-def decode_frame(
-    block: StreamBlock, i: int, height: int, width: int, out: Levels, region: Region | None = None
+def decode_frames(
+    block: StreamBlock,
+    targets: npt.NDArray[np.int64],
+    height: int,
+    width: int,
+    out: Levels,
+    region: Region | None = None,
 ) -> None:
-    """One RGB frame, cut to a region, into the upper left of `out`.
+    """Decode consecutive RGB frames, each cut to a region, each into its place.
+
+    OpenCV decodes whole rows; those below the region are left out, and colours are put in order within it only.
 
     Args:
-        block, i: its i-th stream, a JPEG.
-        height, width: of the stored frame.
-        out: contiguous uint8[h,w,3], h and w at least those of the region.
-        region: which part of the frame; all of it unless given.
+        block: the first len(targets) of its streams are decoded, JPEGs.
+        targets: int64[n], frame i goes into the upper left of out[targets[i]].
+        height, width: of the stored frames.
+        out: contiguous uint8[m,h,w,3], h and w at least those of the region.
+        region: which part of the frames; all of it unless given.
 
     Raises:
-        BadStream: not a JPEG of that size.
+        BadStream: one that fails its CRC-32, or is not a JPEG of that size.
         ValueError: a region outside the frame.
     """
     import cv2
 
     top, left, rows, columns = region = region or (0, 0, height, width)
-    _check_region(region, height, width, out.shape[:2])
-    stream = block.stream(i)
-    try:
-        size = image_size(stream)
-    except ValueError as error:
-        raise BadStream(i, f"is {error}") from error
-    if size != (height, width):
+    _check_region(region, height, width, out.shape[1:3])
+    bottom, right = top + rows, left + columns
+    data, count = np.frombuffer(block.data, np.uint8), len(targets)
+    edges = (block.start[block.first : block.first + count + 1] - block.start[block.first]).tolist()
+    expected = block.crc32[block.first : block.first + count].tolist()
+    for i, target in enumerate(targets.tolist()):
+        stream = data[edges[i] : edges[i + 1]]
+        if zlib.crc32(stream.data) != expected[i]:
+            raise BadStream(i, "fails its checksum")
+        image = cv2.imdecode(_ending_at(stream, i, height, width, bottom), _AS_STORED)
+        if image is None or image.shape[0] < bottom or image.shape[1:] != (width, 3):
+            raise BadStream(i, "is an image that cannot be decoded")
+        cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_BGR2RGB, dst=out[target, :rows, :columns])
+
+
+_AS_STORED = 1 | 128
+"""cv2.IMREAD_COLOR and IMREAD_IGNORE_ORIENTATION; cv2 is imported where it is used."""
+
+
+def _ending_at(stream: Levels, i: int, height: int, width: int, bottom: int) -> Levels:
+    """A JPEG whose header says that it ends a little below a row, where that is possible: the rest is not decoded.
+
+    libjpeg decodes 8 or 16 rows at a time, and a row of colours is mixed with the next one.
+
+    Raises:
+        BadStream: not a JPEG of that size.
+    """
+    rows, columns, place = _baseline_size(stream[:SHORT_HEADER].tobytes())
+    if not place:
+        try:
+            rows, columns = image_size(stream.data)
+        except ValueError as error:
+            raise BadStream(i, f"is {error}") from error
+    if (rows, columns) != (height, width):
         raise BadStream(i, f"is an image of another size than {width}x{height}")
-    # OpenCV decodes whole images; the order of colours is changed in the region only.
-    image = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None or image.shape != (height, width, 3):
-        raise BadStream(i, "is an image that cannot be decoded")
-    cv2.cvtColor(image[top : top + rows, left : left + columns], cv2.COLOR_BGR2RGB, dst=out[:rows, :columns])
+    enough = (bottom + 16) & ~15
+    if not place or enough >= height:
+        return stream
+    # Without the marker of its end, what remains behind the last row is no fault to libjpeg.
+    shorter = stream[:-2].copy()
+    shorter[place : place + 2] = enough >> 8, enough & 255
+    return shorter
+
+
+@functools.lru_cache(maxsize=256)
+def _baseline_size(head: bytes) -> tuple[int, int, int]:
+    """Rows, columns, and where the rows stand in a baseline JPEG that begins so; 0 there if that is not seen."""
+    at = 2
+    while head[:2] == b"\xff\xd8" and at + 9 <= len(head) and head[at] == 0xFF:
+        if head[at + 1] == 0xC0:
+            rows, columns = head[at + 5 : at + 7], head[at + 7 : at + 9]
+            return int.from_bytes(rows, "big"), int.from_bytes(columns, "big"), at + 5
+        if 0xC1 <= head[at + 1] <= 0xCF and head[at + 1] != 0xC4:
+            break
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return 0, 0, 0
 
 
 def check_crc32(block: StreamBlock, count: int) -> None:
@@ -161,7 +214,7 @@ def _check_region(region: Region, height: int, width: int, room: tuple[int, ...]
 
 
 def _check_arrays(block: StreamBlock, targets: npt.NDArray[np.int64], out: Levels) -> None:
-    """What the kernels take on trust; ValueError if anything is wrong."""
+    """What the kernels assume; ValueError if anything of it is wrong."""
     if out.dtype != np.uint8 or out.ndim != 4 or out.shape[1] != 2 or not out.flags.c_contiguous:
         raise ValueError(f"out: expected contiguous uint8[m,2,h,w], found {out.dtype}{list(out.shape)}")
     places = targets.tolist()
@@ -182,7 +235,7 @@ _room = threading.local()
 
 
 def _scratch(longest: int, width: int) -> Any:
-    """The calling thread's room for decoding, which grows with what it is used for."""
+    """The calling thread's scratch memory for decoding, which grows as needed."""
     kernels, have = _kernels(), getattr(_room, "size", (0, 0))
     assert kernels is not None
     if have[0] < longest or have[1] < width:

@@ -2,7 +2,7 @@
 
 The streams are gray baseline JPEGs of one scan without restart markers, x over y in one image. Pixels equal those of
 libjpeg's "islow" decoder (jidctint.c) bit for bit. Any other stream gives a code other than OK and is left to OpenCV.
-Nothing is read or written outside the arrays, whatever the bytes are; what is taken on trust is checked by the one
+Nothing is read or written outside the arrays, whatever the bytes are; what they assume is checked by the one
 caller, `pipeline.decoder`.
 
 How it is fast: of the blocks of smooth flow four in five hold nothing but a DC difference, most often zero. One look-up
@@ -12,8 +12,9 @@ behind its last row. The inverse transform is libjpeg's as two integer matrix pr
 over the columns that are not zero.
 """
 
-# mypy: disable-error-code="assignment"
-# Numba unifies the integer types of a variable; its types are the ones that count here.
+# mypy: disable-error-code="assignment, call-arg"
+# Numba unifies the integer types of a variable; its types are the ones that count here. It adds the first argument of
+# intrinsics.
 
 from __future__ import annotations
 
@@ -21,6 +22,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from pipeline.compiled import inlined, kernel
 
@@ -153,7 +157,7 @@ def codes(data: Any, at: Any, ends: Any, first: Any, symbols: Any) -> Any:
     """Canonical code of a DHT segment's table at `at`: for each length the end of its codes, left-aligned to 16 bits,
     and the place of its first symbol less its first code. Symbols are data[symbols:].
 
-    Returns the number of symbols; -1 if this is no code.
+    Returns the number of symbols; -1 if this is not a code.
     """
     code, place = 0, 0
     for length in range(1, 17):
@@ -209,7 +213,7 @@ def fill(data: Any, at: Any, table: Any, ac: Any) -> Any:
 
 @kernel(fastmath=False)
 def fuse(table: Any, end_of_block: Any) -> Any:
-    """Let entries take the end of block along, where it follows and fits."""
+    """Include the end of block in entries where it follows and fits."""
     code, length = I32(end_of_block >> 8), I32(end_of_block & 255)
     if length == 0 or length > LOOK:
         return
@@ -224,7 +228,7 @@ def fuse(table: Any, end_of_block: Any) -> Any:
 
 @kernel(fastmath=False)
 def fuse_runs(table: Any, length: Any, code: Any) -> Any:
-    """Let entries of whole blocks take along up to RUN - 1 more that follow without difference and coefficients.
+    """Include in entries of whole blocks up to RUN - 1 more that follow without difference or coefficients.
 
     The code of such a block is `code`, of `length` bits.
     """
@@ -240,7 +244,7 @@ def fuse_runs(table: Any, length: Any, code: Any) -> Any:
 
 @kernel(fastmath=False)
 def slow(buffer: Any, ends: Any, first: Any, data: Any, symbols: Any) -> Any:
-    """Symbol << 8 | length of a code that no look-up holds; -1 if it is none."""
+    """Symbol << 8 | length of a code that no look-up holds; -1 if there is none."""
     top = I64(buffer >> U64(48))
     for length in range(1, 17):
         if top < ends[length]:
@@ -257,11 +261,112 @@ def extend(buffer: Any, length: Any, size: Any) -> Any:
     return bits if bits >> (size - 1) else bits - (1 << size) + 1
 
 
+# A block's 64 pixels as one vector, which stays in registers: loops over arrays, as numba compiles them, take twice as
+# long. Numba checks no bounds here; their caller touches the last element that they use.
+LANES = ir.VectorType(ir.IntType(32), 64)
+
+
+def _constant(value: int) -> ir.Constant:
+    return ir.Constant(LANES, [value] * 64)
+
+
+def _same(builder: Any, value: Any) -> Any:
+    """The value in all lanes."""
+    first = builder.insert_element(ir.Constant(LANES, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, first, ir.Constant(LANES, [0] * 64))
+
+
+def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _lanes(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    """Pointer to the 64 int32 of an array from a place on."""
+    place = builder.gep(_data(context, builder, kind, array), [at])
+    return builder.bitcast(place, LANES.as_pointer())
+
+
+@intrinsic
+def spread(_: Any, wide: Any, at: Any, value: Any) -> Any:
+    """wide[at:at+64] = value."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = _lanes(context, builder, signature.args[0], *arguments[:2])
+        builder.store(_same(builder, arguments[2]), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(wide, types.uint64, types.int32), generate
+
+
+@intrinsic
+def accumulate(_: Any, wide: Any, at: Any, value: Any, basis: Any, row: Any) -> Any:
+    """wide[at:at+64] += value * basis.flat[row:row+64]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = _lanes(context, builder, signature.args[0], *arguments[:2])
+        along = _lanes(context, builder, signature.args[3], *arguments[3:])
+        product = builder.mul(_same(builder, arguments[2]), builder.load(along, align=4))
+        builder.store(builder.add(builder.load(place, align=4), product), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(wide, types.uint64, types.int32, basis, types.uint64), generate
+
+
+@intrinsic
+def transform(_: Any, wide: Any, last: Any, basis: Any, lowest: Any, pixels: Any, to: Any) -> Any:
+    """The second pass of the inverse transform, over columns 0..last, and its rounding: 64 pixels from `to` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        columns, last, along, lowest, pixels, to = arguments
+        sums = cgutils.alloca_once(builder, LANES)
+
+        def rounded(start: Any) -> Any:
+            column = builder.load(_lanes(context, builder, signature.args[0], columns, start), align=4)
+            return builder.ashr(builder.add(column, _constant(1024)), _constant(11))
+
+        first = builder.shl(rounded(ir.IntType(64)(0)), _constant(13))
+        builder.store(builder.add(first, _constant((1 << 17) + (128 << 18))), sums)
+        with cgutils.for_range(builder, last) as loop:
+            start = builder.shl(builder.add(loop.index, ir.IntType(64)(1)), ir.IntType(64)(6))
+            by = builder.load(_lanes(context, builder, signature.args[2], along, start), align=4)
+            builder.store(builder.add(builder.load(sums), builder.mul(rounded(start), by)), sums)
+        levels = builder.ashr(builder.load(sums), _constant(18))
+        for limit, worse in ((_same(builder, lowest), "<"), (_constant(255), ">")):
+            levels = builder.select(builder.icmp_signed(worse, levels, limit), limit, levels)
+        small = builder.trunc(levels, ir.VectorType(ir.IntType(8), 64))
+        place = builder.gep(_data(context, builder, signature.args[4], pixels), [to])
+        builder.store(small, builder.bitcast(place, small.type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(wide, types.uint64, basis, types.int32, pixels, types.uint64), generate
+
+
+@intrinsic
+def copy_row(_: Any, out: Any, c: Any, y: Any, strip: Any, row: Any, skip: Any, count: Any) -> Any:
+    """out[c,y,:count] = strip[row,skip:skip+count]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        out, c, y, strip, row, skip, count = arguments
+        target = context.make_array(signature.args[0])(context, builder, out)
+        source = context.make_array(signature.args[3])(context, builder, strip)
+        _, height, width = cgutils.unpack_tuple(builder, target.shape, 3)
+        across = builder.extract_value(source.shape, 1)
+        to = builder.mul(builder.add(builder.mul(c, height), y), width)
+        place = builder.add(builder.mul(row, across), skip)
+        cgutils.raw_memcpy(
+            builder, builder.gep(target.data, [to]), builder.gep(source.data, [place]), count, 1, align=1
+        )
+        return context.get_dummy_value()
+
+    integers = types.int64, types.int64
+    return types.void(out, *integers, strip, types.int64, types.uint64, types.int64), generate
+
+
 @kernel(fastmath=False)
 def scan_blocks(
     scan: Any, size: Any, data: Any, dc: Any, ac: Any, dc_ends: Any, dc_first: Any, dc_symbols: Any,
     ac_ends: Any, ac_first: Any, ac_symbols: Any, steps: Any, across: Any, end_of_block: Any, empty: Any,
-    lower: Any, levels: Any, wide: Any, sums: Any, pixels: Any, words: Any, place: Any, strip: Any,
+    lower: Any, levels: Any, wide: Any, pixels: Any, words: Any, place: Any, strip: Any,
     strip_bytes: Any, lowest: Any, top: Any, left: Any, tall: Any, broad: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Entropy decoding and rendering into the upper left, tall x broad, of out[2,h,w]; OK or DAMAGED."""
@@ -309,9 +414,7 @@ def scan_blocks(
                 level += e >> I32(16)
             inside = wanted and block >= first_column and block < end_column
             if inside:
-                base = (level * q0) << I32(13)
-                for i in range(64):
-                    wide[U64(i)] = base
+                spread(wide, U64(0), (level * q0) << I32(13))
             k, last = I64(0), U64(0)
             while True:
                 if count < U64(32):
@@ -352,31 +455,17 @@ def scan_blocks(
                     v, column = z >> U64(3), z & U64(7)
                     while last < column:
                         last += U64(1)
-                        for i in range(64):
-                            wide[(last << U64(6)) + U64(i)] = 0
-                    value = I32(value * steps[U64(k)])
-                    start = column << U64(6)
-                    for i in range(64):
-                        wide[start + U64(i)] += I32(value * DOWN[v, U64(i)])
+                        spread(wide, last << U64(6), I32(0))
+                    accumulate(wide, column << U64(6), I32(value * steps[U64(k)]), DOWN, v << U64(6))
                 if flag != 0:
                     break
             if inside:
-                for i in range(64):
-                    sums[i] = I32(I32(I32(wide[i] + I32(1024)) >> I32(11)) << I32(13)) + I32(
-                        (1 << 17) + (128 << 18)
-                    )
-                for column in range(1, I64(last) + 1):
-                    start = U64(column) << U64(6)
-                    for i in range(64):
-                        sums[i] += I32(
-                            I32(I32(wide[start + U64(i)] + I32(1024)) >> I32(11)) * ALONG[U64(column), U64(i)]
-                        )
                 # Kept until the row's other blocks are in place.
                 place[U64(kept)] = U64(block - first_column)
                 to = U64(kept) << U64(6)
                 kept += 1
-                for i in range(64):
-                    pixels[to + U64(i)] = U8(min(max(I32(sums[i] >> I32(18)), I32(lowest)), I32(255)))
+                pixels[to + U64(63)] = U8(0)  # where bounds are checked, the next line's are
+                transform(wide, last, ALONG, I32(lowest), pixels, to)
             block += 1
         if wanted:
             columns = end_column - first_column
@@ -395,8 +484,9 @@ def scan_blocks(
                 for c in range(2):
                     target = y - (lower if c else 0)
                     if target >= 0 and target < tall:
-                        for x in range(broad):
-                            out[c, U64(target), U64(x)] = strip_bytes[U64(row), skip + U64(x)]
+                        end = U64(broad - 1)  # where bounds are checked, those of the whole row are
+                        out[c, U64(target), end] = strip_bytes[U64(row), skip + end]
+                        copy_row(out, c, target, strip_bytes, row, skip, broad)
     return OK if 8 * I64(at) - I64(count) <= 8 * size else DAMAGED
 
 
@@ -411,7 +501,7 @@ def decode(
 
     Levels are at least `lowest`. OK, or why it was not decoded; `out` may hold anything then.
     """
-    scan, tables, ends, first, steps, levels, wide, sums, pixels, words, place, strip, strip_bytes = s
+    scan, tables, ends, first, steps, levels, wide, pixels, words, place, strip, strip_bytes = s
     if (
         stop - start < 4
         or data[start] != 0xFF
@@ -498,7 +588,7 @@ def decode(
     fuse(tables[1], eob)
     n = unstuff(data, at, stop, scan)
     return scan_blocks(scan, n, data, tables[0], tables[1], ends[0], first[0], symbols0, ends[1], first[1], symbols1,
-                       steps, (width + 7) >> 3, eob, empty, lower, levels, wide, sums, pixels, words, place, strip,
+                       steps, (width + 7) >> 3, eob, empty, lower, levels, wide, pixels, words, place, strip,
                        strip_bytes, lowest, top, left, tall, broad, out)  # fmt: skip
 
 
@@ -529,12 +619,12 @@ def decode_streams(
 
 
 def scratch(longest: int, width: int) -> tuple[npt.NDArray[Any], ...]:
-    """Room that one thread needs: streams of up to `longest` bytes, of fields of up to `width` columns."""
+    """Scratch memory that one thread needs: streams of up to `longest` bytes, of fields of up to `width` columns."""
     across = (width + 7) // 8
     words, strip = np.zeros(8 * across, np.uint64), np.zeros((8, across), np.uint64)
     return (
         np.zeros(longest + PAD, np.uint8), np.zeros((2, SIZE), np.int32), np.zeros((2, 17), np.int64),
         np.zeros((2, 17), np.int64), np.zeros(64, np.int32), np.zeros(across + RUN, np.int32),
-        np.zeros(8 * 64, np.int32), np.zeros(64, np.int32), words.view(np.uint8), words, np.zeros(across, np.uint64),
+        np.zeros(8 * 64, np.int32), words.view(np.uint8), words, np.zeros(across, np.uint64),
         strip, strip.view(np.uint8),
     )  # fmt: skip

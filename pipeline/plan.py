@@ -17,6 +17,7 @@ import click
 from pipeline.catalog import Video, choose_dataset, load_dataset
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, REQUIRED, DatasetOptions, from_options, option, options_of
+from pipeline.text import many
 
 
 def costs(videos: Iterable[Video]) -> dict[str, int]:
@@ -67,12 +68,12 @@ def share(videos: Iterable[Video], task: int, tasks: int) -> list[Video]:
 
 
 def describe(cost: Mapping[str, int], parts: Sequence[Sequence[Video]]) -> list[str]:
-    """Lines on how even the shares are, and what keeps them from being more so."""
+    """Lines on how even the shares are, and what prevents them from being more even."""
     loads = [sum(cost[video.id] for video in part) for part in parts]
     mean = max(sum(loads) / len(loads), 1e-9)
     lines = [
-        f"{sum(map(len, parts)):,} videos over {len(parts):,} tasks: {min(map(len, parts)):,} to "
-        f"{max(map(len, parts)):,} videos each",
+        f"{many(sum(map(len, parts)), 'video')} over {many(len(parts), 'task')}: {min(map(len, parts)):,} to "
+        f"{many(max(map(len, parts)), 'video')} each",
         f"work (frames x pixels): largest share {max(loads) / mean:.3f} times the mean, "
         f"smallest {min(loads) / mean:.3f} times",
     ]
@@ -115,4 +116,6 @@ def command(**values: Any) -> None:
         ("the size", [video.width and video.height for video in videos]),
     ):
         if unknown := sum(not value for value in known):
-            click.echo(f"note: {what} of {unknown:,} videos not known: the median of the others is used")
+            click.echo(
+                f"note: {what} of {many(unknown, 'video')} not known: the median of the others is used"
+            )

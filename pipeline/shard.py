@@ -7,7 +7,6 @@ use after fork.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import warnings
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.codec import Floats, Levels, lowest_level, value_table
-from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frame
+from pipeline.decoder import BadStream, Region, StreamBlock, check_crc32, decode_fields, decode_frames
 from pipeline.errors import InputError, unreadable
 from pipeline.shard_file import (
     DIRECTIONS,
@@ -67,7 +66,7 @@ class Descriptor:
 
 
 class FlowCount(int):
-    """`Shard.flow_count`, which could be called until version 0.2; calling it goes with version 0.3."""
+    """`Shard.flow_count`, which could be called until version 0.2; the call will be removed in version 0.3."""
 
     shard: Shard
 
@@ -164,7 +163,7 @@ class Shard:
             try:
                 place = range(len(self))[index]
             except IndexError:
-                raise IndexError(f"{self.address}: flow {index} asked, {len(self)} are there") from None
+                raise IndexError(f"{self.address}: asked for flow {index} of {len(self)}") from None
             except TypeError:
                 kind = type(index).__name__
                 raise TypeError(f"flows of a shard: expected an integer or a slice, found {kind}") from None
@@ -229,7 +228,7 @@ class Shard:
 
         Raises:
             IndexError: outside 0..the number of flows.
-            ValueError: a direction that there is not.
+            ValueError: a direction that does not exist.
             InputError: the shard has no such direction, or a damaged stream.
         """
         flow = self._flow(direction)
@@ -242,7 +241,7 @@ class Shard:
         levels = np.empty((min(FIELDS_AT_ONCE, stop - start), 2, self.height, self.width), np.uint8)
         for first in range(start, stop, FIELDS_AT_ONCE):
             places = np.arange(min(FIELDS_AT_ONCE, stop - first))
-            with self._naming(direction, range(first, stop)):
+            with self._naming(direction, first):
                 decode_fields(block.after(first - start), places, self.height, self.width, levels)
             for i, field in enumerate(levels[: len(places)], first - start):
                 values.read_field(field, scale[i], offset[i], out[i])
@@ -260,14 +259,15 @@ class Shard:
         lowest = lowest_level(flow.table)
         block = self._block(start, stop, direction)
         out = self._output(out, (stop - start, 2, self.height, self.width), np.uint8)
-        with self._naming(direction, range(start, stop)):
+        with self._naming(direction, start):
             decode_fields(block, np.arange(stop - start), self.height, self.width, out, lowest=lowest)
         return out
 
     def frames(self, start: int = 0, stop: int | None = None, out: Levels | None = None) -> Levels:
         """RGB frames start..stop-1, all by default: uint8[n,H,W,3]. Arguments and errors are those of `flows`."""
-        stop = len(self.part("frames")) if stop is None else stop
-        self._check_range(start, stop, "frames")
+        count = len(self.part("frames"))
+        stop = count if stop is None else stop
+        self._check_range(start, stop, count, "frames")
         out = self._output(out, (stop - start, self.height, self.width, 3), np.uint8)
         self.read_into("frames", np.arange(start, stop), np.arange(stop - start), out)
         return out
@@ -294,14 +294,15 @@ class Shard:
         Raises:
             IndexError, InputError: as `flows`.
         """
-        if not len(indices):
-            return
-        wanted, places, edges = indices, targets, [0, len(indices)]
         numbers = indices.tolist()
-        if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-            wanted, first = np.unique(indices, return_index=True)
-            places = targets[first]
-            edges = [0, *(np.flatnonzero(np.diff(wanted) != 1) + 1).tolist(), len(wanted)]
+        if not numbers:
+            return
+        if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            self._read_run(part, numbers[0], targets, out, region)
+            return
+        wanted, first = np.unique(indices, return_index=True)
+        places = targets[first]
+        edges = [0, *(np.flatnonzero(np.diff(wanted) != 1) + 1).tolist(), len(wanted)]
         for a, b in itertools.pairwise(edges):
             self._read_run(part, int(wanted[a]), places[a:b], out, region)
         if len(wanted) < len(indices):
@@ -313,15 +314,10 @@ class Shard:
         self, part: str, start: int, targets: npt.NDArray[np.int64], out: Levels, region: Region | None
     ) -> None:
         """Consecutive flows or frames from `start` on; arguments as in `read_into`."""
-        stop = start + len(targets)
-        block = self._block(start, stop, part)
-        with self._naming(part, range(start, stop)):
-            if part == "frames":
-                check_crc32(block, len(targets))
-                for i, target in enumerate(targets.tolist()):
-                    decode_frame(block, i, self.height, self.width, out[target], region)
-            else:
-                decode_fields(block, targets, self.height, self.width, out, region)
+        block = self._block(start, start + len(targets), part)
+        decode = decode_frames if part == "frames" else decode_fields
+        with self._naming(part, start):
+            decode(block, targets, self.height, self.width, out, region)
 
     def streams(self, start: int, stop: int, part: str = "forward") -> list[memoryview]:
         """The image bytes of start..stop-1 of "forward", "backward" or "frames", each compared with its CRC-32.
@@ -331,7 +327,7 @@ class Shard:
             InputError: the shard has no such part, or a stream is not what was written.
         """
         block = self._block(start, stop, part)
-        with self._naming(part, range(start, stop)):
+        with self._naming(part, start):
             check_crc32(block, stop - start)
         return [block.stream(i) for i in range(stop - start)]
 
@@ -343,7 +339,7 @@ class Shard:
     def _block(self, start: int, stop: int, part: str) -> StreamBlock:
         """The bytes of the streams start..stop-1, by one read of the file; raises as `flows` does."""
         streams = self.part(part)
-        self._check_range(start, stop, part)
+        self._check_range(start, stop, len(streams), part)
         begin, end = int(streams.start[start]), int(streams.start[stop])
         if begin == end:
             return StreamBlock(b"", streams.start, streams.crc32, start)
@@ -359,18 +355,13 @@ class Shard:
             raise damaged(self.address, f"{part} {start}..{stop} ends early: the file was cut short")
         return StreamBlock(data, streams.start, streams.crc32, start)
 
-    def _check_range(self, start: int, stop: int, part: str) -> None:
-        count = len(self.part(part))
+    def _check_range(self, start: int, stop: int, count: int, part: str) -> None:
         if not 0 <= start <= stop <= count:
-            raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{count} are there")
+            raise IndexError(f"{self.address}: asked for {part} {start}..{stop}, but it has 0..{count}")
 
-    @contextlib.contextmanager
-    def _naming(self, part: str, indices: Any) -> Iterator[None]:
-        """Name the flow or frame in errors of its decoding; `indices` of the streams that are decoded."""
-        try:
-            yield
-        except BadStream as error:
-            raise damaged(self.address, f"{part} {int(indices[error.index])} {error}") from error
+    def _naming(self, part: str, first: int) -> _Naming:
+        """Name the flow or frame in errors of decoding streams from the `first` on."""
+        return _Naming(self.address, part, first)
 
     def part(self, part: str) -> Streams:
         """Where the streams of "frames", "forward" or "backward" lie; InputError if the shard has none."""
@@ -400,6 +391,24 @@ class Shard:
                 f"out: expected contiguous {np.dtype(dtype)}{list(shape)}, found {out.dtype}{list(out.shape)}"
             )
         return out
+
+
+class _Naming:
+    """A block in which a stream that cannot be decoded is reported as damage of a shard.
+
+    No generator of contextlib, which takes a while: each sample of training comes through here.
+    """
+
+    def __init__(self, address: ShardAddress, part: str, first: int) -> None:
+        self._where = address, part, first
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, BadStream):
+            address, part, first = self._where
+            raise damaged(address, f"{part} {first + error.index} {error}") from error
 
 
 def faults(shard: Shard) -> Iterator[str]:

@@ -17,14 +17,14 @@ import click
 
 from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
-from pipeline.failures import by_reason, reason_lines
+from pipeline.failures import SHOWN, by_reason, reason_lines
 from pipeline.machine import making_what_stays
 from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, from_options, option, options_of
 from pipeline.outcome import Outcome, read_outcomes, read_outcomes_by_set
 from pipeline.paths import NAME, DatasetPaths, OutputPaths, data_root
 from pipeline.shard_sets import shard_sets
-from pipeline.text import size_in_bytes, typed
+from pipeline.text import many, size_in_bytes, typed
 
 Outcomes = Mapping[str, Mapping[str, Outcome]]
 """By shard set and video."""
@@ -32,7 +32,7 @@ Outcomes = Mapping[str, Mapping[str, Outcome]]
 
 @dataclass(frozen=True)
 class SetStatus:
-    """How far one shard set is.
+    """How complete one shard set is.
 
     Attributes:
         shard_set: its name, or the folder of --output.
@@ -145,12 +145,12 @@ def status_of(
     outcomes: Mapping[str, Outcome],
     count: bool,
 ) -> SetStatus:
-    """The state of a set of shards, from what there is and what is recorded.
+    """The state of a set of shards, from existing shards and what is recorded.
 
     Args:
         name: of the set.
         videos: that it should have.
-        index: the shards that there are.
+        index: the existing shards.
         outcomes: the last record of each video.
         count: open the shards whose flows are in no record, and count them.
     """
@@ -193,11 +193,11 @@ def describe(status: SetStatus, show: int) -> list[str]:
         f"{len(status.failed):,} failed",
     ]
     if status.done:
-        amount = f"  {status.flows:,} flows, {size_in_bytes(status.bytes)}"
+        amount = f"  {many(status.flows, 'flow')}, {size_in_bytes(status.bytes)}"
         if status.speed:
             amount += f", {status.speed:,.1f} pairs/s per worker"
         if status.unrecorded:
-            amount += f" (flows of {status.unrecorded:,} shards not recorded: --count opens them)"
+            amount += f" (flows of {many(status.unrecorded, 'shard')} not recorded: --count opens them)"
         lines.append(amount)
     kinds = (("failed", status.failed), ("failed, an earlier shard is there", status.stale))
     for kind, videos in kinds:
@@ -218,10 +218,10 @@ class StatusOptions(DatasetOptions):
 
     folder: Path | None = argument(None, metavar="[FOLDER]")
     shards: str | None = option(
-        None, "This shard set only.", metavar="NAME", shown_default="all there are", replaces="--set"
+        None, "Report only this shard set.", metavar="NAME", shown_default="all there are", replaces="--set"
     )
-    show: int = option(10, "Names shown of each kind.", minimum=0)
-    count: bool = option(False, "Open shards whose flows are in no record, and count them.")
+    show: int = option(SHOWN, "Names shown of each kind.", minimum=0)
+    count: bool = option(False, "Open shards whose number of flows is not recorded, and count them.")
     json: bool = option(False, "Everything, as JSON.")
 
     def __post_init__(self) -> None:
@@ -230,6 +230,8 @@ class StatusOptions(DatasetOptions):
             raise click.UsageError(
                 "give either FOLDER, which an extraction wrote to with --output, or --dataset and its options"
             )
+        if self.json and self.show != SHOWN:
+            raise click.UsageError("--show has no effect with --json, which holds every name")
 
 
 @click.command(context_settings=CONTEXT)
@@ -303,8 +305,9 @@ def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
     there = sum(video.path.exists() for video in dataset.videos.values())
     listed = len(dataset.videos) + len(dataset.missing)
     lines = [
-        f"{dataset.name} ({dataset.origin['kind']}): {there:,} of {listed:,} videos are there, "
-        f"{len(dataset.classes):,} classes, splits: {', '.join(map(str, dataset.splits)) or 'none'}"
+        f"{dataset.name} ({dataset.origin['kind']}): {there:,} of {many(listed, 'video')} "
+        f"{'is' if listed == 1 else 'are'} there, "
+        f"{many(len(dataset.classes), 'class')}, splits: {', '.join(map(str, dataset.splits)) or 'none'}"
     ]
     if dataset.missing:
         lines.append(f"  {len(dataset.missing):,} were missing when it was imported and are left out")
@@ -315,5 +318,5 @@ def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:
         )
     for shard_set in shard_sets(paths):
         done = len(read_shard_set(paths.shards(shard_set)).keys() & dataset.videos.keys())
-        lines.append(f"  shards {shard_set}: {done:,} of {len(dataset.videos):,} videos")
+        lines.append(f"  shards {shard_set}: {done:,} of {many(len(dataset.videos), 'video')}")
     return lines

@@ -17,7 +17,7 @@ from pipeline.catalog import Dataset, choose_dataset, load_dataset
 from pipeline.errors import command_errors
 from pipeline.options import CONTEXT, DatasetOptions, ShardSetOptions, from_options, option, options_of
 from pipeline.paths import DatasetPaths, data_root
-from pipeline.text import typed
+from pipeline.text import many, typed
 from slurm import record, scheduler
 from slurm.answers import command_line
 from slurm.chain import STAGES
@@ -25,7 +25,7 @@ from slurm.record import Chain, Submitted
 from slurm.scheduler import Task
 
 SHOWN = 10
-"""Failed tasks or videos that are listed; the rest is counted."""
+"""How many failed tasks or videos are listed; the rest are counted."""
 
 TAIL_BYTES = 4096
 
@@ -79,7 +79,7 @@ def describe(dataset: Dataset, paths: DatasetPaths, shard_set: str | None, where
 
 
 def is_alive(job: Submitted) -> bool:
-    """Whether any task of the job is still to end."""
+    """Whether any task of the job has not ended yet."""
     return any(task.state in scheduler.UNFINISHED for task in scheduler.states(*job.id))
 
 
@@ -142,7 +142,7 @@ def _videos(dataset: Dataset, paths: DatasetPaths, shard_set: str | None) -> lis
 
     names = [shard_set] if shard_set else shard_sets(paths)
     lines = [line for name in names for line in describe_set(set_status(dataset, paths, name), SHOWN)]
-    return lines or [f"no shards yet of {len(dataset.videos):,} videos"]
+    return lines or [f"no shards yet of {many(len(dataset.videos), 'video')}"]
 
 
 def _next(chain: Chain, stages: Mapping[str, Sequence[Task]], where: Sequence[str]) -> list[str]:

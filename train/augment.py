@@ -16,6 +16,7 @@ Box = Region
 # fb.resnet.torch): spread along each, and its direction in RGB.
 _SPREAD = np.array([0.2175, 0.0188, 0.0045])
 _DIRECTION = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+_DIRECTION_OF_BYTES = 255 * _DIRECTION
 
 
 def random_box(
@@ -29,7 +30,7 @@ def random_box(
     """Region of a stored frame to train on: (top, left, height, width) in stored pixels.
 
     Args:
-        random: source of the draws, whose number does not depend on the frame's size.
+        random: source of random numbers; how many are drawn does not depend on the frame's size.
         height, width: of the stored frame.
         spec: its crop and short_side give the region's side if there is no scale jitter.
         cut: "random" for anywhere in the frame, "corner" for one of the four corners or the centre.
@@ -66,10 +67,10 @@ def centre_box(height: int, width: int, spec: VolumeSpec) -> Box:
 
 def lighting_noise(random: np.random.Generator, deviation: float) -> npt.NDArray[np.float32]:
     """Colour noise to add to every pixel of a frame: RGB float32[3], in units of 0..255."""
-    return lighting_shift(random.normal(0, 1, 3), deviation)
+    return lighting_shifts(random.normal(0, 1, (1, 3)), deviation)[0]
 
 
-def lighting_shift(normal: npt.NDArray[np.float64], deviation: float) -> npt.NDArray[np.float32]:
-    """The colour noise that three normal numbers mean: RGB float32[3]."""
-    amount = normal * deviation * _SPREAD
-    return (255 * _DIRECTION @ amount).astype(np.float32)
+def lighting_shifts(normals: npt.NDArray[np.float64], deviation: float) -> npt.NDArray[np.float32]:
+    """The colour noise that rows of three normal numbers mean: RGB float32[n,3]."""
+    amounts = normals * deviation * _SPREAD
+    return np.array([_DIRECTION_OF_BYTES @ amount for amount in amounts]).astype(np.float32)

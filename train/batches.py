@@ -1,14 +1,15 @@
 """The bytes of training and test samples: from shards and image files to uint8 arrays.
 
 What a batch holds is drawn for all of its samples at once; then each sample's streams are read and decoded straight
-into the batch, cut to the region that is wanted. Readers may be used by several threads. Pixels are not computed with
-here: they are passed on as they are stored, and `train.volume` turns them into the network's input on the device.
+into the batch, cut to the region that is wanted. Readers may be used by several threads. Nothing is computed on
+pixels here: they are passed on as stored, and `train.volume` turns them into the network's input on the device.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 from pipeline.manifest import RecordedShard
 from pipeline.shard import Shard
-from train.augment import Box, centre_box, lighting_noise, lighting_shift, random_box, region_sides
+from train.augment import Box, centre_box, lighting_noise, lighting_shifts, random_box, region_sides
 from train.memory import Memory, plain_memory
 from train.recipe import Recipe
 from train.sampler import Draws, Key, choose, choose_positions, class_pools, generator
@@ -58,7 +59,7 @@ class Item(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """The name that messages give it."""
         return self.source.video if isinstance(self.source, Shard) else str(self.source)
 
 
@@ -124,7 +125,7 @@ def read_volumes(
         spec: what a volume holds.
         positions: 0 .. shard_positions - 1.
         box: top, left, height, width of the part to keep; None keeps whole fields, as trajectories need them.
-        memory: for the pixels; their own unless given.
+        memory: for the pixels; newly allocated unless given.
 
     Raises:
         InputError: damaged streams, or flow that the shard lacks.
@@ -136,9 +137,20 @@ def read_volumes(
         raise ValueError(f"{shard.address}: positions {places} of {available}")
     box = box or (0, 0, shard.height, shard.width)
     raw = empty(spec, (len(places),), box[2:], memory or plain_memory)
-    pairs = flow_index_table(spec, places, *_flows_and_step(shard, spec))
-    _fill(shard, spec, places, pairs, box, [part.numpy() for part in raw])
+    arrays = [part.numpy() for part in raw]
+    if spec.stream == "spatial":
+        _fill_frames(shard, places, box, arrays)
+    else:
+        _fill_flow(shard, spec, _pairs(shard, spec, places), box, arrays)
     return raw
+
+
+def _pairs(
+    shard: Shard, spec: VolumeSpec, positions: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`flow_index_table` of positions of one shard."""
+    flows, step = _flows_and_step(shard, spec)
+    return flow_index_table(spec, positions, np.array(flows), np.array(step))
 
 
 class DistinctFields(NamedTuple):
@@ -178,7 +190,7 @@ def read_distinct(
         volumes = read_volumes(shard, spec, positions, memory=memory)
         return DistinctFields(volumes, spec, np.arange(len(positions))[:, None])
     one = dataclasses.replace(spec, length=1, direction="forward")
-    pairs = flow_index_table(spec, positions, *_flows_and_step(shard, spec))
+    pairs = _pairs(shard, spec, positions)
     distinct = [np.unique(indices) for indices in pairs]
     counts = [len(indices) for indices in distinct]
     raw = empty(one, (sum(counts),), size, memory)
@@ -188,7 +200,7 @@ def read_distinct(
             place = slice(sum(counts[:side]), sum(counts[: side + 1]))
             arrays = [tensor[place].numpy() for tensor in raw]
             used = (wanted[:, None], none) if side == 0 else (none, wanted[:, None])
-            _fill(shard, one, wanted, used, (0, 0, *size), arrays)
+            _fill_flow(shard, one, used, (0, 0, *size), arrays)
     rows = [np.searchsorted(wanted, indices) for wanted, indices in zip(distinct, pairs, strict=True)]
     return DistinctFields(raw, one, np.concatenate([rows[0], rows[1] + counts[0]], axis=1))
 
@@ -209,40 +221,48 @@ def empty(
     )  # fmt: skip
 
 
-def _flows_and_step(shard: Shard, spec: VolumeSpec) -> tuple[Any, Any]:
-    """Flows that each direction has, and frames between the two of a pair, as NumPy scalars; any for frames."""
-    if spec.stream == "spatial":
-        return np.int64(1), np.int64(1)
+def _flows_and_step(shard: Shard, spec: VolumeSpec) -> tuple[int, int]:
+    """Flows that each direction has, and frames between the two of a pair."""
     flows = min(len(shard.part(direction)) for direction in spec.directions)
-    return np.int64(flows), np.int64(shard.step(spec.directions[0]))
+    return flows, shard.step(spec.directions[0])
 
 
-def _fill(
+def _fill_frames(
+    shard: Shard, positions: npt.NDArray[np.int64], box: Box, raw: Sequence[npt.NDArray[Any]]
+) -> None:
+    """Read frames into the arrays of a `RawFrames` with leading shape [K], from the upper left.
+
+    Args:
+        shard: as in `read_volumes`.
+        positions: int64[K].
+        box: the part to keep.
+        raw: the arrays.
+    """
+    pixels, size = raw
+    size[:, 0], size[:, 1] = box[2], box[3]
+    shard.read_into("frames", positions, np.arange(len(positions)), pixels, box)
+
+
+def _fill_flow(
     shard: Shard,
     spec: VolumeSpec,
-    positions: npt.NDArray[np.int64],
     pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     box: Box,
     raw: Sequence[npt.NDArray[Any]],
 ) -> None:
-    """Read volumes into the arrays of a raw batch, from the upper left.
+    """Read flow into the arrays of a `RawFlow` with leading shape [K], from the upper left.
 
     Args:
         shard, spec: as in `read_volumes`.
-        positions: int64[K].
-        pairs: `flow_index_table` of the positions.
+        pairs: `flow_index_table` of the positions, int64[K,...].
         box: the part to keep.
-        raw: the arrays of a `RawFlow` or `RawFrames` with leading shape [K].
+        raw: the arrays.
     """
-    if spec.stream == "spatial":
-        pixels, size = raw
-        size[:] = box[2:]
-        shard.read_into("frames", positions, np.arange(len(positions)), pixels, box)
-        return
     levels, table, scale, offset, mean, size, zooms = raw
-    size[:], zooms[:] = box[2:], zoom(spec, shard.height, shard.width)
+    size[:, 0], size[:, 1] = box[2], box[3]
+    zooms[:] = zoom(spec, shard.height, shard.width)
+    places = np.arange(len(levels) * spec.length).reshape(len(levels), spec.length)
     levels = levels.reshape(-1, *levels.shape[2:])
-    places = np.arange(len(levels)).reshape(len(positions), spec.length)
     first = 0
     for direction, indices in zip(("forward", "backward"), pairs, strict=True):
         if not indices.shape[-1]:
@@ -329,21 +349,21 @@ class SampleReader:
         return self.read(keys)
 
     def read(self, keys: Sequence[Key], memory: Memory = plain_memory) -> Batch:
-        """The batch of the samples that the keys mean, its pixels in `memory`; from any thread."""
+        """The batch of the samples that the keys stand for, its pixels in `memory`; may be called from any thread."""
         samples, spec = self.samples(keys), self.spec
         regions = [(0, 0, *self._size(sample)) if self.whole else sample.box for sample in samples]
         size = max(region[2] for region in regions), max(region[3] for region in regions)
         raw = empty(spec, (len(samples), self.snippets), size, memory)
         arrays = [part.numpy() for part in raw]
         positions = np.stack([sample.positions for sample in samples])
-        shards = [sample.item.source for sample in samples]
-        known = [_flows_and_step(shard, spec) if isinstance(shard, Shard) else (1, 1) for shard in shards]
-        flows, steps = np.array(known, np.int64).reshape(-1, 2, 1).swapaxes(0, 1)
-        forward, backward = flow_index_table(spec, positions, flows, steps)
+        pairs = self._flow_pairs(samples, positions) if spec.stream == "temporal" else None
         for i, (sample, region) in enumerate(zip(samples, regions, strict=True)):
             of_sample, source = [array[i] for array in arrays], sample.item.source
             if isinstance(source, Shard):
-                _fill(source, spec, positions[i], (forward[i], backward[i]), region, of_sample)
+                if pairs is None:
+                    _fill_frames(source, positions[i], region, of_sample)
+                else:
+                    _fill_flow(source, spec, (pairs[0][i], pairs[1][i]), region, of_sample)
                 self._opened(source)
             else:
                 self._copy_image(sample, of_sample)
@@ -357,6 +377,15 @@ class SampleReader:
             head=torch.tensor([sample.item.head for sample in samples]),
             key=torch.tensor([sample.key for sample in samples]),
         )
+
+    def _flow_pairs(
+        self, samples: Sequence[Sample], positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """`flow_index_table` of the positions of all samples, int64[n,K]."""
+        shards = [sample.item.source for sample in samples]
+        known = [_flows_and_step(shard, self.spec) for shard in shards if isinstance(shard, Shard)]
+        flows, steps = np.array(known, np.int64).reshape(-1, 2, 1).swapaxes(0, 1)
+        return flow_index_table(self.spec, positions, flows, steps)
 
     def _size(self, sample: Sample) -> tuple[int, int]:
         assert isinstance(sample.item.source, Shard)
@@ -379,7 +408,7 @@ class SampleReader:
                     forgotten.forget()
 
     def stored_size(self, item: Item, image: npt.NDArray[np.uint8] | None) -> tuple[int, int]:
-        """Rows and columns of a video or image as stored."""
+        """Height and width of a video or image as stored."""
         if image is not None:
             return image.shape[0], image.shape[1]
         assert isinstance(item.source, Shard)
@@ -391,7 +420,7 @@ class SampleReader:
 
 
 def _least_recent(recent: OrderedDict[int, AnyShard], shard: AnyShard, most: int) -> AnyShard | None:
-    """Count a shard as the most recent one; the least recent one, if it is one too many."""
+    """Mark a shard as the most recently used; returns the least recently used one if there are too many."""
     recent[id(shard)] = shard
     recent.move_to_end(id(shard))
     return recent.popitem(last=False)[1] if len(recent) > most else None
@@ -429,7 +458,7 @@ class TrainingReader(SampleReader):
         return self.items[choose(random, self.pools)], random
 
     def sample(self, key: Key) -> Sample:
-        """What a key means; `samples` draws many at once, and the same."""
+        """The sample that a key stands for; `samples` draws many at once, with the same result."""
         recipe = self.recipe
         item, random = self.item(key)
         image = self.load_image(item)
@@ -453,17 +482,20 @@ class TrainingReader(SampleReader):
         draws = Draws(recipe.seed, keys, 8 + recipe.segments)
         chosen = self.choose_many(draws)
         positions = draw_positions(draws, videos.available[chosen], recipe.segments)
-        boxes = self._draw_boxes(draws, chosen)
-        flips = (draws.below(2) == 1) & recipe.flip
+        boxes = map(tuple, self._draw_boxes(draws, chosen).tolist())
+        flips = ((draws.below(2) == 1) & recipe.flip).tolist()
         normals = np.stack([draws.normal() for _ in range(3)], axis=1)
-        seeds = draws.word()
-        samples = []
-        for i, (video, sure) in enumerate(zip(chosen.tolist(), draws.sure.tolist(), strict=True)):
-            noise = lighting_shift(normals[i], self.lighting) if self.lighting else NO_NOISE
-            box: Any = tuple(boxes[i].tolist())
-            drawn = Sample(self.items[video], None, positions[i], box, bool(flips[i]), noise, int(seeds[i]))
-            samples.append(drawn if sure else self.sample(keys[i]))
-        return samples
+        noise = (
+            lighting_shifts(normals, self.lighting) if self.lighting else np.zeros((len(keys), 3), np.float32)
+        )
+        drawn = zip(
+            [self.items[video] for video in chosen.tolist()], itertools.repeat(None), positions, boxes, flips, noise,
+            draws.word().tolist(),
+        )  # fmt: skip
+        return [
+            Sample(*of) if sure else self.sample(key)
+            for key, of, sure in zip(keys, drawn, draws.sure.tolist(), strict=True)
+        ]
 
     def choose_many(self, draws: Draws) -> npt.NDArray[np.int64]:
         """The videos of several keys, as `choose` takes them."""

@@ -333,7 +333,7 @@ def test_the_same_command_continues_and_kept_shards_are_not_made_again(
     output.write_bytes(b"".join(lines[:2]) + lines[2][:9])
     again = invoke(*words)
     assert again.exit_code == 0, again.output
-    assert "1 of 2 videos are in it already" in " ".join(again.output.split())
+    assert "1 of 2 videos in it already" in " ".join(again.output.split())
     assert output.read_bytes() == b"".join(lines)
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.h5")} == shards
     with output.open(newline="") as file:
@@ -435,7 +435,7 @@ def test_one_window_over_a_whole_video_is_its_prediction(
     written = (line / "second.csv", line / "second.png", overlay)
     assert result.stdout.splitlines() == [f"saved {path}" for path in written]
     again = CliRunner().invoke(main, [word for word in words if "overlay" not in word])
-    assert f"{line}: the time lines of 1 of 1 video are in it already" in " ".join(again.output.split())
+    assert f"{line}: time lines of 1 of 1 video in it already" in " ".join(again.output.split())
     with VideoReader(overlay, Selection(short_side=None)) as reader:
         assert len(reader.read(99).gray) == VIDEOS["Bow/v_1"]
         assert (reader.width, reader.height) == (52, 40)

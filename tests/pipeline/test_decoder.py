@@ -16,7 +16,7 @@ from made_shards import smooth_flow
 
 from pipeline import decoder
 from pipeline.codec import codec, encode_png, stack_components
-from pipeline.decoder import BadStream, StreamBlock, decode_fields
+from pipeline.decoder import BadStream, StreamBlock, decode_fields, decode_frames
 
 KERNELS = pytest.importorskip("pipeline.decoder_kernels", reason="numba is not installed")
 
@@ -155,6 +155,79 @@ def test_a_stream_that_is_not_what_was_written_is_named(
     assert caught.value.index == 2
     with pytest.raises(BadStream, match="holds no flow of 48x24"):
         decode_fields(block_of([stream]), np.arange(1), 24, 48, np.zeros((1, 2, 24, 48), np.uint8))
+
+
+SAMPLING = {
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+    "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+}
+
+
+def frame_kinds() -> dict[str, bytes]:
+    picture = np.random.default_rng(0).integers(0, 256, (75, 61, 3), dtype=np.uint8)
+    ways = {name: [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor] for name, factor in SAMPLING.items()}
+    ways |= {"optimised": [cv2.IMWRITE_JPEG_OPTIMIZE, 1], "progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]}
+    ways |= {"restart markers": [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]}
+    kinds = {name: cv2.imencode(".jpg", picture, way)[1].tobytes() for name, way in ways.items()}
+    comment = b"\xff\xfe\x01\x00" + bytes(254)
+    gray = cv2.imencode(".jpg", picture[:, :, 0])[1].tobytes()
+    usual = kinds["4:2:0"]
+    return {
+        **kinds,
+        "a long comment": usual[:2] + comment + usual[2:],
+        "gray": gray,
+        "more behind": usual + b"x\xff\xd9",
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*SAMPLING, "optimised", "progressive", "restart markers", "a long comment", "gray", "more behind"],
+)
+def test_a_region_of_a_frame_is_that_part_of_what_opencv_decodes(kind: str) -> None:
+    """Rows below the region are not decoded; that changes no pixel in it, down to its last row."""
+    stream = frame_kinds()[kind]
+    whole = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    block, targets = block_of([stream, stream]), np.array([2, 0])
+    for bottom in range(1, 76):
+        top, left = max(0, bottom - 9), bottom % 40
+        out = np.full((3, 12, 30, 3), 9, np.uint8)
+        decode_frames(block, targets, 75, 61, out, (top, left, bottom - top, 20))
+        for target in targets:
+            assert np.array_equal(out[target, : bottom - top, :20], whole[top:bottom, left : left + 20])
+        assert (out[1] == 9).all()
+        assert (out[:, bottom - top :] == 9).all()
+        assert (out[:, :, 20:] == 9).all()
+
+
+def test_a_usual_frame_that_is_read_in_part_gives_no_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    """libjpeg writes to standard error about bytes that it does not expect."""
+    out = np.zeros((1, 20, 20, 3), np.uint8)
+    for kind in (*SAMPLING, "optimised"):
+        decode_frames(block_of([frame_kinds()[kind]]), np.zeros(1, np.int64), 75, 61, out, (3, 4, 20, 20))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_frame_that_is_not_what_was_written_is_named() -> None:
+    stream = frame_kinds()["4:2:0"]
+    out, one = np.zeros((3, 75, 61, 3), np.uint8), np.arange(3)
+    block = block_of([stream] * 3)
+    block.crc32[1] ^= 1
+    with pytest.raises(BadStream, match="fails its checksum") as caught:
+        decode_frames(block, one, 75, 61, out)
+    assert caught.value.index == 1
+    for wrong in (b"", b"something else", stream[:100]):
+        with pytest.raises(BadStream) as caught:
+            decode_frames(block_of([stream, stream, wrong]), one, 75, 61, out)
+        assert caught.value.index == 2
+    with pytest.raises(BadStream, match="another size than 75x61"):
+        decode_frames(block_of([stream]), one[:1], 61, 75, np.zeros((1, 61, 75, 3), np.uint8))
+    for region in ((-1, 0, 24, 40), (0, 1, 75, 61), (0, 0, 76, 61)):
+        with pytest.raises(ValueError, match="region"):
+            decode_frames(block_of([stream]), one[:1], 75, 61, out, region)
 
 
 def test_what_the_kernels_take_on_trust_is_checked() -> None:

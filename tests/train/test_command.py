@@ -58,7 +58,7 @@ def test_without_a_dataset_the_only_one_is_taken_and_named_and_a_run_folder_resu
     assert "shard set tvl1" in done.stderr
     done = train("--data", str(tmp_path), "--run", str(paths.run("first")))
     assert done.returncode == 0, done.stderr
-    assert "complete, 1 iterations" in done.stderr
+    assert "complete, 1 iteration" in done.stderr
 
 
 def test_recipe_keys_given_both_ways_must_agree() -> None:
@@ -90,6 +90,22 @@ def test_the_recipe_and_stream_of_a_run_that_names_neither() -> None:
     assert chosen_stream(TrainOptions(), load_recipe("spatial-scratch-dropout9")) == "spatial"
     with pytest.raises(InputError, match="--images has no flow"):
         chosen_stream(TrainOptions(images=Path("i"), stream="temporal"), Recipe())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--folds", "4"], "--folds 4 goes with --fold"),
+        (["--images", "i", "--split", "2"], "choose videos of a dataset; leave them out with --images"),
+        (["--images", "i", "--shards", "x"], "choose videos of a dataset"),
+        (["--images", "i", "--allow-missing"], "choose videos of a dataset"),
+        (["--images", "i", "--fold", "1"], "--fold leaves out groups of a dataset's videos"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(words: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert message in result.output
 
 
 def test_few_clips_or_a_cpu_take_the_small_recipes_and_the_reason_is_given() -> None:
@@ -131,7 +147,7 @@ def test_a_run_that_has_begun_keeps_its_recipe_whatever_would_be_the_default(tmp
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert "spatial stream, recipe of the run so far" in again.stderr
-    assert "complete, 1 iterations" in again.stderr
+    assert "complete, 1 iteration" in again.stderr
     assert paths.run("mine").is_dir()
 
 
