@@ -20,6 +20,7 @@ from evaluate.options import (
     FeaturesOptions,
     FuseOptions,
     FusionOptions,
+    ReportOptions,
     RunOptions,
     ScoredShardsOptions,
     ScoreOptions,
@@ -84,7 +85,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if options.report:
-        report(folder, dataset, paths, fused, chosen, shards, console, options.fusion.details)
+        report(folder, dataset, paths, fused, chosen, shards, console, options.details)
 
 
 def score(options: ScoreOptions, console: Console) -> None:
@@ -136,8 +137,8 @@ def chosen_measurements(
             )
 
 
-def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> None:
-    """Fuse the scores that are there of the dataset's runs, print and save the results; write the report if asked to.
+def fuse(options: FuseOptions, console: Console) -> None:
+    """Fuse the existing scores of the dataset's runs, print and save the results; with ReportOptions, the report too.
 
     Raises:
         InputError: scores that are missing, damaged, or do not belong together.
@@ -148,7 +149,7 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
     fused = fuse_runs(dataset, paths, chosen, options.views, train_views, options.fusion, console)
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
-    if with_report:
+    if isinstance(options, ReportOptions):
         report(
             folder,
             dataset,
@@ -157,7 +158,7 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
             chosen,
             functools.cache(read_shard_set),
             console,
-            options.fusion.details,
+            options.details,
         )
 
 

@@ -35,7 +35,7 @@ def export_scores(options: ExportScoresOptions, console: Console) -> None:
         target = (options.output or file.parent) / name
         if target in targets:
             raise InputError(
-                f"{target}: would be written from {targets[target]} and from {file}; export them apart"
+                f"{target}: would be written from {targets[target]} and from {file}; export them separately"
             )
         targets[target] = file
     for target, file in targets.items():

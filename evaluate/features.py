@@ -53,7 +53,7 @@ class FeatureFolder:
     """A folder with one .npy per video; complete files stay when the work is interrupted."""
 
     def __init__(self, folder: Path, attributes: Mapping[str, Any]) -> None:
-        """Open a new folder, or one to be continued; InputError as `result_folder.claim`."""
+        """Open a new folder, or an existing one to continue; InputError as `result_folder.claim`."""
         self.folder, self.attributes = folder, dict(attributes)
         claim(folder, ABOUT, self.attributes)
 
@@ -67,7 +67,7 @@ class FeatureFolder:
         path = self.file(video)
         with atomic.disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = io.BytesIO()  # NumPy itself does not say why a disk did not take an array
+            whole = io.BytesIO()  # NumPy itself does not report why an array could not be written
             np.save(whole, rows)
             with atomic.writing(path) as temporary:
                 temporary.write_bytes(whole.getbuffer())
@@ -82,7 +82,7 @@ class FeatureFolder:
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise InputError(f"{path}: it was there a moment ago; run the same command again") from error
+            raise InputError(f"{path}: it existed a moment ago; run the same command again") from error
         except OSError as error:
             raise unreadable(path, error) from error
         try:
@@ -259,14 +259,15 @@ def is_hdf5(path: Path) -> bool:
 
 
 def prepare(path: Path, overwrite: bool) -> None:
-    """Make way for features: InputError if an HDF5 file is there and may not be replaced, as no later version's may.
+    """Remove what is in the way of new features: InputError if an HDF5 file exists and may not be replaced; a later
+    version's never may.
 
-    With --overwrite, what is there of an earlier run is removed.
+    With --overwrite, what an earlier run left is removed.
     """
     if is_hdf5(path):
         if path.exists() and not overwrite:
             raise InputError(
-                f"{path}: is there already: replace it with --overwrite, or name another with --output"
+                f"{path}: already exists: replace it with --overwrite, or name another with --output"
             )
         _check_version(path)
         path = parts_of(path)
@@ -327,7 +328,7 @@ def finish(path: Path, folder: FeatureFolder, videos: Mapping[str, str], console
 
 
 def check_options_of_videos(options: FeaturesOptions) -> None:
-    """Refuse options that mean nothing for videos outside a dataset, and require those that only they need."""
+    """Refuse options that have no meaning for videos outside a dataset, and require those that only they need."""
     of_lists: Sequence[object] = (
         options.choose.splits,
         options.choose.streams,
@@ -337,7 +338,7 @@ def check_options_of_videos(options: FeaturesOptions) -> None:
     if list(of_lists) != [RunOptions().splits, RunOptions().streams, "test", ScoredShardsOptions()]:
         raise click.UsageError(
             "--split, --stream, --part, --shards and --allow-missing choose videos of a dataset; leave them out "
-            "where VIDEOs are given"
+            "where VIDEOs or --init are given"
         )
     if (len(options.choose.runs) + (options.init is not None)) != 1 or options.output is None:
         raise click.UsageError("features of VIDEOs need one --run, or --init, and --output FILE")

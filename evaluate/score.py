@@ -110,7 +110,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class ScoringState:
-    """How far a measurement is.
+    """How far a measurement has got.
 
     Attributes:
         scored: what has been scored so far, None if nothing.
@@ -280,7 +280,7 @@ def _score_videos(
     compute: Compute,
     progress: Callable[[str], None],
 ) -> None:
-    """Score videos and save them as parts, also those that were done when an error or a signal ends it."""
+    """Score videos and save them as parts, including those finished before an error or a signal ends it."""
     checkpoint, names = measurement.checkpoint, list(shards)
     columns = checkpoint.columns(measurement.dataset.name, measurement.dataset.classes)
     forward = logits_forward(load_network(checkpoint), columns, compute)

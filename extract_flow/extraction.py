@@ -86,7 +86,7 @@ def extract(
         One outcome for each video, in order.
 
     Raises:
-        InputError: nothing can be made at all: the method or device is not available, or the disk is full.
+        InputError: no shard can be made: the method or device is not available, or the disk is full.
         Stopped: a signal stopped it; the outcomes of finished videos are recorded.
     """
     known = known_outcomes(videos, settings, execution, destination) if known is None else known
@@ -108,7 +108,7 @@ def extract(
             outcomes |= {left[number]: outcome for number, outcome in made.items()}
     finally:
         log.close()
-        atomic.sweep(destination.shards)  # what killed workers left
+        atomic.sweep(destination.shards)  # left behind by killed workers
     return [outcomes[number] for number in range(len(videos))]
 
 
@@ -215,7 +215,7 @@ def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Out
 def _standings(
     videos: Sequence[VideoTask], settings: ExtractionSettings, there: ShardSet, cores: int
 ) -> dict[int, Standing]:
-    """How existing shards answer what is asked, by the number of the video; those that do not open are left out."""
+    """How existing shards answer the request, by the number of the video; those that cannot be opened are left out."""
     there.learn((video.video for video in videos), jobs=cores)
     asked = settings.request(0)
     of_request: dict[int, Standing] = {}  # which shards made alike share

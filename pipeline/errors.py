@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 from pipeline.text import printable, printable_lines, shortened, system_reason
 
 LONGEST_LINE = 2000
-"""Characters of a line of a message: some file's text may be in it."""
+"""Most characters in a line of a message, which may quote a file."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ class Unreadable(InputError):
 
 
 def unreadable(path: object, error: OSError) -> Unreadable:
-    """The `Unreadable` of an error of the system."""
+    """The `Unreadable` for an operating-system error."""
     return Unreadable(f"{path}: could not be read: {system_reason(error)}; it was left as it is")
 
 
@@ -36,7 +36,9 @@ class DiskFull(InputError):
 
 
 class OtherFormat(InputError):
-    """A sound file of another version or of another program: it cannot be used, and nothing replaces or removes it."""
+    """An intact file of another version or of another program: it cannot be used, and nothing replaces or removes
+    it.
+    """
 
 
 class Damaged(InputError):
@@ -46,7 +48,7 @@ class Damaged(InputError):
 def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wrap a click command: an `InputError` is printed as `error: ...` on stderr and ends with exit status 1.
 
-    So is every other error of the system, with its path and reason. Ctrl-C ends with 130 and without a word.
+    So is every other operating-system error, with its path and reason. Ctrl-C ends it silently with status 130.
     Programming errors keep their traceback: the user cannot fix them.
     """
 
@@ -72,6 +74,6 @@ def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
 
 
 def system_error(error: OSError) -> str:
-    """Path and reason of an error of the system."""
+    """Path and reason of an operating-system error."""
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file or the output"
     return f"{printable(place)}: {error.strerror}"

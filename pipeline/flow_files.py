@@ -28,7 +28,7 @@ from pipeline.text import first_line, some
 
 FLOW_ARRAY, FRAME_ARRAY = "flow.npy", "frames.npy"
 LARGEST_FLOW = 1e9
-"""From here on Middlebury's format means that the flow is unknown."""
+"""Values from which Middlebury's format marks the flow as unknown."""
 NUMBER = re.compile(r"([0-9]+)[^0-9]*$")
 BLOCK_BYTES = 1 << 20
 
@@ -59,7 +59,7 @@ class FlowNumbers:
         """Each field, float32[2,H,W].
 
         Raises:
-            InputError: a file that is none, fields of different sizes, or values that are no flow.
+            InputError: a file that is not flow, fields of different sizes, or unknown or infinite values.
         """
         if self.in_one:
             for index, field in enumerate(flow_array(self.files[0], 4).items()):
@@ -130,7 +130,7 @@ def read_field(path: Path) -> Floats:
     """One field, float32[2,H,W], of a .flo or .npy file.
 
     Raises:
-        InputError: not such a file, or values that are no flow.
+        InputError: not such a file, or unknown or infinite values.
     """
     if path.suffix.lower() == ".flo":
         field = read_flo(path)
@@ -229,7 +229,7 @@ def flow_array(path: Path, axes: int) -> ArrayFile:
     """A .npy file of flow: float[n,2,H,W] or [n,H,W,2] of 4 axes, [2,H,W] or [H,W,2] of 3.
 
     Raises:
-        InputError: not such a file, or no flow.
+        InputError: not such a file, or not flow.
     """
     array = array_file(path)
     wanted = "[n,2,H,W] or [n,H,W,2]" if axes == 4 else "[2,H,W] or [H,W,2]"

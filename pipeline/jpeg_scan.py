@@ -63,7 +63,7 @@ BAD_HEADER = "a header is damaged"
 ZEROS = bytes(32)
 """A sector that was not written holds more."""
 CODE_BYTES = 16 + 256
-"""Of a table of codes: numbers of codes of length 1..16, then symbols."""
+"""Bytes of a table of codes: numbers of codes of length 1..16, then symbols."""
 
 
 class Component(NamedTuple):

@@ -1,4 +1,4 @@
-"""Reading lists of videos, classes and splits, in the forms that others have them:
+"""Reading lists of videos, classes and splits, in the formats of other projects:
 
 - UCF-101: `classInd.txt`, `trainlist01.txt` with `Class/name.avi label`, `testlist01.txt` with `Class/name.avi`
 - HMDB-51: `<class>_test_split<N>.txt` with `name.avi tag`; 1 is for training, 2 for testing, 0 unused
@@ -45,11 +45,11 @@ UCF_LIST = re.compile(r"(train|test)list([0-9]{1,4})\.txt")
 HMDB_LIST = re.compile(r"(.+)_test_split([0-9]{1,4})\.txt")
 NUMBER_BEHIND = re.compile(r"(?<=[^\s,])[\s,]+[0-9]{1,9}$")
 LONGEST_LINE = 8192
-"""Characters of a line that may be a path with numbers; no system opens a path of as many."""
+"""Most characters of a line that may be a path with numbers; no system opens a longer path."""
 FEWEST_FRAMES = 10
 """Below it, the first of two numbers after a video file is taken for a label rather than a count of frames."""
 SHOWN = 20
-"""Rows that contradict each other which a message lists; the rest is counted."""
+"""Contradicting rows that a message lists; the rest are counted."""
 Row = tuple[str, str | int, str, str | None]
 """(path, label as listed, file and line, side if the line names one)"""
 
@@ -330,7 +330,7 @@ def split_labels(line: str) -> tuple[str, list[int]]:
 def check_count(name: str, numbers: Sequence[int], most: int, where: str, folder: VideosFolder) -> None:
     """Raise InputError where more numbers follow a path than its format has.
 
-    A folder's name may end in a number: which it is, is seen from the folders that are there.
+    A folder's name may end in a number: the existing folders show which it is.
     """
     count, shorter = len(numbers), name
     while shorter and key_of(shorter) not in folder.found and NUMBER_BEHIND.search(shorter):
@@ -524,7 +524,7 @@ def read_lists(
         folder: the folder of the videos; without it no path may be absolute.
 
     Raises:
-        InputError: none there, several formats at once, or a line that cannot be understood (with file and number).
+        InputError: no lists, several formats at once, or a line that cannot be understood (with file and number).
     """
     if not source.exists():
         raise InputError(f"{source}: no such folder of lists")

@@ -46,12 +46,12 @@ def in_processes(
 ) -> Iterator[Result]:
     """The function's results in order, computed by several processes; by this one if `jobs` is 1.
 
-    The processes are born with SIGINT blocked: Ctrl-C, which a terminal sends to all of them, is this one's to handle.
+    The processes start with SIGINT blocked: Ctrl-C, which a terminal sends to all of them, is this one's to handle.
     """
     from joblib import Parallel, delayed
     from joblib.externals.loky.backend import resource_tracker
 
-    # An interruption cancels what is in progress, which joblib would report as a waste.
+    # An interruption cancels what is in progress, which joblib would warn about.
     warnings.filterwarnings("ignore", ".*tasks which were still being processed")
     if jobs != 1:
         for tracker in (resource_tracker, multiprocessing.resource_tracker):

@@ -24,8 +24,8 @@ DEEPEST_GROUP = 8
 def index_shards(folder: str | Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
     """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
 
-    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts. A folder that is
-    not there has none.
+    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts. A folder that
+    does not exist has none.
 
     Args:
         folder: a set of shards.
@@ -33,7 +33,7 @@ def index_shards(folder: str | Path, unusable: list[ShardAddress] | None = None)
             exception.
 
     Raises:
-        InputError: there is such a pack or thing, and no list for it.
+        InputError: there is such a pack or object, and no list for it.
     """
     folder = Path(folder)
     files = list_files(folder)
@@ -70,7 +70,7 @@ def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except (
         FileNotFoundError
-    ):  # a folder that is not there has no shards; one that cannot be listed may have some
+    ):  # a folder that does not exist has no shards; one that cannot be listed may have some
         return
     except OSError as error:
         raise unreadable(folder, error) from error
@@ -104,7 +104,7 @@ def index_pack(path: Path, unusable: list[ShardAddress] | None = None) -> dict[s
         unusable: gets what is in it without being a shard, instead of an exception.
 
     Raises:
-        InputError: it is no pack, it is damaged, or holds anything else and there is no list for it.
+        InputError: it is not a pack, it is damaged, or holds anything else and there is no list for it.
     """
     faults: dict[str, str] = {}
     with opened(ShardAddress(path)) as (file, _):

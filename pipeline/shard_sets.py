@@ -70,6 +70,8 @@ class ShardArguments(ShardSetOptions, DataOptions):
             raise click.UsageError("give either shards (files, packs, folders) or --dataset NAME")
         if self.shards and not self.dataset:
             raise click.UsageError("--shards goes with --dataset")
+        if self.data is not None and not self.dataset:
+            raise click.UsageError("--data goes with --dataset")
 
     @property
     def folders(self) -> list[Path]:
@@ -116,7 +118,7 @@ def targets_at(path: Path) -> list[Target]:
     if path.is_dir():
         return targets_in(path)
     if path.is_file() and path.suffix not in (SUFFIX, PACK_SUFFIX):
-        # `verify --delete` must not take someone's video for a shard that is damaged.
+        # `verify --delete` must not mistake someone's video for a damaged shard.
         raise InputError(
             f"{path}: expected a shard ({SUFFIX}), a pack ({PACK_SUFFIX}) or a folder of them, found a file of another "
             f"kind; make a shard of a video with: {typed('extract_flow')} VIDEO --output FOLDER"

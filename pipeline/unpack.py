@@ -21,7 +21,7 @@ from pipeline.shard_index import PACK_SUFFIX
 from pipeline.text import many, quoted, typed
 
 SUFFIXES = (".rar", ".zip", ".7z", ".tar")
-"""What an archive in an archive is known by."""
+"""Suffixes by which an archive in an archive is recognised."""
 DEEPEST = 2
 """Levels of archives: one in another."""
 
@@ -30,11 +30,11 @@ def unpack(archive: Path, folder: Path) -> int:
     """Unpack an archive, and the archives in it, into a new folder; returns the number of files.
 
     Raises:
-        InputError: not an archive, a damaged one, a member that would lie outside the folder, a folder that is there,
-            or no library that reads it.
+        InputError: not an archive, a damaged one, a member that would lie outside the folder, a folder that already
+            exists, or no library that can read it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already; remove it, or name another with --output")
+        raise InputError(f"{folder}: already exists; remove it, or name another with --output")
     size = archive.stat().st_size
     with (
         Progress("unpack", 1, "archive", weights={0: size}, amount="file") as shown,
@@ -114,7 +114,7 @@ def _library(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class UnpackOptions:
-    """What to unpack, and where."""
+    """What to unpack, and where to."""
 
     archive: Path = argument(REQUIRED, metavar="ARCHIVE")
     output: Path = option(REQUIRED, "New folder for the files.")

@@ -68,13 +68,15 @@ class ViewOptions(ShardSetOptions, DataOptions):
         maximum=100_000,
         shown_default="what nearly all pixels of the clip keep to",
     )
-    clips: int = option(24, "Most clips on a contact sheet.", minimum=1, maximum=1000)
+    clips: int = option(24, "Maximum number of clips on a contact sheet.", minimum=1, maximum=1000)
 
     def __post_init__(self) -> None:
         if not self.targets and not self.dataset:
             raise click.UsageError("name shards, packs or folders, or give --dataset NAME")
         if self.shards and not self.dataset:
             raise click.UsageError("--shards goes with --dataset")
+        if self.data is not None and not self.dataset:
+            raise click.UsageError("--data goes with --dataset")
         if self.output is not None and self.output.suffix.lower() not in SUFFIXES:
             raise InputError(f"{self.output}: expected a name that ends in {some(SUFFIXES, quoted=False)}")
         if self.moving and self.index is not None:
@@ -165,7 +167,7 @@ def _others(options: ViewOptions) -> list[Target]:
 
 
 def spread(choices: Sequence[Choice], count: int) -> list[Choice]:
-    """At most so many of them, spread evenly over the classes and within each, in order."""
+    """At most this many of them, spread evenly over the classes and within each, in order."""
     classes = [
         list(members)
         for _, members in itertools.groupby(choices, key=lambda choice: choice.name.rpartition("/")[0])
@@ -391,7 +393,7 @@ def _sheet_beside(options: ViewOptions) -> Path:
 
 @contextlib.contextmanager
 def _elsewhere(options: ViewOptions) -> Iterator[None]:
-    """A picture that cannot be written where nobody asked for it: say how to name another place."""
+    """For a picture that cannot be written to the default place: adds how to name another."""
     try:
         yield
     except InputError as error:

@@ -17,7 +17,7 @@ from slurm.chain import Job
 from slurm.record import Submitted
 
 PAUSES = (0.0, 0.5, 2.0)
-"""Seconds before each look at whether a cancelled job is gone: a federation passes the request on."""
+"""Seconds before each check whether a cancelled job is gone: a federation passes the request on."""
 
 
 def submit_all(jobs: Sequence[Job], project: Path) -> list[Submitted]:
@@ -25,8 +25,8 @@ def submit_all(jobs: Sequence[Job], project: Path) -> list[Submitted]:
 
     Raises:
         InputError: SLURM refuses one, would never start it, or cannot be reached or understood; what was submitted is
-            cancelled again, and the message says so, or names what could not be cancelled. So it is after Ctrl-C and
-            SIGTERM, which are raised again.
+            cancelled again, and the message says so, or names what could not be cancelled. The same happens after
+            Ctrl-C and SIGTERM, which are then re-raised.
     """
     submitted: list[Submitted] = []
     for job in jobs:
@@ -73,7 +73,9 @@ def _accepted(job: Job, answer: Answer) -> JobId:
 def _perhaps_submitted(
     job: Job, answer: Answer | None, before: set[str] | None, cluster: str | None
 ) -> list[JobId]:
-    """Jobs in the queue that came of an attempt to submit `job`: by their id, a sentence about it, or their name."""
+    """Jobs in the queue that resulted from an attempt to submit `job`: by their id, a sentence about it, or their
+    name.
+    """
     found = []
     if answer:
         named = answers.job_id(answer.lines)
@@ -92,7 +94,7 @@ def _perhaps_submitted(
 
 
 def _withdraw(jobs: Sequence[JobId], last: Job, before: set[str] | None) -> str:
-    """Cancel jobs, look whether they are gone, and say what is left in the queue."""
+    """Cancel jobs, check that they are gone, and report what is left in the queue."""
     if not jobs and before is not None:
         return "nothing of this chain is in the queue"
     look = f"squeue -u {_user()} -n {last.name}"

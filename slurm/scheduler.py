@@ -1,4 +1,6 @@
-"""SLURM's own commands: whether it would accept a job, submitting, cancelling, the state of jobs, what is offered."""
+"""SLURM's own commands: whether it would accept a job, submitting, cancelling, the state of jobs, what partitions
+offer.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +120,7 @@ def check(job: Job, project: Path) -> None:
 
 
 def submit(job: Job, project: Path, waits_for: JobId | None) -> Answer:
-    """Put the job into the queue; what SLURM answers, which may not be what it should."""
+    """Submit the job; returns SLURM's answer, which may not be the expected one."""
     return run(job.command(waits_for), project, job.environment)
 
 
@@ -139,7 +141,7 @@ def is_another(job: Job, found: JobId) -> bool:
 
 
 def cancel(jobs: Sequence[JobId]) -> dict[JobId, str]:
-    """Ask SLURM to take jobs out of the queue; its message for each that it reports an error of.
+    """Ask SLURM to cancel jobs; its message for each job for which it reports an error.
 
     An error does not mean that the job is still there, nor its absence that it is gone: see `states`.
     """

@@ -25,7 +25,7 @@ from slurm.record import Chain, Submitted
 from slurm.scheduler import Task
 
 SHOWN = 10
-"""Failed tasks or videos that are listed; the rest is counted."""
+"""How many failed tasks or videos are listed; the rest are counted."""
 
 TAIL_BYTES = 4096
 
@@ -79,7 +79,7 @@ def describe(dataset: Dataset, paths: DatasetPaths, shard_set: str | None, where
 
 
 def is_alive(job: Submitted) -> bool:
-    """Whether any task of the job is still to end."""
+    """Whether any task of the job has not ended yet."""
     return any(task.state in scheduler.UNFINISHED for task in scheduler.states(*job.id))
 
 

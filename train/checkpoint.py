@@ -206,7 +206,7 @@ def from_archive(path: Path, values: Mapping[str, Any], optimiser: bool = False)
 
     Raises:
         OtherFormat: of a later version, or not a checkpoint of this program.
-        Damaged: a value is missing, or is none that this program writes.
+        Damaged: a value is missing, or is not one that this program writes.
     """
     if values.get("format") != FORMAT:
         raise OtherFormat(f"{path}: expected a checkpoint of `{typed('train')}`, found another file")
@@ -275,7 +275,7 @@ def checked_recipe(values: Any) -> dict[str, Any]:
     """A recipe's plain values, each of its key's type; keys of other versions are left as they are.
 
     Raises:
-        ValueError: no mapping, or without what the network needs.
+        ValueError: not a mapping, or without what the network needs.
         InputError: a value of the wrong type or out of bounds.
     """
     recipe = _mapping(values, "recipe")
@@ -295,7 +295,7 @@ def _heads(values: Any) -> dict[str, tuple[str, ...]]:
         if len(set(classes)) != len(classes):
             raise ValueError(f"heads: classes named twice under {name!r}")
     if not heads:
-        raise ValueError("heads: there is none")
+        raise ValueError("heads: expected at least one, found none")
     return heads
 
 
@@ -324,7 +324,7 @@ def _optimiser(values: Any) -> dict[str, Any]:
 
 
 def _check_weights_fit(checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless the weights are those of the network; nothing is allocated for it."""
+    """Raise ValueError unless the weights are those of the network; no memory is allocated for it."""
     try:
         with torch.device("meta"):
             own = checkpoint.network().state_dict()
@@ -417,8 +417,8 @@ def remove_old_checkpoints(run: RunPaths, keep: int, newest: int) -> None:
     Args:
         run: the run.
         keep: how many.
-        newest: iteration of the one that was just written and verified. Later ones are what the run could not resume
-            from: they do not count, so that they do not displace the good ones.
+        newest: iteration of the one that was just written and verified. The run could not resume
+            from later ones: they do not count, so that they do not displace good ones.
     """
     counted = [path for path in run.checkpoints() if path <= run.checkpoint(newest)]
     for old in counted[max(keep, 1) :]:

@@ -35,7 +35,7 @@ def command(**values: Any) -> None:
         raise InputError(f"{output}: would replace what is converted; name another file with --output")
     if output.exists() and not options.overwrite:
         raise InputError(
-            f"{output}: is there already: replace it with --overwrite, or name another with --output"
+            f"{output}: already exists: replace it with --overwrite, or name another with --output"
         )
     for line in convert(source, output):
         click.echo(line)

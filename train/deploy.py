@@ -44,7 +44,7 @@ def command(**values: Any) -> None:
     options = from_options(ExportOptions, values)
     for path in (options.onnx, options.torchscript):
         if path is not None and path.exists() and not options.overwrite:
-            raise InputError(f"{path}: is there already: replace it with --overwrite")
+            raise InputError(f"{path}: already exists: replace it with --overwrite")
     from train.checkpoint import find_checkpoint, load_checkpoint
 
     checkpoint = load_checkpoint(find_checkpoint(options.run, options.dataset))

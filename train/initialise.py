@@ -56,7 +56,7 @@ def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
         notes.append(f"{some(unused, most=2, quoted=False)}: not in this network, left out")
     check_fit(path, network, own, weights)
     network.load_state_dict(weights, strict=False)
-    return "; ".join(notes) or "every layer taken over"
+    return "; ".join(notes) or "every layer loaded"
 
 
 def hidden_layers(network: Network) -> list[str]:

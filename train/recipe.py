@@ -41,7 +41,7 @@ def _key(default: Any, help: str, choices: tuple[str, ...] = (), multiple: bool 
 class Recipe:
     """A resolved recipe; each attribute is a key of the TOML file and an option of `python -m train`.
 
-    `stream` alone is not an option of its own: the command has --stream, the stream to train.
+    `stream` alone is not among these options: the command's own --stream names the stream to train.
     """
 
     stream: str = field(
@@ -271,7 +271,7 @@ def parse(key: str, text: str) -> Any:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """(did you mean ...?), if something known is near."""
+    """(did you mean ...?), if a known name is similar."""
     close = difflib.get_close_matches(word.replace("-", "_") if "_" in "".join(known) else word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -62,7 +62,7 @@ def usable_shards(
     Returns:
         Shards that offer at least one volume, by video id; and what is wrong with each of the others.
     """
-    offered: dict[tuple[Any, ...], int] = {}  # by what shards that are alike have in common
+    offered: dict[tuple[Any, ...], int] = {}  # keyed by what shards that were made alike share
 
     def positions(video: str) -> int:
         facts = shards.facts[video]
@@ -87,7 +87,7 @@ def usable_shards(
 
 
 def lack(shard: Shard, spec: VolumeSpec) -> str:
-    """What a shard without any volume lacks."""
+    """What a shard that offers no volume lacks."""
     if spec.stream == "spatial":
         return (
             f"{shard.address}: no RGB frames" if shard.frame_count else f"{shard.address}: no frames at all"
@@ -231,7 +231,9 @@ def common_request(made: Mapping[str, Request], spec: VolumeSpec, where: str) ->
 
 
 def relevant_facts(request: Request, spec: VolumeSpec) -> dict[str, Any]:
-    """What of a request the network's input depends on, as plain values; parameters of the method by their names."""
+    """The part of a request that the network's input depends on, as plain values; parameters of the method by their
+    names.
+    """
     facts = request.as_dict()
     parameters = facts.pop("parameters")
     for name in ("source_bytes", "directions", "frames"):
@@ -328,7 +330,7 @@ def gather(
         if head == 0 and recipe.add_classes:
             other = load_dataset(recipe.add_classes, data)
             joining = joining_classes(name, other)
-            # None of its videos is in this dataset, so all of the other's training list may be learnt from.
+            # None of its videos is in this dataset, so all of the other's training list may be learned from.
             extra = [video for video in other.split(split).train if other.videos[video].label in joining]
             columns = {label: len(dataset.classes) + i for i, label in enumerate(joining)}
             here += found.items(other, extra, columns, head)

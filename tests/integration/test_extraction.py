@@ -347,7 +347,7 @@ def test_a_damaged_shard_is_made_again(clips: Path, tmp_path: Path) -> None:
     data = (tmp_path / "video.0.h5").read_bytes()
     (tmp_path / "video.0.h5").write_bytes(data[: len(data) // 2])
     out, _ = extract(video, "--output", tmp_path, *QUICK)
-    assert "made again, because it was damaged" in out
+    assert "recreated, because it was damaged" in out
     assert content(tmp_path / "video.0.h5") == before
 
 
@@ -406,7 +406,7 @@ def test_a_name_that_cannot_be_stored_costs_that_video_only(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message", "status"),
     [
-        ((), "say what to extract", 2),
+        ((), "name what to extract", 2),
         (("x.avi",), "--output DIR is missing", 2),
         (("x.avi", "--output", "o", "--method", "dis"), "x.avi: no such file or folder", 1),
         (("--dataset", "none-such"), "none-such", 1),

@@ -66,7 +66,7 @@ def test_rar_files_in_a_rar_file_become_the_folders_of_the_classes(tmp_path: Pat
     assert "6 files" in result.output
     again = run(tmp_path / "hmdb51_org.rar", "--output", tmp_path / "hmdb51")
     assert again.exit_code == 1
-    assert "is there already" in again.output
+    assert "already exists" in again.output
 
 
 @pytest.mark.parametrize("name", ["../out.avi", "/out.avi", "a/../../out.avi", "..\\out.avi", "C:\\out.avi"])
