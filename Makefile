@@ -29,7 +29,12 @@ $(foreach NAME,$(VALUES),$(eval $(call as_data,$(NAME))))
 # not empty; ARGS and PYTEST_ARGS are split into words as a shell would quote them, but nothing in them is expanded or
 # run.
 define functions
-python() { .venv/bin/python "$$@"; }
+python() {  # in the background, where this shell can pass on SIGTERM; make ends only once Python has
+    (trap - INT QUIT; exec .venv/bin/python "$$@") <&0 &
+    trap 'kill "$$!" || true; wait "$$!"; exit 143' TERM
+    trap 'wait "$$!"; exit 130' INT
+    wait "$$!"
+}
 options=()
 option() { if [[ -n "$${!2}" ]]; then options+=("$$1=$${!2}"); fi; }
 words_of() {

@@ -26,6 +26,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.damage import listen
 from pipeline.video import Selection, VideoError, VideoReader
 
 FRAMES, WIDTH, HEIGHT = 50, 176, 144
@@ -230,7 +231,7 @@ def is_valid(path: Path) -> bool:
     """Whether the decoder, set to refuse every error, decodes all frames without a message."""
     from av.logging import WARNING, Capture
 
-    av.logging.set_level(av.logging.WARNING)
+    listen()
     strict = {"err_detect": "crccheck+bitstream+buffer+explode"}
     try:
         with Capture() as messages, av.open(str(path), options=strict) as container:

@@ -4,7 +4,7 @@
 
 Every time is a median over interleaved repetitions in one process, so that drifts of the machine's speed cancel in the
 ratios. CPU time is that of all threads together and is the fairer figure on a machine that others use too. One pair at
-a time on one thread unless the table says otherwise; frames are prepared anew for every pair.
+a time on one thread unless the table says otherwise; frames are prepared again for every pair.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def peers(report: Report, folder: Path | None) -> None:
         try:
             peer(report, folder, name, preset)
         except PeerError as error:
-            report.add("peers", f"OpenCV CUDA {name}", "left out", None, str(error))
+            report.add("peers", f"OpenCV CUDA {name}", "left out", None, str(error).strip().splitlines()[-1])
 
 
 def peer(report: Report, folder: Path, name: str, preset: str) -> None:

@@ -267,7 +267,13 @@ def prepare(folder: Path, wheel: Path) -> None:
         environment = os.environ | {"PYTHONPATH": str(folder.resolve()), "PYTHONNOUSERSITE": "1"}
         process = subprocess.run(command, capture_output=True, text=True, env=environment)
         if process.returncode:
-            raise PeerError(f"{folder}: {process.stderr.strip()}")
+            reason = process.stderr.strip()
+            if "libnpp" in reason:
+                reason = (
+                    f"{reason.splitlines()[-1]}; this wheel does not ask for NPP, put it beside it: "
+                    f"pip install --target {folder} nvidia-npp==13.0.1.2"
+                )
+            raise PeerError(f"{folder}: {reason}")
     for library in folder.glob("nvidia/cu*/lib/libnpp*"):
         if str(library.resolve()) not in process.stdout:
             library.unlink()

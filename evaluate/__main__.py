@@ -18,6 +18,7 @@ from evaluate.options import (
     FuseOptions,
     NewVideoOptions,
     PredictOptions,
+    ReportOptions,
     ReproduceOptions,
     ReproduceRealOptions,
     ScoreOptions,
@@ -74,7 +75,7 @@ def score_command(**values: Any) -> None:
 @click.pass_context
 @command_errors
 def fuse_command(context: click.Context, files: tuple[Path, ...], **values: Any) -> None:
-    """Fuse existing scores, of the dataset's runs or of the given score FILEs; scores nothing.
+    """Fuse existing scores, of the dataset's runs or of the given score FILEs; nothing is scored.
 
     Given FILEs may be of any runs and, for the SVM, of both lists.
     """
@@ -93,14 +94,14 @@ def fuse_command(context: click.Context, files: tuple[Path, ...], **values: Any)
 
 
 @main.command("report", context_settings=CONTEXT)
-@options_of(FuseOptions)
+@options_of(ReportOptions)
 @command_errors
 def report_command(**values: Any) -> None:
-    """Fuse existing scores and write the report as one HTML file; scores nothing."""
-    options = from_options(FuseOptions, values)
+    """Fuse existing scores and write the report as one HTML file; nothing is scored."""
+    options = from_options(ReportOptions, values)
     from evaluate import commands
 
-    commands.fuse(options, make_console(), with_report=True)
+    commands.fuse(options, make_console())
 
 
 @main.command("export-scores", context_settings=CONTEXT)

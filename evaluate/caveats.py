@@ -1,4 +1,4 @@
-"""What a reader must know before trusting a results table, as one line for each finding."""
+"""What a reader must know before trusting a table of results, one line for each finding."""
 
 from __future__ import annotations
 

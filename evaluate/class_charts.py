@@ -1,4 +1,5 @@
-"""The report's charts of classes: recall of each, and who is taken for whom. Arrays in, values for the template out.
+"""The report's charts of classes: recall of each, and which is mistaken for which. Arrays in, values for the template
+out.
 
 All charts of a report show the classes in one order, `class_order`.
 """
@@ -16,11 +17,11 @@ from evaluate import metrics
 Confusion = npt.NDArray[np.int64]
 
 MOST_SHOWN = 24
-"""Up to so many classes, all are shown; of more only the best and the worst, and the others are folded."""
+"""Up to this many classes, all are shown; of more, only the best and the worst, with the others folded."""
 ENDS = 10
-"""How many of the best, and of the worst, are then shown."""
+"""How many of the best, and of the worst, are shown then."""
 MOST_COUNTED = 20
-"""Up to so many classes, the cells of the confusion matrix hold their numbers of videos."""
+"""Up to this many classes, the cells of the confusion matrix hold their numbers of videos."""
 LONGEST_LABEL = 26
 SHADES = 20
 
@@ -32,7 +33,7 @@ def recall_of(confusion: Confusion) -> npt.NDArray[np.float64]:
 
 
 def class_order(confusion: Confusion) -> list[int]:
-    """The classes by recall, the best first; equals as in the dataset, those without videos last."""
+    """The classes by recall, the best first; equal ones in the dataset's order, those without videos last."""
     return np.argsort(-np.nan_to_num(recall_of(confusion), nan=-1), kind="stable").tolist()
 
 
@@ -95,7 +96,7 @@ def _parts(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _taken_for(classes: Sequence[str], confusion: Confusion, index: int) -> str:
-    """The class that a class's videos are most often taken for, and how many are; empty where none is."""
+    """The class that a class's videos are most often mistaken for, and how many are; empty where none is."""
     wrong = confusion[index].copy()
     wrong[index] = 0
     other = int(wrong.argmax())

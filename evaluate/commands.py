@@ -20,6 +20,7 @@ from evaluate.options import (
     FeaturesOptions,
     FuseOptions,
     FusionOptions,
+    ReportOptions,
     RunOptions,
     ScoredShardsOptions,
     ScoreOptions,
@@ -39,7 +40,7 @@ from pipeline.progress import Progress, rate, reporting_compilation
 from pipeline.runs import Fusion, SvmScores
 from pipeline.shard import ShardAddress
 from pipeline.shard_sets import choose_shard_set
-from pipeline.text import duration, many, typed
+from pipeline.text import duration, many, printable, typed
 from train.checkpoint import Checkpoint, load_checkpoint
 
 Chosen = Mapping[int, Sequence[TrainedRun]]
@@ -84,7 +85,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
     if options.report:
-        report(folder, dataset, paths, fused, chosen, shards, console, options.fusion.details)
+        report(folder, dataset, paths, fused, chosen, shards, console, options.details)
 
 
 def score(options: ScoreOptions, console: Console) -> None:
@@ -136,8 +137,8 @@ def chosen_measurements(
             )
 
 
-def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> None:
-    """Fuse the scores that are there of the dataset's runs, print and save the results; write the report if asked to.
+def fuse(options: FuseOptions, console: Console) -> None:
+    """Fuse the existing scores of the dataset's runs, print and save the results; with ReportOptions, the report too.
 
     Raises:
         InputError: scores that are missing, damaged, or do not belong together.
@@ -148,7 +149,7 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
     fused = fuse_runs(dataset, paths, chosen, options.views, train_views, options.fusion, console)
     folder = paths.results(options.fusion.name or default_results_name(list(chosen)))
     save(folder, fused, console)
-    if with_report:
+    if isinstance(options, ReportOptions):
         report(
             folder,
             dataset,
@@ -157,7 +158,7 @@ def fuse(options: FuseOptions, console: Console, with_report: bool = False) -> N
             chosen,
             functools.cache(read_shard_set),
             console,
-            options.fusion.details,
+            options.details,
         )
 
 
@@ -197,7 +198,7 @@ def open_dataset(options: DatasetOptions, console: Console) -> tuple[Dataset, Da
     root = data_root(options.data)
     name = choose_dataset(options.dataset, root)
     if options.dataset is None:
-        console.print(f"Dataset: {name} (in {root})", highlight=False, markup=False)
+        console.print(printable(f"Dataset: {name} (in {root})"), highlight=False, markup=False)
     return load_dataset(name, root), DatasetPaths(root, name)
 
 
@@ -263,8 +264,8 @@ def score_list(
         return
     with owning_name(measurement.file, f"{share.task} of {share.tasks}"):
         if overwrite:
-            scoring.discard(measurement)
-        _score_list(measurement, shards, allow_missing, computes, console, share)
+            scoring.discard(measurement, share.task, share.tasks)
+        _score_list(measurement, shards, allow_missing, computes, console, share, overwrite)
 
 
 def _score_list(
@@ -274,8 +275,9 @@ def _score_list(
     computes: Sequence[Compute],
     console: Console,
     share: ShareOptions,
+    anew: bool = False,
 ) -> None:
-    state = scoring.scoring_state(measurement, shards(measurement.shards))
+    state = scoring.scoring_state(measurement, shards(measurement.shards), anew)
     scoring.check_missing(measurement, state.missing, allow_missing)
     label = f"{measurement.run.name}, {measurement.part} list, {measurement.views} views"
     missing = f"; {many(len(state.missing), 'video')} without a shard left out" if state.missing else ""
@@ -386,7 +388,7 @@ def save(folder: Path, fused: Sequence[SplitResult], console: Console) -> None:
                 f"warning: split {result.split}: {line}", highlight=False, markup=False, soft_wrap=True
             )
     for path in results.write(folder, fused):
-        console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(f"saved {path}"), highlight=False, markup=False, soft_wrap=True)
 
 
 def report(
@@ -416,7 +418,7 @@ def report(
     pictured = sets[streams[-1].shards]
     with reporting_compilation():
         reporting.write_report(path, fused, stories, pictured, details, provenance(dataset, fused, sets))
-    console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(f"report: {path}"), highlight=False, markup=False, soft_wrap=True)
     return path
 
 

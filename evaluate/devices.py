@@ -35,7 +35,7 @@ def devices(name: str) -> list[str]:
 
 
 def computing(options: ComputeOptions, most: int | None = None) -> list[Compute]:
-    """How to compute on each of the devices asked for, at most `most` of them; they share the threads that decode.
+    """How to compute on each of the requested devices, at most `most` of them; they share the threads that decode.
 
     Raises:
         InputError: a GPU is asked for that cannot be used.

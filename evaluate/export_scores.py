@@ -18,7 +18,7 @@ from evaluate.options import ExportScoresOptions, ScoreFormat
 from evaluate.score_file import Scores, read_scores
 from pipeline import atomic
 from pipeline.errors import InputError
-from pipeline.text import many, spreadsheet_cell
+from pipeline.text import many, printable, spreadsheet_cell
 
 
 def export_scores(options: ExportScoresOptions, console: Console) -> None:
@@ -35,7 +35,7 @@ def export_scores(options: ExportScoresOptions, console: Console) -> None:
         target = (options.output or file.parent) / name
         if target in targets:
             raise InputError(
-                f"{target}: would be written from {targets[target]} and from {file}; export them apart"
+                f"{target}: would be written from {targets[target]} and from {file}; export them separately"
             )
         targets[target] = file
     for target, file in targets.items():
@@ -44,7 +44,8 @@ def export_scores(options: ExportScoresOptions, console: Console) -> None:
         with atomic.writing(target) as temporary:
             temporary.write_bytes(content(scores))
         console.print(
-            f"{target}: {many(len(scores.videos), 'video')} of {many(len(scores.classes), 'class')}, run {scores.run}",
+            f"{printable(str(target))}: {many(len(scores.videos), 'video')} of {many(len(scores.classes), 'class')}, "
+            f"run {printable(scores.run)}",
             highlight=False,
             markup=False,
             soft_wrap=True,

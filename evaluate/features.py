@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from pipeline.progress import Progress
-from pipeline.text import many
+from pipeline.request import Request
+from pipeline.text import many, printable
 from train.checkpoint import Checkpoint, find_checkpoint, is_path, load_checkpoint
 
 FORMAT = "two-stream features"
@@ -53,7 +54,7 @@ class FeatureFolder:
     """A folder with one .npy per video; complete files stay when the work is interrupted."""
 
     def __init__(self, folder: Path, attributes: Mapping[str, Any]) -> None:
-        """Open a new folder, or one to be continued; InputError as `result_folder.claim`."""
+        """Open a new folder, or an existing one to continue; InputError as `result_folder.claim`."""
         self.folder, self.attributes = folder, dict(attributes)
         claim(folder, ABOUT, self.attributes)
 
@@ -67,7 +68,7 @@ class FeatureFolder:
         path = self.file(video)
         with atomic.disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = io.BytesIO()  # NumPy itself does not say why a disk did not take an array
+            whole = io.BytesIO()  # NumPy itself does not report why an array could not be written
             np.save(whole, rows)
             with atomic.writing(path) as temporary:
                 temporary.write_bytes(whole.getbuffer())
@@ -82,7 +83,7 @@ class FeatureFolder:
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise InputError(f"{path}: it was there a moment ago; run the same command again") from error
+            raise InputError(f"{path}: it existed a moment ago; run the same command again") from error
         except OSError as error:
             raise unreadable(path, error) from error
         try:
@@ -131,9 +132,14 @@ def list_features(measurement: Measurement, options: FeaturesOptions, console: C
     """
     name = f"features-{measurement.part}-{measurement.views}-{options.per}"
     path = options.output or measurement.run.scores(name, measurement.other)
-    if options.output is None:
-        atomic.sweep(path.parent)
-    prepare(path, options.overwrite)
+    with owning_name(path):
+        if options.output is None:
+            atomic.sweep(path.parent)
+        prepare(path, options.overwrite)
+        return _list_features(path, measurement, options, console)
+
+
+def _list_features(path: Path, measurement: Measurement, options: FeaturesOptions, console: Console) -> Path:
     shards, missing = listed_shards(measurement)
     check_missing(measurement, missing, options.shard_set.allow_missing)
     folder = feature_folder(
@@ -182,7 +188,20 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
             "--like is for a run whose checkpoint does not record how its shards were made"
         )
     wanted = wanted_request(checkpoint, checkpoint.run.dataset, options.new, say)
-    prepare(options.output, options.overwrite)
+    with owning_name(options.output):
+        prepare(options.output, options.overwrite)
+        return _video_features(options, checkpoint, run, wanted, console, say)
+
+
+def _video_features(
+    options: FeaturesOptions,
+    checkpoint: Checkpoint,
+    run: str,
+    wanted: Request,
+    console: Console,
+    say: Callable[[str], None],
+) -> Path:
+    assert options.output is not None
     attributes = {"dataset": "", "split": 0, "part": "", "run": run, "shards": ""}
     folder = feature_folder(options.output, checkpoint, options, attributes)
     videos = videos_of(options)
@@ -193,7 +212,6 @@ def video_features(options: FeaturesOptions, console: Console, notes: Console) -
     forward = features_forward(load_network(checkpoint), compute)
     failures = Failures(say, options.output)
     with (
-        owning_name(options.output),
         Progress("features", len(todo)) as shown,
         shown.compiling(),
         contextlib.closing(
@@ -259,14 +277,15 @@ def is_hdf5(path: Path) -> bool:
 
 
 def prepare(path: Path, overwrite: bool) -> None:
-    """Make way for features: InputError if an HDF5 file is there and may not be replaced, as no later version's may.
+    """Remove what is in the way of new features: InputError if an HDF5 file exists and may not be replaced; a later
+    version's never may.
 
-    With --overwrite, what is there of an earlier run is removed.
+    With --overwrite, what an earlier run left is removed.
     """
     if is_hdf5(path):
         if path.exists() and not overwrite:
             raise InputError(
-                f"{path}: is there already: replace it with --overwrite, or name another with --output"
+                f"{path}: already exists: replace it with --overwrite, or name another with --output"
             )
         _check_version(path)
         path = parts_of(path)
@@ -317,17 +336,13 @@ def finish(path: Path, folder: FeatureFolder, videos: Mapping[str, str], console
     """Make the HDF5 file of its parts, if one was asked for; prints what was written."""
     if is_hdf5(path):
         folder.write_hdf5(path, videos)
-    console.print(
-        f"saved {path}: features of {many(len(videos), 'video')}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    saved = printable(f"saved {path}: features of {many(len(videos), 'video')}")
+    console.print(saved, highlight=False, markup=False, soft_wrap=True)
     return path
 
 
 def check_options_of_videos(options: FeaturesOptions) -> None:
-    """Refuse options that mean nothing for videos outside a dataset, and require those that only they need."""
+    """Refuse options that have no meaning for videos outside a dataset, and require those that only they need."""
     of_lists: Sequence[object] = (
         options.choose.splits,
         options.choose.streams,
@@ -337,7 +352,7 @@ def check_options_of_videos(options: FeaturesOptions) -> None:
     if list(of_lists) != [RunOptions().splits, RunOptions().streams, "test", ScoredShardsOptions()]:
         raise click.UsageError(
             "--split, --stream, --part, --shards and --allow-missing choose videos of a dataset; leave them out "
-            "where VIDEOs are given"
+            "where VIDEOs or --init are given"
         )
     if (len(options.choose.runs) + (options.init is not None)) != 1 or options.output is None:
         raise click.UsageError("features of VIDEOs need one --run, or --init, and --output FILE")

@@ -1,7 +1,7 @@
 """Scores of the training list by networks that did not learn from the videos they score.
 
-A network is all but certain of the videos it was trained on, so an SVM fitted on such scores learns to trust the
-wrong stream, and its cross-validation promises what the test list does not keep. Here the run is repeated without one
+A network is almost certain of the videos it was trained on, so an SVM fitted on such scores learns to trust the
+wrong stream, and its cross-validation promises more than the test list confirms. Here the run is repeated without one
 fold of its training list at a time (whole groups, `pipeline.groups.training_folds`), each network scores the fold that
 it did not see, and the folds together give every video a score like those of the test list (stacking, Wolpert 1992).
 """
@@ -30,7 +30,7 @@ from pipeline.text import duration, many, typed
 from train.log import training_seconds
 
 FOLDS = 3
-"""Networks per stream, fewer where groups are too few; each learns from two thirds of the training list."""
+"""Networks per stream; fewer where there are too few groups; each learns from two thirds of the training list."""
 SMALL = 2000
 """Training lists of fewer clips use held-out scores unless the user decides otherwise."""
 

@@ -226,7 +226,7 @@ def available_positions(shard: Shard, spec: VolumeSpec) -> int:
     """How many positions a shard offers to the network.
 
     Raises:
-        InputError: none, since it lacks frames, a direction of flow, or any flow at all.
+        InputError: it offers none, since it lacks frames, a direction of flow, or any flow at all.
     """
     count = shard_positions(shard, spec)
     if not count:
@@ -244,7 +244,7 @@ def available_positions(shard: Shard, spec: VolumeSpec) -> int:
 
 
 class Positions(NamedTuple):
-    """Consecutive positions of one video on the device.
+    """Consecutive positions of one video, on the device.
 
     Attributes:
         video: index of its shard.
@@ -266,7 +266,7 @@ class PartialOutputs:
         self.left: dict[int, int] = {}
 
     def expect(self, video: int, positions: int) -> None:
-        """A video with that many positions follows."""
+        """Announce a video with that many positions."""
         self.parts[video], self.left[video] = [], positions
 
     def add(self, batch: Sequence[Positions], outputs: npt.NDArray[np.float32]) -> Iterator[ViewOutputs]:

@@ -93,7 +93,7 @@ def measure(
     Args:
         scores: float[n,C].
         labels: int[n].
-        groups: the source each video was cut from; None for a source of its own for each. With a single group the
+        groups: the source each video was cut from; None if each video has a source of its own. With a single group the
             intervals are NaN: nothing can be said about other sources.
         resamples: draws of the bootstrap.
         seed: of the draws.

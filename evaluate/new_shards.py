@@ -51,7 +51,7 @@ class NewVideo:
 
 
 class Made(NamedTuple):
-    """How one video ended.
+    """The result for one video.
 
     Attributes:
         video: which.
@@ -80,10 +80,11 @@ def make_shards(
         videos: their identities must differ if `keep` is given.
         wanted: what the shards must be; requests that differ in parts alone share one decoding.
         device: of the flow method: "auto", "cpu", "cuda" or "cuda:N".
-        workers: processes that decode and compute flow; 0 does it in this one; None: a core each, none for one video.
+        workers: processes that decode and compute flow; 0 does it in this one; None: one per core, none for a single
+            video.
         keep: folder that keeps the shards; those that are there and as wanted are taken as they are.
-        shown: learns what is compiled first, when the work begins, and how far each video is; that it ended is the
-            caller's to show.
+        shown: shows what is compiled first, when the work begins, and how far each video is; the caller shows when
+            one has ended.
 
     Raises:
         InputError: a flow method that this version or machine does not have, a full disk, or kept shards of several
@@ -144,7 +145,7 @@ def _results(
     events: Generator[Event, None, None]
     patience = Execution().patience
     if len(settings) == 1:
-        arguments = (settings[0], device, threads, cores, None, None)  # processes, overlap: as suits
+        arguments = (settings[0], device, threads, cores, None, None)  # processes, overlap: the defaults
         events = supervise(tasks, worker.serve, arguments, workers=workers, patience=patience)
     else:
         events = supervise(
@@ -181,7 +182,7 @@ def _show(shown: Progress, event: Report) -> None:
 
 
 def _quiet(line: str) -> None:
-    """Where nobody watches."""
+    """A `Link` for work in this process, where there is no supervisor to report to."""
 
 
 def _warm_up(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evaluate.options import NewVideoOptions
+from extract_flow.options import FRAMES_QUALITY
 from pipeline.errors import InputError
 from pipeline.failures import file_beside, report_failures
 from pipeline.request import Request, request_of
@@ -29,8 +30,6 @@ from train.weights import read_weights
 
 PUBLISHED_MODEL = "resnet50"
 """The network of --init imagenet where none is named."""
-IMAGE_QUALITY = 90
-"""JPEG quality of frames for a run that learnt from images: extraction's default."""
 
 
 class Failures:
@@ -47,7 +46,7 @@ class Failures:
         self.reasons: dict[str, str] = {}
 
     def add(self, video: str, reason: str) -> None:
-        """A video failed."""
+        """Record that a video failed."""
         self.reasons[video] = reason
 
     def check(self, videos: int) -> None:
@@ -70,10 +69,10 @@ def wanted_request(
         checkpoint: of the run.
         dataset: the one of its datasets whose classes are wanted.
         options: `like` stands in for what a checkpoint of version 1 does not record.
-        say: called with what is assumed for a run that learnt from images, which has no shards.
+        say: called with what is assumed for a run that learned from images, which has no shards.
 
     Raises:
-        InputError: the checkpoint does not record how its shards were made, and no shard is given that shows it.
+        InputError: the checkpoint does not record how its shards were made, and no shard was given with --like.
     """
     spec = checkpoint.volume
     if dataset in checkpoint.requests:
@@ -82,11 +81,11 @@ def wanted_request(
         made = request_of_shard(options.like)
     elif checkpoint.run.images is not None:
         side = spec.short_side or None
-        made = Request(source_bytes=0, short_side=side, frames=True, frames_quality=IMAGE_QUALITY)
+        made = Request(source_bytes=0, short_side=side, frames=True, frames_quality=FRAMES_QUALITY)
         size = f"smaller side {side} pixels" if side else "the video's own size"
         say(
-            f"{checkpoint.path}: learnt from images, not from shards; assumed for frames: {size}, JPEG quality "
-            f"{IMAGE_QUALITY}"
+            f"{checkpoint.path}: learned from images, not from shards; assumed for frames: {size}, JPEG quality "
+            f"{FRAMES_QUALITY}"
         )
     else:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The options of `python -m evaluate`: one dataclass for each thing that is decided, one for each command.
+"""The options of `python -m evaluate`: one dataclass for each decision, one for each command.
 
 Nothing here loads numpy, torch, scikit-learn or matplotlib, so that --help is quick.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -54,7 +54,7 @@ class TrainViewOptions:
     )
 
     def views(self, test: Views) -> Views:
-        """Views of the training list: the test list's where no others were asked for."""
+        """Views of the training list: the test list's unless others were given."""
         return Views(self.train_frames or test.frames, self.train_crops or test.crops)
 
 
@@ -62,7 +62,7 @@ class TrainViewOptions:
 class ComputeOptions:
     """Where and how networks run; `evaluate.devices.computing` resolves it for this machine."""
 
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", metavar="DEVICE")
     batch: int | None = option(
         None, "Views per call of the network.", minimum=1, shown_default="100 on a CPU, 500 on a GPU"
     )
@@ -109,12 +109,6 @@ class FusionOptions:
         "or in-sample by the network that learned from them (paper).",
         shown_default="held-out for training lists under 2,000 clips, else in-sample",
     )
-    details: str | None = option(
-        None,
-        "Row that the report's details are about, such as temporal or average.",
-        metavar="ROW",
-        shown_default="the most accurate",
-    )
     name: str | None = option(
         None, "Name of the results folder.", metavar="NAME", shown_default="split<k>, or splits-<k>-<l>-..."
     )
@@ -126,6 +120,16 @@ class FusionOptions:
             raise click.UsageError(f"--on {self.on} goes with --fusion average or weighted")
         if self.svm_scores and "svm" not in self.fusions:
             raise click.UsageError("--svm-scores goes with --fusion svm")
+
+
+def _details() -> Any:
+    """The option --details, of the commands that write a report."""
+    return option(
+        None,
+        "Row that the report's details are about, such as temporal or average.",
+        metavar="ROW",
+        shown_default="the most accurate",
+    )
 
 
 def _check_train_views(train_views: TrainViewOptions, fusion: FusionOptions) -> None:
@@ -144,11 +148,14 @@ class EvaluateOptions:
     fusion: FusionOptions
     compute: ComputeOptions
     shard_set: ScoredShardsOptions
-    overwrite: bool = option(False, "Score again what is scored already.")
+    overwrite: bool = option(False, "Rescore videos that already have scores.")
     report: bool = option(False, "Write the report as one HTML file too.")
+    details: str | None = _details()
 
     def __post_init__(self) -> None:
         _check_train_views(self.train_views, self.fusion)
+        if self.details is not None and not self.report:
+            raise click.UsageError("--details goes with --report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +168,14 @@ class ScoreOptions:
     views: Views
     compute: ComputeOptions
     shard_set: ScoredShardsOptions
-    overwrite: bool = option(False, "Score again what is scored already.")
+    overwrite: bool = option(False, "Rescore videos that already have scores.")
     length: int | None = option(None, "Refuse temporal runs that were not trained with this L.", minimum=1)
     share: ShareOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class FuseOptions:
-    """`python -m evaluate fuse` and `report`: from scores that are there."""
+    """`python -m evaluate fuse`: from existing scores."""
 
     dataset: DatasetOptions
     choose: RunOptions
@@ -178,6 +185,13 @@ class FuseOptions:
 
     def __post_init__(self) -> None:
         _check_train_views(self.train_views, self.fusion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(FuseOptions):
+    """`python -m evaluate report`: from existing scores."""
+
+    details: str | None = _details()
 
 
 ScoreFormat = Literal["csv", "mmaction2"]
@@ -222,7 +236,7 @@ class NewVideoOptions:
     )
     keep_shards: Path | None = option(
         None,
-        "Keep the videos' shards in this folder; those that are there are not made again.",
+        "Keep the videos' shards in this folder; existing ones are reused.",
         metavar="DIR",
     )
 
@@ -256,13 +270,14 @@ class PredictOptions:
     )
     window: float | None = option(
         None,
-        "Time line of each video: scores of windows of this length, as CSV and picture; --frames are per window.",
+        "Time line of each video: scores of windows of this length, as a CSV file and a picture; --frames counts per "
+        "window.",
         metavar="SECONDS",
         above=0,
     )
     stride: float | None = option(
         None,
-        "Seconds from the start of a window to that of the next.",
+        "Seconds from the start of one window to the start of the next.",
         metavar="SECONDS",
         above=0,
         shown_default="half the --window",
@@ -308,7 +323,7 @@ class FeaturesOptions:
         metavar="FILE|DIR",
         shown_default="beside the run's scores",
     )
-    overwrite: bool = option(False, "Replace what is there.")
+    overwrite: bool = option(False, "Replace existing features.")
 
     def __post_init__(self) -> None:
         if self.model is not None and self.init is None:
@@ -324,7 +339,9 @@ class ReproduceOptions:
     other: str | None = option(
         None, "The second dataset, where a table needs one.", metavar="NAME", shown_default="as in the paper"
     )
-    imagenet: Path | None = option(None, "ImageNet weights for cells that start from them.", metavar="FILE")
+    init: Path | None = option(
+        None, "ImageNet weights for cells that start from them.", metavar="FILE", replaces="--imagenet"
+    )
     miniature: bool | None = option(
         None,
         "Small networks and few iterations instead of the paper's.",
@@ -363,10 +380,11 @@ class ReproduceRealOptions:
         metavar="DIR",
         shown_default="$TWO_STREAM_TEST_DATA, else ../shared/data beside the project",
     )
-    weights: Path | None = option(
+    init: Path | None = option(
         None,
         "Weights that spatial networks start from.",
         metavar="FILE",
+        replaces="--weights",
         shown_default="weights/vgg16_features_half.pth in SOURCE",
     )
     data: Path | None = option(

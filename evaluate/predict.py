@@ -87,7 +87,7 @@ class Classifier:
         """The weighted mean of the runs' scores.
 
         Raises:
-            InputError: weights that make no mean.
+            InputError: weights of which no mean can be formed.
         """
         try:
             return fusion.weighted(softmax, self.weights)
@@ -95,7 +95,7 @@ class Classifier:
             raise InputError(f"--weights: {error}") from error
 
     def settings(self, *others: object) -> str:
-        """A short digest of everything that decides the scores: networks, weights, and what else is given."""
+        """A short digest of everything that decides the scores: networks, weights, and whatever else is given."""
         about = [*(checkpoint.digest for checkpoint in self.checkpoints), self.weights, *map(str, others)]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
@@ -106,7 +106,7 @@ def predict(options: PredictOptions, console: Console, notes: Console) -> None:
     Args:
         options: the command's.
         console: for the results.
-        notes: for what is assumed, and the progress.
+        notes: for assumptions and progress.
 
     Raises:
         InputError: runs that do not fit together, or videos that failed; the others are classified first.

@@ -1,4 +1,4 @@
-"""How a report's figures were made: read from score files, checkpoints, shards and the command, never supposed."""
+"""How a report's figures were made: read from score files, checkpoints, shards and the command, never assumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScoredSet:
     Attributes:
         name: of the set.
         request: how its shards were made.
-        video: the one whose shard says so.
+        video: the one whose shard was read for it.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ScoredSet:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a report says of its making beside its runs.
+    """What a report says about how it was made, apart from its runs.
 
     Attributes:
         command: as it was typed; empty where the report was written by a program.
@@ -64,7 +64,7 @@ class Provenance:
 def provenance(
     dataset: Dataset, results: Sequence[SplitResult], shards: Mapping[str, Mapping[str, ShardAddress]]
 ) -> Provenance:
-    """What this process knows of the making of some results.
+    """What this process knows about how some results were made.
 
     Args:
         dataset: whose videos they are about.
@@ -72,7 +72,7 @@ def provenance(
         shards: shard set -> its shards by video, of every set that was scored.
 
     Raises:
-        InputError: the shard that is to say how its set was made is damaged.
+        InputError: the shard from which the making of its set is read is damaged.
     """
     return Provenance(
         command_line(),
@@ -95,13 +95,15 @@ def provenance(
 
 
 def command_line() -> str:
-    """The command that runs, as a shell takes it; empty where none does, as in a notebook."""
+    """The running command, as typed in a shell; empty where there is none, as in a notebook."""
     context = click.get_current_context(silent=True)
     return "" if context is None else f"{context.find_root().info_name} {shlex.join(sys.argv[1:])}".strip()
 
 
 def software() -> dict[str, str]:
-    """Versions of this project, with the commit where it runs from its checkout, and of what computes for it."""
+    """Versions of this project, with the commit where it runs from its checkout, and of the libraries that it
+    computes with.
+    """
     return {
         "two-stream": VERSION + _commit(),
         "Python": platform.python_version(),

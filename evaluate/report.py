@@ -110,14 +110,14 @@ def write_report(
         runs: the runs whose scores they hold.
         shards: where to take the pictures of example clips from; a clip without a shard is shown without pictures.
         details: the row that pictures and examples are about; see `results.detailed_rows`.
-        provenance: how the results were made, as far as their files do not say so.
+        provenance: how the results were made, as far as their files do not record it.
 
     Raises:
         InputError: no such row.
     """
     html = render(context(results, runs, shards, details, provenance))
     with atomic.writing(path) as temporary:
-        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))  # names of files may hold any bytes
+        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))  # file names may hold any bytes
 
 
 def render(values: Mapping[str, Any]) -> str:
@@ -330,7 +330,7 @@ def top_classes(shares: npt.NDArray[np.floating], classes: Sequence[str], label:
 
 
 def _percent(share: float) -> str:
-    """A share in whole percent; what is less than one, and not nothing, is shown as such."""
+    """A share in whole percent; less than one percent but more than none is shown as such."""
     return "<1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"
 
 

@@ -29,7 +29,7 @@ from pipeline.catalog import choose_dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.runs import Fusion, RunPaths, chain_run_name
-from pipeline.text import many, typed
+from pipeline.text import many, printable, typed
 from train.training_data import ADDED
 
 
@@ -71,7 +71,7 @@ class Reproduction:
     """On which data a table is reproduced, and with what.
 
     Attributes:
-        dataset, splits: what is learnt and measured.
+        dataset, splits: what is learned and measured.
         data: the data root.
         other: the second dataset, if there is one.
         imagenet: ImageNet weights, if they were given.
@@ -139,12 +139,13 @@ def plan(rows: Sequence[tuple[str, Sequence[Cell]]], reproduction: Reproduction)
 
 
 def run_name(run: str, split: int, reproduction: Reproduction) -> str:
-    """Name of the run folder: apart from the user's own runs, and miniatures apart from full ones."""
+    """Name of the run folder: apart from the user's own runs, and with miniatures apart from full ones."""
     return chain_run_name("paper-mini" if reproduction.miniature else "paper", run, split)
 
 
 def home(run: str, reproduction: Reproduction) -> Reproduction:
-    """From which dataset's side a run is trained: a network that learns from two alike is trained once, for both.
+    """From which dataset's side a run is trained: a network that learns from two datasets equally is trained once, for
+    both.
 
     Its folder is with the one of the two that has it already, else with the one that is reproduced.
     """
@@ -159,7 +160,7 @@ def home(run: str, reproduction: Reproduction) -> Reproduction:
 
 
 def run_folder(run: str, split: int, reproduction: Reproduction) -> Path:
-    """The folder of a run, with the dataset that it is trained from the side of."""
+    """The folder of a run, and the dataset whose side it is trained from."""
     return DatasetPaths(reproduction.data, reproduction.dataset).run(run_name(run, split, reproduction))
 
 
@@ -227,7 +228,7 @@ def reproduce_table(options: ReproduceOptions, console: Console) -> None:
     path = folder / "table.json"
     with atomic.writing(path) as temporary:
         temporary.write_text(json.dumps(_as_dict(table, reproduction, rows, measured), indent=1) + "\n")
-    console.print(f"saved {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(f"saved {path}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def run_steps(steps: Sequence[Step], dry_run: bool, console: Console) -> None:
@@ -283,7 +284,7 @@ def _reproduction(table: Mapping[str, Any], options: ReproduceOptions) -> Reprod
         splits,
         data,
         _second_dataset(table, dataset, options.other),
-        options.imagenet,
+        options.init,
         dataset == "demo" if options.miniature is None else options.miniature,
         options.overrides,
         tuple(table.get("miniature_keeps", ())),
@@ -291,13 +292,13 @@ def _reproduction(table: Mapping[str, Any], options: ReproduceOptions) -> Reprod
 
 
 def _check_needed(table: Mapping[str, Any], options: ReproduceOptions) -> None:
-    """Refuse --other and --imagenet for a table of which no run needs them."""
+    """Refuse --other and --init for a table of which no run needs them."""
     known = experiments()["runs"]
     runs = {run for row in table["rows"] for cell in row["cells"] for run in cell.get("runs", ())}
     if options.other and not any("other" in known[run].values() for run in runs):
         raise click.UsageError(f"--other: no run of table {options.table} needs a second dataset")
-    if options.imagenet and not any(known[run].get("init") == "imagenet" for run in runs):
-        raise click.UsageError(f"--imagenet: no run of table {options.table} starts from ImageNet weights")
+    if options.init and not any(known[run].get("init") == "imagenet" for run in runs):
+        raise click.UsageError(f"--init: no run of table {options.table} starts from ImageNet weights")
 
 
 def _second_dataset(table: Mapping[str, Any], dataset: str, wanted: str | None) -> str | None:
@@ -314,7 +315,7 @@ def _lacking(known: Mapping[str, Any], run: str, reproduction: Reproduction) -> 
     needs = known[run]
     if needs.get("init") == "imagenet" and reproduction.imagenet is None:
         return (
-            "starts from ImageNet weights: give --imagenet FILE, a checkpoint of a run trained on ImageNet "
+            "starts from ImageNet weights: give --init FILE, a checkpoint of a run trained on ImageNet "
             "or a state dict of the same network"
         )
     if (

@@ -90,7 +90,7 @@ def reproduce_real(options: ReproduceRealOptions, console: Console) -> None:
     )
     setting = Setting(
         source,
-        options.weights or source / WEIGHTS,
+        options.init or source / WEIGHTS,
         data_root(options.data),
         options.splits,
         options.overrides,

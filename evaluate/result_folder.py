@@ -33,7 +33,7 @@ def claim(folder: Path, name: str, attributes: Mapping[str, Any]) -> None:
     if found is None:
         with atomic.disk_errors(folder):
             if folder.exists() and any(folder.iterdir()):
-                raise InputError(f"{folder}: expected a folder of results, or none, found other files")
+                raise InputError(f"{folder}: expected a folder of results or a new folder, found other files")
             folder.mkdir(parents=True, exist_ok=True)
             record = checked_json.with_checksum({"format": _format(name), "version": VERSION, **attributes})
             with atomic.writing(about) as temporary:
@@ -63,7 +63,7 @@ def read_settings(about: Path) -> dict[str, Any] | None:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, found {type(values).__name__}")
-        if {checked_json.KEY, "format"} & values.keys():  # those of earlier versions have neither
+        if {checked_json.KEY, "format"} & values.keys():  # earlier versions wrote neither
             if fault := checked_json.fault(values, ()):
                 raise ValueError(fault)
             _check_version(values, about)

@@ -33,7 +33,7 @@ class ResultLines:
     """
 
     def __init__(self, path: Path, settings: str) -> None:
-        """Open a new file, or one to be continued.
+        """Open a new file, or an existing one to continue.
 
         Args:
             path: ends with .csv, .jsonl, .ndjson or .json.
@@ -93,7 +93,9 @@ class ResultLines:
         return text.getvalue()
 
     def _read(self) -> frozenset[str]:
-        """The videos in the file; a line that a crash cut short is removed once the others are known to be of ours."""
+        """The videos in the file; a line that a crash cut short is removed once the others are known to be this
+        command's.
+        """
         try:
             data = self.path.read_bytes()
         except OSError as error:

@@ -44,7 +44,8 @@ class Row:
         cross_validated: accuracy on videos of the training list that were held out: of the networks of a stream's
             folds, or of a fusion by SVM in the cross-validation that chose its C.
         kind: of fusion; None for a stream.
-        temperature: None where the scores are probabilities; else what makes shares of them, see `fusion.shares`.
+        temperature: None where the scores are probabilities; else the temperature that turns them into shares, see
+            `fusion.shares`.
     """
 
     name: str

@@ -65,7 +65,7 @@ def trained_run(paths: RunPaths) -> TrainedRun:
 
 
 def find_runs(paths: DatasetPaths) -> list[TrainedRun]:
-    """Every run of a dataset that has a checkpoint and a split, by name, but those of folds; others are ignored."""
+    """Every run of a dataset that has a checkpoint and a split, by name, except runs of folds; others are ignored."""
     found = []
     for name in runs_in(paths):
         try:

@@ -110,7 +110,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class ScoringState:
-    """How far a measurement is.
+    """How far a measurement has got.
 
     Attributes:
         scored: what has been scored so far, None if nothing.
@@ -125,12 +125,15 @@ class ScoringState:
     read: Mapping[Path, int] = field(default_factory=dict)
 
 
-def scoring_state(measurement: Measurement, shards: Mapping[str, ShardAddress] | None = None) -> ScoringState:
+def scoring_state(
+    measurement: Measurement, shards: Mapping[str, ShardAddress] | None = None, anew: bool = False
+) -> ScoringState:
     """What this checkpoint has scored with these views, and what is left; scores of another checkpoint do not count.
 
     Args:
         measurement: what is to be scored.
         shards: the shard set by video, where the caller has indexed it already.
+        anew: finished scores do not count; they stay until new ones replace them.
 
     Raises:
         InputError: the list has no videos, or a pack of the shard set cannot be read.
@@ -139,7 +142,8 @@ def scoring_state(measurement: Measurement, shards: Mapping[str, ShardAddress] |
         raise InputError(
             f"{measurement.dataset.name}: the {measurement.part} list of split {measurement.split} is empty"
         )
-    scored, read = _collect(measurement)
+    before = ScoringState(None, {}, (), _finished(measurement)) if anew else None
+    scored, read = _collect(measurement, before)
     done = set(scored.videos) if scored else set()
     there, missing = listed_shards(measurement, shards)
     return ScoringState(
@@ -235,9 +239,13 @@ def score(
 
 def share_of(measurement: Measurement, state: ScoringState, task: int, tasks: int) -> list[str]:
     """The videos that are left of one task's share of the list."""
-    listed = [measurement.dataset.videos[video] for video in measurement.videos]
-    mine = {video.id for video in share(listed, task, tasks)}
+    mine = _of_task(measurement, task, tasks)
     return [video for video in state.todo if video in mine]
+
+
+def _of_task(measurement: Measurement, task: int, tasks: int) -> set[str]:
+    listed = [measurement.dataset.videos[video] for video in measurement.videos]
+    return {video.id for video in share(listed, task, tasks)}
 
 
 def merge(measurement: Measurement, state: ScoringState) -> ScoringState:
@@ -256,22 +264,31 @@ def merge(measurement: Measurement, state: ScoringState) -> ScoringState:
     return ScoringState(scored, todo, missing, read)
 
 
-def discard(measurement: Measurement) -> None:
-    """Delete what was scored, so that everything is scored again.
+def discard(measurement: Measurement, task: int = 0, tasks: int = 1) -> None:
+    """Delete what one task has scored of an unfinished measurement, and nothing of other tasks or finished ones.
 
     Raises:
-        OtherFormat: there is a file of a later version among it; nothing is deleted.
+        OtherFormat: there is a file of a later version among all of it; nothing is deleted.
     """
+    mine, parts = _of_task(measurement, task, tasks), []
     for path in _score_files(measurement):
         try:
-            score_file.read_scores(path)
+            scores = score_file.read_scores(path)
+            of_task = set(scores.videos) <= mine
         except OtherFormat:
             raise
-        except InputError:
-            continue
-    for path in _score_files(measurement):
+        except (InputError, FileNotFoundError):
+            of_task = True
+        if of_task and path.parent == measurement.parts:
+            parts.append(path)
+    for path in parts:
         path.unlink(missing_ok=True)
-    _remove_parts(measurement.parts)
+
+
+def _finished(measurement: Measurement) -> dict[Path, int]:
+    """The score files that are no parts, with their times of writing."""
+    files = [path for path in _score_files(measurement) if path.parent != measurement.parts]
+    return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
 
 
 def _score_videos(
@@ -280,7 +297,7 @@ def _score_videos(
     compute: Compute,
     progress: Callable[[str], None],
 ) -> None:
-    """Score videos and save them as parts, also those that were done when an error or a signal ends it."""
+    """Score videos and save them as parts, including those finished before an error or a signal ends it."""
     checkpoint, names = measurement.checkpoint, list(shards)
     columns = checkpoint.columns(measurement.dataset.name, measurement.dataset.classes)
     forward = logits_forward(load_network(checkpoint), columns, compute)

@@ -1,7 +1,7 @@
 """Score files of version 1: HDF5's old format, whose metadata have no checksums.
 
-On a damaged file of that format HDF5 may read on for ever or crash. So it is read in a process of its own, with a limit
-of time. The process runs this file, which imports nothing of the project.
+On a damaged file of that format HDF5 may loop forever or crash. So it is read in a separate process, with a time
+limit. The process runs this file, which imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Attributes and arrays of a score file of version 1, texts as str arrays; nothing about them is checked.
 
     Raises:
-        OSError: the system did not let it be read, or had not the memory for it.
+        OSError: the system did not let it be read, or there was not enough memory for it.
         ValueError: it is damaged, with the reason.
     """
     command, data = [sys.executable, "-P", __file__], path.read_bytes()
@@ -40,7 +40,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         done = subprocess.run(command, input=data, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ValueError(f"reading it did not end within {SECONDS} s") from None
-    if done.returncode == -signal.SIGKILL:  # by the system or somebody else
+    if done.returncode == -signal.SIGKILL:  # by the system or by someone else
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()

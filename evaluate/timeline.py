@@ -1,8 +1,8 @@
-"""What happens when in a long video: scores of windows of time, as CSV, as a picture, and drawn into the video.
+"""What happens when in a long video: scores of time windows, as CSV, as a picture, and drawn into the video.
 
 Positions (frames, or volumes) lie on one grid over the whole video, so that windows that overlap share them, and each
 goes through the network once. Positions are read a few at a time, and frames drawn a few at a time, so that memory
-does not grow with the video but by the scores, float32[C] per position.
+does not grow with the video except by the scores, float32[C] per position.
 """
 
 from __future__ import annotations

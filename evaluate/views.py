@@ -1,4 +1,5 @@
-"""The views that a video is judged by (paper, section 5, "Testing"): frames equally spaced in time, ten crops of each.
+"""The views from which a video is classified (paper, section 5, "Testing"): frames equally spaced in time, ten crops
+of each.
 
 A view is a crop of one position of the video. A position is a frame for the spatial stream, and the first frame of a
 full volume for the temporal one, so all volumes lie inside the video. Cutting the crops out of volumes is
@@ -35,10 +36,10 @@ class CropCount(click.Choice[str]):
 
 @dataclass(frozen=True)
 class Views:
-    """Which views a video is judged by.
+    """The views from which a video is classified.
 
     Attributes:
-        frames: positions, equally spaced in time; all there are if the video has fewer.
+        frames: positions, equally spaced in time; all of them if the video has fewer.
         crops: of each position: 1 (centre), 5 (corners and centre) or 10 (the same five and their mirror images).
     """
 
@@ -86,7 +87,7 @@ def crop_corners(height: int, width: int, size: int, crops: int) -> list[tuple[i
         crops: 1 (centre), 5 (corners and centre) or 10 (the same five and their mirror images).
 
     Raises:
-        ValueError: the crop is larger than the picture, or `crops` is none of 1, 5, 10.
+        ValueError: the crop is larger than the picture, or `crops` is not 1, 5 or 10.
     """
     if crops not in CROPS:
         raise ValueError(f"crops: choose 1, 5 or 10, found {crops}")

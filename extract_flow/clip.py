@@ -53,7 +53,7 @@ class VideoTask(NamedTuple):
     packed: ShardAddress | None = None
 
     def existing(self) -> ShardAddress | None:
-        """Where its shard is now, if anywhere; a loose one counts before a packed one."""
+        """Where its shard is now, if anywhere; a loose one takes precedence over a packed one."""
         return ShardAddress(self.shard) if self.shard.exists() else self.packed
 
 
@@ -86,7 +86,9 @@ def check_source(task: VideoTask) -> int:
 
 
 def other_settings(standing: Standing, settings: ExtractionSettings) -> str:
-    """Why an existing shard that differs from what is asked is neither done nor replaced; names no video."""
+    """Why an existing shard that differs from what is asked for is neither done nor replaced; does not name the
+    video.
+    """
     preset = settings.preset_of(standing.made)
     same = f"the same ({preset})" if preset else "the same"
     return (
@@ -177,7 +179,7 @@ class Clip:
                 "trained on alike: --short-side none keeps each video's own size"
             )
         self._writer = ShardWriter(self.task.shard, request, self.settings.codec, self._keep)
-        for part in self._missing:  # a video of one frame has no flow, yet its shard says so
+        for part in self._missing:  # a video of one frame has no flow, but its shard records that
             self._writer.begin(part)
         return True
 
@@ -194,7 +196,7 @@ class Clip:
         try:
             standing = check(address, request)
         except Damaged as error:
-            self._notes.append(f"made again, because it was damaged: {error}")
+            self._notes.append(f"recreated, because it was damaged: {error}")
             return everything
         if standing.differences:
             if self.settings.overwrite:

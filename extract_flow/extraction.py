@@ -86,7 +86,7 @@ def extract(
         One outcome for each video, in order.
 
     Raises:
-        InputError: nothing can be made at all: the method or device is not available, or the disk is full.
+        InputError: no shard can be made: the method or device is not available, or the disk is full.
         Stopped: a signal stopped it; the outcomes of finished videos are recorded.
     """
     known = known_outcomes(videos, settings, execution, destination) if known is None else known
@@ -108,7 +108,7 @@ def extract(
             outcomes |= {left[number]: outcome for number, outcome in made.items()}
     finally:
         log.close()
-        atomic.sweep(destination.shards)  # what killed workers left
+        atomic.sweep(destination.shards)  # left behind by killed workers
     return [outcomes[number] for number in range(len(videos))]
 
 
@@ -173,7 +173,7 @@ def check_one_way(
     if not others or not left:
         return
     lines = [
-        f"  {many(len(way.videos), 'video')} (for example {way.videos[0]}): {'; '.join(way.differences)}\n"
+        f"  {many(len(way.videos), 'video')} (for example {way.videos[0]}): {'; '.join(way.differences)}"
         for way in ways
     ]
     presets = {preset for way in ways if (preset := settings.preset_of(way.made))}
@@ -183,10 +183,11 @@ def check_one_way(
     name = "--shards" if destination.shard_set else "--output"
     raise InputError(
         f"{destination.shards}: expected shards made with the settings that are asked, since a set is made in one way "
-        f"and training refuses a mixture; {many(left, 'video')} of {len(videos)} would be made with these, and "
-        f"{many(len(others), 'shard')} there were made with others:\n{''.join(lines)}"
+        f"and training refuses a mixture; {many(left, 'video')} of {len(videos)} would be made with these, "
+        "while shards that are there were made with others:",
+        *lines,
         f"nothing was made. To finish the set as it was begun, ask for {same}; for a set of its own, name another "
-        f"{name}; to replace {'that shard' if len(others) == 1 else f'those {len(others)} shards'}, add --overwrite"
+        f"{name}; to replace {'that shard' if len(others) == 1 else f'those {len(others)} shards'}, add --overwrite",
     )
 
 
@@ -215,7 +216,7 @@ def _record_skipped(log: OutcomeLog, destination: Destination, skipped: list[Out
 def _standings(
     videos: Sequence[VideoTask], settings: ExtractionSettings, there: ShardSet, cores: int
 ) -> dict[int, Standing]:
-    """How existing shards answer what is asked, by the number of the video; those that do not open are left out."""
+    """How existing shards answer the request, by the number of the video; those that cannot be opened are left out."""
     there.learn((video.video for video in videos), jobs=cores)
     asked = settings.request(0)
     of_request: dict[int, Standing] = {}  # which shards made alike share

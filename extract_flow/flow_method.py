@@ -21,7 +21,7 @@ class FlowMethod(ABC):
 
     Attributes:
         name: the method's name, a key of `extract_flow.methods.MODULES`.
-        device: "cpu" or "cuda:N", as really used.
+        device: "cpu" or "cuda:N", as actually used.
         parameters: every option's value; what a shard records, and what must match for it to count as the same.
         implementation: the library that computes, with its version, where that is not this project's; recorded only.
         device_count: devices of this kind that this process can see; an extraction shares them among its processes.

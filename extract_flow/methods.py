@@ -1,4 +1,5 @@
-"""The flow methods by name: their parameters, and `load`, which makes one ready to run. Nothing heavy is imported here.
+"""The flow methods by name: their parameters, and `load`, which makes one ready to run. Nothing slow to import is
+loaded here.
 
 A method is a module with three names:
 

@@ -19,6 +19,8 @@ from pipeline.paths import DEFAULT_METHOD
 from pipeline.text import typed
 
 CHOSEN = "extract_flow.options.chosen_method"
+FRAMES_QUALITY = 90
+"""JPEG quality of RGB frames unless another is given."""
 
 
 class ShortSide(click.ParamType):
@@ -85,7 +87,7 @@ class SourceOptions(ShareOptions, DataOptions):
         videos = bool(self.videos or self.list)
         if videos == bool(self.dataset):
             raise click.UsageError(
-                "say what to extract: either VIDEO_OR_FOLDER... with --output DIR, or --dataset NAME"
+                "name what to extract: either VIDEO_OR_FOLDER... with --output DIR, or --dataset NAME"
             )
         if videos and self.output is None:
             raise click.UsageError("--output DIR is missing: the folder for the shards")
@@ -127,7 +129,7 @@ class ShardOptions:
     every: int = option(1, "Keep every Nth frame.", minimum=1, metavar="N")
     start: float = option(0.0, "Time to start at, in seconds.", minimum=0, shown_default="0")
     end: float | None = option(
-        None, "Time to end before, in seconds.", above=0, shown_default="the video's end"
+        None, "Time to end at, exclusive, in seconds.", above=0, shown_default="the video's end"
     )
     codec: str = option(
         "default",
@@ -140,13 +142,13 @@ class ShardOptions:
         shown_default="20",
     )
     bound_fixed: bool = option(
-        False, "The default codec with the same bound, counted from zero, in every field."
+        False, "Use the default codec with the same bound, counted from zero, in every field."
     )
     quality: int | None = option(
         None, "JPEG quality of flow.", minimum=1, maximum=100, shown_default="the codec's"
     )
     rgb_quality: int | None = option(
-        None, "JPEG quality of frames.", minimum=1, maximum=100, shown_default="90"
+        None, "JPEG quality of frames.", minimum=1, maximum=100, shown_default=str(FRAMES_QUALITY)
     )
     on_corrupt: Literal["fail", "keep"] = option(
         "fail", "A video that cannot be decoded to its end fails, or the frames before the error are kept."
@@ -163,7 +165,7 @@ class ShardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How an extraction is executed; none of it changes what is in the shards.
+    """How an extraction is executed; nothing here changes what is in the shards.
 
     Attributes:
         overlap: run a worker's stages in threads; None does so on a GPU. Not an option of the command.
@@ -190,6 +192,13 @@ class Execution:
     )
     overlap: bool | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse options that would have no effect (click.UsageError)."""
+        if self.processes is not None and self.device == "cpu":
+            raise click.UsageError(
+                "--processes is for GPUs; on a CPU --jobs is the number of worker processes"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionOptions:
@@ -211,7 +220,7 @@ class MethodCommand(click.Command):
         ctx.meta[CHOSEN] = chosen_method(args)
         if (
             ctx.meta[CHOSEN] is None
-        ):  # what --method says is the error to report, not options of an unknown method
+        ):  # the value of --method is the error to report, not options of an unknown method
             ctx.ignore_unknown_options = True
         try:
             return super().parse_args(ctx, args)

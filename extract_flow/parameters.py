@@ -15,7 +15,7 @@ def check_positive(parameters: Any, *names: str, zero: bool = False) -> None:
 
 
 def check_choice(parameters: Any, name: str, *choices: Any) -> None:
-    """ValueError if the named field is none of the choices."""
+    """ValueError if the named field is not one of the choices."""
     if getattr(parameters, name) not in choices:
         raise ValueError(
             f"{name}: expected one of {', '.join(map(str, choices))}, found {getattr(parameters, name)!r}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from extract_flow.methods import MODULES, module, resolve
-from extract_flow.options import ShardOptions
+from extract_flow.options import FRAMES_QUALITY, ShardOptions
 from pipeline.codec import Codec, codec, codec_from
 from pipeline.errors import InputError
 from pipeline.paths import DEFAULT_METHOD
@@ -30,8 +30,8 @@ class ExtractionSettings:
         rgb_quality: their JPEG quality.
         on_corrupt: "fail", or "keep" the frames before the error if there are at least 2. Not part of a request.
         overwrite: replace shards that were made with other settings. Not part of a request.
-        size_was_asked: whether the size is the user's wish; else videos that are scaled up are noted. Not part of a
-            request, and no difference between settings.
+        size_was_asked: whether the user asked for the size; if not, videos that are scaled up are noted. Not part of a
+            request, and ignored when settings are compared.
     """
 
     method: str
@@ -41,7 +41,7 @@ class ExtractionSettings:
     step: int = 1
     codec: Codec = dataclasses.field(default_factory=codec)
     rgb: bool = True
-    rgb_quality: int = 90
+    rgb_quality: int = FRAMES_QUALITY
     on_corrupt: Literal["fail", "keep"] = "fail"
     overwrite: bool = False
     size_was_asked: bool = dataclasses.field(default=True, compare=False)
@@ -116,7 +116,7 @@ class ExtractionSettings:
     def preset_of(self, made: Request) -> str:
         """The options that name the preset a shard was made with, as "--preset default-1".
 
-        "" where the shard's method and parameters are these settings', or no preset's.
+        "" where the shard's method and parameters are these settings', or not those of a preset.
         """
         parameters = dict(made.parameters)
         if made.method not in MODULES or (made.method, parameters) == (self.method, dict(self.parameters)):

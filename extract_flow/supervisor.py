@@ -26,7 +26,7 @@ from pipeline import start
 from pipeline.errors import InputError
 
 SECONDS_TO_CLEAN_UP = 5.0
-"""What a worker is given after SIGTERM before it is killed."""
+"""Seconds that a worker is given after SIGTERM before it is killed."""
 MOST_FAILED_STARTS = 3
 PR_SET_PDEATHSIG = 1
 
@@ -35,7 +35,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Preparing(NamedTuple):
-    """A worker has something to do before it is ready that takes long, in words for the user."""
+    """Something that takes a worker long before it is ready, as text for the user."""
 
     what: str
 
@@ -318,7 +318,7 @@ class Team:
         return max(0.0, min(since) + self._patience - time.monotonic()) + 0.01
 
     def attend(self, worker: _Worker, dead: bool) -> Iterator[Event]:
-        """Take note of a worker's messages, and of its death; kill it if a task of it hangs.
+        """Handle a worker's messages and its death; kill it if one of its tasks hangs.
 
         Raises:
             InputError: it refused to work, or no worker can be started.
@@ -332,7 +332,7 @@ class Team:
             yield lost
 
     def on_message(self, worker: _Worker, message: Message) -> Event | None:
-        """Take note of one message; the event for the caller, if it is one. InputError if the worker refused."""
+        """Handle one message; the event for the caller, if it is one. InputError if the worker refused."""
         match message:
             case Ready():
                 worker.ready = message

@@ -41,11 +41,11 @@ DECODED_AHEAD = 2
 
 
 class Result(NamedTuple):
-    """How a video ended.
+    """The result for one video.
 
     Attributes:
         outcome: for the records.
-        disk_full: there is no space for any other video either.
+        disk_full: there is no disk space for any other video either.
         written: what the set's manifest records of the shard, if one was written.
     """
 
@@ -113,7 +113,7 @@ def serve(
 
 
 def processes_per_gpu(cores: int) -> int:
-    """Workers that share a GPU with so many cores beside it.
+    """Workers that share a GPU on a machine with so many cores.
 
     Each holds Python's lock for 0.6 ms a pair (decoded frames to arrays, Pillow's encoder, launches), so that one
     process feeds a GPU at 1,600 pairs/s at most.
@@ -158,7 +158,7 @@ def make(
                     link.progress(number, clip.progress())
             clip.finish()
             return Result(clip.outcome("done"), False, clip.written)
-    except Exception as error:  # noqa: BLE001  whatever goes wrong with one video must cost that video only
+    except Exception as error:  # noqa: BLE001  an error in one video must cost that video only
         return failed(clip, error)
 
 
@@ -342,7 +342,7 @@ class Overlapped:
                     self._decoded.put(piece)
                     if clip.error is not None:
                         break
-            except Exception as raised:  # noqa: BLE001  whatever goes wrong with one video must cost that video only
+            except Exception as raised:  # noqa: BLE001  an error in one video must cost that video only
                 error = raised
                 self._link.busy(number, False)
             self._decoded.put(_Last(clip, number, error))

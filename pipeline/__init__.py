@@ -7,6 +7,6 @@ import sys
 if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0] if sys.argv else "") == "two-stream":  # noqa: PTH119  quick
     import signal
 
-    # During the imports, which have nothing to clean up, Ctrl-C ends the process at once and without a word.
+    # During the imports, which have nothing to clean up, Ctrl-C ends the process at once, silently.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))

@@ -37,7 +37,7 @@ COMMANDS: dict[str, LazyCommand] = {
 
 @click.group(cls=LazyGroup, lazy=COMMANDS, context_settings=CONTEXT)
 def main() -> None:
-    """Datasets, shards and what became of them.
+    """Datasets, their shards, and what happened to each video.
 
     Commands that work on a dataset take --data DIR, the data root (default: $TWO_STREAM_DATA, else ./data).
     """

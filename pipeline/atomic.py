@@ -1,8 +1,8 @@
 """Files appear under their final name complete or not at all.
 
-Everything is written under a temporary name in the same folder, flushed to the disk, verified if the writer wishes, and
-renamed. The temporary name records its owner: host, process and the process's start time, so that a later run can
-remove what a dead one left behind without touching what a living one is writing.
+Everything is written under a temporary name in the same folder, flushed to the disk, verified if the writer asks for
+it, and renamed. The temporary name records its owner: host, process and the process's start time, so that a later run
+can remove what a dead one left behind without touching what a living one is writing.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ DISK_FULL = (*NO_SPACE, errno.EFBIG)
 TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<process>\d+)-(?P<started>\d+)-\d+(\.[^/]*)?")
 
 SET_ASIDE = re.compile(r"\.(?P<name>.+)\.replaced")
-"""A folder while a new one takes its name."""
+"""Name of a folder while a new one takes its place."""
 
 OWNER = re.compile(r"\.owner(-[0-9a-f]+)?(\.next)*")
-"""Of `pipeline.ownership`."""
+"""Names of the owner files of `pipeline.ownership`."""
 
 LONGEST_SUFFIX = 40
 ATTEMPTS = 10
 RENAME_EXCHANGE = 2
-"""Of Linux's renameat2: swap two names at once."""
+"""Flag of Linux's renameat2: swap two names in one step."""
 
 _counter = itertools.count()
 
@@ -47,7 +47,7 @@ def writing(path: str | Path, verify: Callable[[Path], object] | None = None) ->
     """A temporary path beside `path`, renamed to it at the end; if an exception leaves the block, it is removed.
 
     Args:
-        path: the final name; its folder is made if need be.
+        path: the final name; its folder is created if necessary.
         verify: called with the temporary path before renaming; raises if the file is not good.
 
     Raises:
@@ -68,7 +68,7 @@ def writing(path: str | Path, verify: Callable[[Path], object] | None = None) ->
 
 @contextlib.contextmanager
 def writing_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder of files: a temporary folder beside `path`, renamed to it in place of what was there.
+    """The same for a folder of files: a temporary folder beside `path`, renamed to it in place of any earlier one.
 
     Where the system can, the two are swapped in one step. Elsewhere the old one is set aside for a moment; if the
     process dies then, the next `writing_folder` or `sweep` puts it back. Of several that replace the same folder at
@@ -89,7 +89,7 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give a new folder the name of one that may be there, in one step where the system allows it."""
+    """Give a new folder the name of one that may exist, in one step where the system allows it."""
     for _ in range(ATTEMPTS):
         if exchange(new, path):
             return
@@ -129,9 +129,9 @@ def put_back(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Whatever keeps a file from being written, reported by the system or by HDF5, becomes an InputError.
+    """Whatever prevents a file from being written, reported by the system or by HDF5, becomes an InputError.
 
-    The message names the file and the reason. A closed pipe is no fault of the disk and stays what it is.
+    The message names the file and the reason. A closed pipe is not a disk error and is left as it is.
     """
     try:
         yield
@@ -150,7 +150,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _reason(error: OSError, path: Path) -> str:
-    """The system's words, and the file they are about where that is another than `path` or its temporary name."""
+    """The system's message, and the file it is about where that is neither `path` nor its temporary name."""
     reason = system_reason(error)
     about = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else path
     return reason if about == path or is_temporary(about.name) else f"{reason}: {about}"
@@ -179,7 +179,7 @@ def process_token() -> str:
 
 
 def token_is_alive(token: str) -> bool | None:
-    """Whether the process of a token lives; None if it is on another host, or this is no token."""
+    """Whether the process of a token lives; None if it is on another host, or this is not a token."""
     match = TEMPORARY.fullmatch(f".tmp-{token}")
     if match is None or match["host"] != host_token():
         return None
@@ -187,7 +187,9 @@ def token_is_alive(token: str) -> bool | None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name stands for something unfinished or replaced, which no command may take for its own."""
+    """Whether a file name stands for something unfinished or replaced, which no command may mistake for a finished
+    file.
+    """
     return name.startswith(".") and any(pattern.fullmatch(name) for pattern in (TEMPORARY, SET_ASIDE, OWNER))
 
 
@@ -195,7 +197,7 @@ def sweep(folder: str | Path) -> list[Path]:
     """Remove temporary files and folders in and below a folder whose owner is gone; returns what was removed.
 
     An owner on this host is gone if no living process has its number and start time (numbers are reused). Owners on
-    other hosts cannot be asked: their files go when they are older than a day.
+    other hosts cannot be checked: their files are removed when they are older than a day.
     """
     removed = []
     for parent, folders, names in os.walk(folder):
@@ -213,13 +215,13 @@ def sweep(folder: str | Path) -> list[Path]:
 
 
 def owner_is_gone(match: re.Match[str], path: Path) -> bool:
-    """Whether the owner in a temporary file's name is gone for certain, or on another host and a day old."""
+    """Whether the owner in a temporary file's name is certainly gone, or on another host and a day old."""
     alive = token_is_alive(match[0].removeprefix(".tmp-"))
     return time.time() - path.stat().st_mtime > DAY if alive is None else not alive
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it."""
+    """Remove a file, or a folder with everything in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

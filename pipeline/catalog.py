@@ -25,12 +25,12 @@ VERSION = 1
 KEYS = ("format", "version", "name", "origin", "short_side", "root", "classes", "videos", "splits", "missing")
 LARGEST_COUNT = 1 << 40
 SHORT_SIDE = 256
-"""The paper's size of videos, smaller side in pixels."""
+"""The paper's frame size: the smaller side in pixels."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is published about a dataset, and so must hold for lists that claim to be its own."""
+    """What is published about a dataset, which lists that claim to be its own must match."""
 
     title: str
     classes: int
@@ -98,9 +98,9 @@ class Dataset:
     Attributes:
         name: what other commands call it.
         classes: class names, in the order of the dataset's labels.
-        videos: by id, those that are there; some may be in no split.
+        videos: by id, those that exist; some may be in no split.
         splits: by number from 1; empty for a dataset without any.
-        missing: ids that the lists name and that were not there at import; they are in no split.
+        missing: ids that the lists name and that were missing at import; they are in no split.
         origin: where it came from: "kind" (ucf101, hmdb51, folder, demo) and what that kind of import adds.
         short_side: the smaller side in pixels at which its frames and flow are extracted unless the user asks for
             another; None takes the videos as they are.
@@ -126,7 +126,7 @@ class Dataset:
         return self.labels[self.videos[video_id].label]
 
     def split(self, number: int) -> Split:
-        """One split; InputError that names those there are."""
+        """One split; the InputError for any other number names the existing ones."""
         if number not in self.splits:
             there = ", ".join(map(str, self.splits)) or "none"
             raise InputError(f"dataset {self.name} has no split {number} (it has: {there})")
@@ -254,11 +254,11 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise an InputError if a record that is there may not be replaced; a damaged one may.
+    """Raise an InputError if an existing record may not be replaced; a damaged one may.
 
     Raises:
         OtherFormat: it is of a later version.
-        Unreadable: the system does not let it be read, so that nobody knows what would be replaced.
+        Unreadable: the system does not let it be read, so it is not known what would be replaced.
     """
     try:
         text = path.read_bytes()
@@ -381,7 +381,7 @@ def as_text(value: Any) -> str:
         raise TypeError(f"expected text, found {value!r}")
     if not value.isprintable() and b"\0" in os.fsencode(
         value
-    ):  # refuses lone surrogates that stand for no byte
+    ):  # refuses lone surrogates that do not stand for a byte
         raise ValueError(f"{value!r} cannot be in the name of a file")
     return value
 

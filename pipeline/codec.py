@@ -1,7 +1,7 @@
 """Flow to levels to image bytes, and back.
 
 A level is a byte; a table of 256 values gives its meaning: value = table[level] * scale + offset, in pixels. One
-decoder thus serves every quantiser. The two components of a field lie one over the other in a single gray image, which
+decoder thus serves every quantiser. The two components of a field lie one above the other in a single gray image, which
 is coded as JPEG (or PNG, where nothing may be lost). docs/explanation/codec.md explains why; benchmarks/codec.py
 measures it.
 """
@@ -71,7 +71,7 @@ class Quantiser:
     edge). Where table[0] == table[1], level 0 is never given and stands for level 1 when a JPEG returns it.
 
     Attributes:
-        name: all that the table follows from, for example "asinh s=3 bound=20"; shards record and compare it.
+        name: everything that determines the table, for example "asinh s=3 bound=20"; shards record and compare it.
         table: float32[256], not decreasing.
         per_field: scale and offset follow each field's range instead of being 1 and 0: with a component's smallest and
             largest value, offset = (largest + smallest) / 2 and scale = (largest - smallest) / 2, or 1 where that
@@ -161,7 +161,7 @@ class Quantiser:
 
     @functools.cached_property
     def fast_distance(self) -> int:
-        """How many levels from 128 a component lies that is fast, 5 pixels at scale 1: 1..127."""
+        """How many levels from 128 a component counts as fast, 5 pixels at scale 1: 1..127."""
         return int(np.searchsorted(self.edges, min(FAST, float(self.table[255])), side="right")) - 128
 
     @functools.cached_property

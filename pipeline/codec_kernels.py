@@ -82,7 +82,7 @@ def quantise_field(
 ) -> int:
     """Levels of one field of finite values; returns the clipped pixels.
 
-    A value's bin gives its level but for the one edge that may lie in that bin, so one comparison decides. Exact:
+    A value's bin gives its level except for the one edge that may lie in that bin, so one comparison decides. Exact:
     binning is monotone, hence edges in lower bins are below the value and edges in higher bins above it.
     """
     clipped = 0
@@ -116,7 +116,7 @@ def store_past_cache(
     context: Any, target: types.Array, index: types.Integer, value: types.Integer
 ) -> tuple[Any, Callable[..., Any]]:
     """target[index] = value by a non-temporal store: a batch of flow does not fit into the cache, and written in the
-    usual way it drives out what the next image's decoding needs (measured: a third of the decoding time)."""
+    usual way it evicts what the next image's decoding needs (measured: a third of the decoding time)."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])

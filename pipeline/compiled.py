@@ -24,7 +24,7 @@ def cache_folder() -> Path:
     """Where numba keeps compiled kernels: per user, since installations are often shared and read-only.
 
     The name holds a digest of the kernels' sources and of the processor: numba looks only at the file that a function
-    stands in, so it would miss an edit of a rule in another; and nodes of several kinds may share a home.
+    stands in, so it would miss an edited rule in another; and different kinds of nodes may share a home folder.
     """
     digest = hashlib.sha256(f"{sys.version} {platform.machine()} {platform.processor()}".encode())
     try:

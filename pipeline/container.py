@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 PROBED_PACKETS = 500
-"""Packets that are looked at to tell a film from a single picture, where a file has several video streams."""
+"""Packets examined to distinguish a film from a single picture, where a file has several video streams."""
 PICTURE_FORMATS = frozenset(("image2", "image2pipe"))
 
 
 PICTURE_BRANDS = frozenset(("avif", "heic", "heix", "mif1"))
-"""Of ISO files (ftyp) that hold a still picture."""
+"""Brands (ftyp) of ISO files that hold a still picture."""
 STATED_DURATION = frozenset(("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf", "rm", "mxf"))
 """Formats that state a duration; FFmpeg estimates that of others from the file itself."""
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -35,10 +35,10 @@ TS_PACKETS = (188, 192, 204)
 TS_SYNC, TS_PROBED = 0x47, 5
 """The byte that each of them begins with, behind the stamp of M2TS; how many are looked at."""
 FRAMES_SHORT = 3
-"""Frames that a header may promise too many without a note: XviD's B-frames and HMDB-51's index have one to three."""
+"""By how many frames a header may overstate without a note: XviD's B-frames and HMDB-51's index have one to three."""
 SECONDS_SHORT = 0.5
 PART_SHORT = 0.05
-"""What a header's duration may promise too much without a note: the larger of so many seconds and that part of it."""
+"""By how much a header may overstate the duration without a note: the larger of these seconds and this share."""
 
 
 class ContainerError(InputError):
@@ -177,7 +177,7 @@ def _choose(container: InputContainer, path: Path) -> tuple[VideoStream, tuple[s
     """The stream that is the video, and a note that names others that might have been.
 
     As FFmpeg does, a stream that is flagged default goes first, then the one with the most pixels, then the one with
-    the most frames. Cover pictures and timed thumbnails are no candidates, and a single frame only if there is no film.
+    the most frames. Cover pictures and timed thumbnails do not count, and a single frame only if there is no film.
     """
     from av.stream import Disposition
 

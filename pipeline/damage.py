@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+NO_START = re.compile("first frame is no keyframe")
 TELLING = {
     "hevc": re.compile(
         r"ref with POC|RPS|undecodable NALU|slice|CABAC|cu_qp|ref_idx|entry_point", re.IGNORECASE
     ),
-    "mjpeg": re.compile(r"overread|error (?:y=|count|dc)|bad vlc"),
+    "mjpeg": re.compile(
+        r"overread|error (?:y=|count|dc)|bad vlc|^sos: |decode_sos|dqt: |huffman table|process SOS"
+    ),
     "gif": re.compile(r"LZW decode failed"),
+    **dict.fromkeys(("mpeg4", "h263", "flv", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), NO_START),
 }
 """Messages of a codec's decoder that mean damage; others are about side information, and sound files give them too."""
 NAL_CODECS = frozenset(("h264", "hevc"))
@@ -93,7 +97,7 @@ def sound_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.
             frames = decoder.decode(packet)
         for level, name, text in messages:
             if codec in TELLING and name == codec and TELLING[codec].search(text):
-                watch.damaged(number, text.strip())
+                watch.damaged(number, text.strip().removeprefix("warning: "))
             elif level <= ERROR or text.startswith(CONCEALING):
                 watch.suspect(number)
         for frame in frames:

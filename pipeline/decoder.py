@@ -29,7 +29,7 @@ Region = tuple[int, int, int, int]
 
 
 class BadStream(ValueError):
-    """Why a stream cannot be decoded, and which one it is of those that were given."""
+    """Why a stream cannot be decoded, and which of the given ones it is."""
 
     def __init__(self, index: int, what: str) -> None:
         super().__init__(what)
@@ -214,7 +214,7 @@ def _check_region(region: Region, height: int, width: int, room: tuple[int, ...]
 
 
 def _check_arrays(block: StreamBlock, targets: npt.NDArray[np.int64], out: Levels) -> None:
-    """What the kernels take on trust; ValueError if anything is wrong."""
+    """What the kernels assume; ValueError if anything of it is wrong."""
     if out.dtype != np.uint8 or out.ndim != 4 or out.shape[1] != 2 or not out.flags.c_contiguous:
         raise ValueError(f"out: expected contiguous uint8[m,2,h,w], found {out.dtype}{list(out.shape)}")
     places = targets.tolist()
@@ -235,7 +235,7 @@ _room = threading.local()
 
 
 def _scratch(longest: int, width: int) -> Any:
-    """The calling thread's room for decoding, which grows with what it is used for."""
+    """The calling thread's scratch memory for decoding, which grows as needed."""
     kernels, have = _kernels(), getattr(_room, "size", (0, 0))
     assert kernels is not None
     if have[0] < longest or have[1] < width:

@@ -2,7 +2,7 @@
 
 The streams are gray baseline JPEGs of one scan without restart markers, x over y in one image. Pixels equal those of
 libjpeg's "islow" decoder (jidctint.c) bit for bit. Any other stream gives a code other than OK and is left to OpenCV.
-Nothing is read or written outside the arrays, whatever the bytes are; what is taken on trust is checked by the one
+Nothing is read or written outside the arrays, whatever the bytes are; what they assume is checked by the one
 caller, `pipeline.decoder`.
 
 How it is fast: of the blocks of smooth flow four in five hold nothing but a DC difference, most often zero. One look-up
@@ -157,7 +157,7 @@ def codes(data: Any, at: Any, ends: Any, first: Any, symbols: Any) -> Any:
     """Canonical code of a DHT segment's table at `at`: for each length the end of its codes, left-aligned to 16 bits,
     and the place of its first symbol less its first code. Symbols are data[symbols:].
 
-    Returns the number of symbols; -1 if this is no code.
+    Returns the number of symbols; -1 if this is not a code.
     """
     code, place = 0, 0
     for length in range(1, 17):
@@ -213,7 +213,7 @@ def fill(data: Any, at: Any, table: Any, ac: Any) -> Any:
 
 @kernel(fastmath=False)
 def fuse(table: Any, end_of_block: Any) -> Any:
-    """Let entries take the end of block along, where it follows and fits."""
+    """Include the end of block in entries where it follows and fits."""
     code, length = I32(end_of_block >> 8), I32(end_of_block & 255)
     if length == 0 or length > LOOK:
         return
@@ -228,7 +228,7 @@ def fuse(table: Any, end_of_block: Any) -> Any:
 
 @kernel(fastmath=False)
 def fuse_runs(table: Any, length: Any, code: Any) -> Any:
-    """Let entries of whole blocks take along up to RUN - 1 more that follow without difference and coefficients.
+    """Include in entries of whole blocks up to RUN - 1 more that follow without difference or coefficients.
 
     The code of such a block is `code`, of `length` bits.
     """
@@ -244,7 +244,7 @@ def fuse_runs(table: Any, length: Any, code: Any) -> Any:
 
 @kernel(fastmath=False)
 def slow(buffer: Any, ends: Any, first: Any, data: Any, symbols: Any) -> Any:
-    """Symbol << 8 | length of a code that no look-up holds; -1 if it is none."""
+    """Symbol << 8 | length of a code that no look-up holds; -1 if there is none."""
     top = I64(buffer >> U64(48))
     for length in range(1, 17):
         if top < ends[length]:
@@ -619,7 +619,7 @@ def decode_streams(
 
 
 def scratch(longest: int, width: int) -> tuple[npt.NDArray[Any], ...]:
-    """Room that one thread needs: streams of up to `longest` bytes, of fields of up to `width` columns."""
+    """Scratch memory that one thread needs: streams of up to `longest` bytes, of fields of up to `width` columns."""
     across = (width + 7) // 8
     words, strip = np.zeros(8 * across, np.uint64), np.zeros((8, across), np.uint64)
     return (

@@ -176,7 +176,7 @@ class Clip:
 
 
 def clips(videos_per_class: int) -> list[Clip]:
-    """Every clip of the dataset; takes go round the subjects, all of whom must have one."""
+    """Every clip of the dataset; takes cycle through the subjects, each of whom must have one."""
     return [
         Clip(hue, motion, subject=index % SUBJECTS + 1, take=index // SUBJECTS + 1)
         for hue in HUES
@@ -220,11 +220,11 @@ def render_demo(
 ) -> tuple[Dataset, int]:
     """Render and record the dataset `demo`; the dataset, and how many clips had to be rendered.
 
-    With the pinned versions the same seed gives the same bytes. A clip that is there already is kept, so an interrupted
+    With the pinned versions the same seed gives the same bytes. An existing clip is kept, so an interrupted
     rendering resumes where it stopped.
 
     Raises:
-        InputError: too few videos per class; another demo lies there and `overwrite` is not set; no space.
+        InputError: too few videos per class; another demo exists and `overwrite` is not set; disk full.
     """
 
     if videos_per_class < SUBJECTS:
@@ -249,7 +249,7 @@ def render_demo(
         return True
 
     with atomic.disk_errors(paths.videos):
-        # The record comes first, so that clips which an interruption leaves behind are known to be of this demo.
+        # The record comes first, so that clips left behind by an interruption are known to belong to this demo.
         catalog.save(dataset, paths.videos, data)
         atomic.sweep(paths.videos)
         rendered = sum(in_processes(make, clips(videos_per_class), jobs))
@@ -260,10 +260,10 @@ def render_demo(
 class DemoOptions(DataOptions):
     """Which demo to render, and where."""
 
-    seed: int = option(0, "Another seed gives other clips.", minimum=0)
+    seed: int = option(0, "Seed of the rendering; another gives other clips.", minimum=0)
     videos_per_class: int = option(24, "Clips of each of the nine classes.", minimum=SUBJECTS)
     jobs: int | None = option(None, "Processes.", minimum=1, shown_default="one per core")
-    overwrite: bool = option(False, "Render over clips that are there.")
+    overwrite: bool = option(False, "Replace existing clips.")
 
 
 @click.command(context_settings=CONTEXT)

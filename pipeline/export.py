@@ -24,10 +24,10 @@ from pipeline.failures import file_beside, report_failures
 from pipeline.frame_lists import Counts, counts_of_images, unreadable, write_lists
 from pipeline.options import CONTEXT, REQUIRED, from_options, option, options_of
 from pipeline.progress import Progress
-from pipeline.shard import Shard, open_shard
+from pipeline.shard import Shard
 from pipeline.shard_file import leads_elsewhere
 from pipeline.shard_sets import ShardArguments, Target, gather
-from pipeline.text import many, size_in_bytes
+from pipeline.text import many, printable, size_in_bytes
 
 FLO_TAG = np.float32(202021.25).tobytes()  # "PIEH", the Middlebury format's mark
 BATCH = 16
@@ -107,15 +107,15 @@ def write_jpeg(path: Path, image: Levels, quality: int) -> None:
 
 Layout = Literal["tsn", "denseflow", "flo", "npy"]
 FIRST_NUMBER = {"tsn": 1, "denseflow": 0}
-"""The layouts of images, and the number that their first image has."""
+"""The layouts of images, and the number of their first image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(ShardArguments):
     """Which shards to write, where and how."""
 
-    output: Path = option(REQUIRED, "Folder in which a folder per video is made.")
-    layout: Layout = option(REQUIRED, "File names and formats of which tool.")
+    output: Path = option(REQUIRED, "Folder that gets a folder for each video.")
+    layout: Layout = option(REQUIRED, "Tool whose file names and formats are used.")
     direction: Literal["forward", "backward"] = option("forward", "Direction of flow.")
     rgb: bool = option(True, "Write the RGB frames too, where the shard holds them.", off="no-rgb")
     float16: bool = option(False, "npy: flow in half the bytes, to three digits.")
@@ -125,7 +125,7 @@ class ExportOptions(ShardArguments):
     quality: int | None = option(
         None, "tsn, denseflow: of the flow JPEGs.", minimum=1, maximum=100, shown_default="95"
     )
-    overwrite: bool = option(False, "Replace folders that are there.")
+    overwrite: bool = option(False, "Replace existing folders.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,11 +134,11 @@ class ExportOptions(ShardArguments):
                 f"--bound and --quality go with tsn and denseflow: {self.layout} holds pixels as numbers"
             )
         if self.float16 and self.layout != "npy":
-            raise click.UsageError(f"--float16 goes with npy: {self.layout} has a format of its own")
+            raise click.UsageError(f"--float16 goes with npy: {self.layout} is written in its own format")
 
     @property
     def dtype(self) -> type[np.floating]:
-        """Of the flow in npy files."""
+        """Type of the flow in npy files."""
         return np.float16 if self.float16 else np.float32
 
 
@@ -159,7 +159,7 @@ def write_layout(shard: Shard, folder: Path, options: ExportOptions) -> None:
 
 
 class Exported(NamedTuple):
-    """What became of a shard: its video, what its folder holds of it, and whether it was written now."""
+    """What was done with a shard: its video, what its folder holds of it, and whether it was written now."""
 
     video: str
     counts: Counts
@@ -167,8 +167,8 @@ class Exported(NamedTuple):
 
 
 def export_shard(target: Target, options: ExportOptions) -> Exported:
-    """Write one shard as the folder `output/<video>`, unless it is there already and may not be overwritten."""
-    with open_shard(target.address) as shard:
+    """Write one shard as the folder `output/<video>`, unless that exists and may not be overwritten."""
+    with target.open() as shard:
         folder = inside(options.output, shard.video)
         counts = Counts(
             shard.frame_count if options.rgb and shard.has_frames else 0, len(shard.part(options.direction))
@@ -181,11 +181,11 @@ def export_shard(target: Target, options: ExportOptions) -> Exported:
 
 
 def uncompressed_bytes(targets: Iterable[Target], options: ExportOptions) -> int:
-    """What the flow, and in npy files the frames, of all folders that are to be written will take."""
+    """Bytes that the flow, and in npy files the frames, of all folders to be written will take."""
     total = 0
     for target in targets:
         try:
-            with open_shard(target.address) as shard:
+            with target.open() as shard:
                 if not options.overwrite and inside(options.output, shard.video).exists():
                     continue
                 pixels = shard.height * shard.width
@@ -194,15 +194,15 @@ def uncompressed_bytes(targets: Iterable[Target], options: ExportOptions) -> int
                 if options.layout == "npy" and options.rgb and shard.has_frames:
                     total += shard.frame_count * 3 * pixels
         except InputError:
-            continue  # it will be reported when it is its turn
+            continue  # it will be reported when its turn comes
     return total
 
 
 def announce_size(targets: Sequence[Target], options: ExportOptions) -> None:
-    """Print what layouts without compression will take before a byte is written.
+    """Print how much space layouts without compression will take, before a byte is written.
 
     Raises:
-        InputError: the disk has not that much left.
+        InputError: the disk does not have that much left.
     """
     total = uncompressed_bytes(targets, options)
     place = next(folder for folder in (options.output, *options.output.absolute().parents) if folder.exists())
@@ -210,7 +210,7 @@ def announce_size(targets: Sequence[Target], options: ExportOptions) -> None:
     hint = ", half of it with --float16" if options.layout == "npy" and not options.float16 else ""
     numbers = "float16" if options.float16 else "float32"
     click.echo(
-        f"{options.output}: {size_in_bytes(total)} of {options.layout} to write, flow as {numbers}; "
+        f"{printable(str(options.output))}: {size_in_bytes(total)} of {options.layout} to write, flow as {numbers}; "
         f"{size_in_bytes(free)} free on the disk"
     )
     if total > free:
@@ -263,13 +263,14 @@ def command(**values: Any) -> None:
         click.echo(line, err=True)
     done = len(found) - there - len(failed)
     click.echo(
-        f"{options.output}: {done} exported, {there} there already (--overwrite replaces them), {len(failed)} failed"
+        f"{printable(str(options.output))}: {done} exported, {there} there already (--overwrite replaces "
+        f"them), {len(failed)} failed"
     )
     if dataset is not None and exported and options.layout in FIRST_NUMBER:
         lists = write_lists(dataset, exported, options.output, tsn=options.layout == "tsn")
         tools = "mmaction2 and TSN" if options.layout == "tsn" else "mmaction2"
         split_up = sum(map(unreadable, exported))
         left_out = f"; {many(split_up, 'name')} with white space left out" if split_up else ""
-        click.echo(f"{options.output}: {many(len(lists), 'list')} for {tools}{left_out}")
+        click.echo(printable(f"{options.output}: {many(len(lists), 'list')} for {tools}{left_out}"))
     if failed:
         sys.exit(1)

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.text import many, printable, some
 
 SHOWN = 10
-"""Reasons that are shown, each with some of the names that it holds for."""
+"""Reasons that are shown, each with some of the names it applies to."""
 NAMED = 5
 """Names shown of those that share a reason."""
 EVERY = sys.maxsize
@@ -23,7 +23,7 @@ Reasons = Collection[tuple[str, str]]
 
 
 def by_reason(failed: Reasons) -> dict[str, list[tuple[str, str]]]:
-    """The failures that share a reason, in order; the path of its own video at the beginning of a reason is no part."""
+    """The failures that share a reason, in order; a video's own path at the beginning of a reason is ignored."""
     alike: dict[str, list[tuple[str, str]]] = {}
     for name, reason in failed:
         alike.setdefault(_without_path(name, reason), []).append((name, reason))
@@ -64,7 +64,7 @@ def report_failures(failed: Reasons, file: Path, noun: str = "video", word: str 
         file: where they are written, a name and its reason on a line; in the folder for temporary files where this
             one cannot be written.
         noun: what the names are of.
-        word: what happened to them, at the beginning of each line; "" for nothing.
+        word: what happened to them, at the beginning of each line; "" to leave it out.
     """
     lines = reason_lines(failed, noun, word)
     alike = by_reason(failed)

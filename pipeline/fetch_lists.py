@@ -20,13 +20,13 @@ from pipeline.catalog import FACTS, Facts
 from pipeline.errors import InputError, command_errors
 from pipeline.lists import check_facts, read_lists
 from pipeline.options import CONTEXT, REQUIRED, argument, from_options, option, options_of
-from pipeline.text import first_line, typed
+from pipeline.text import first_line, printable, typed
 from pipeline.unpack import member_path, unpack
 
 PATIENCE = 60.0
 """Seconds without an answer."""
 LARGEST = 20_000_000
-"""Bytes of an archive of lists at most; the official ones have fewer than a million."""
+"""Most bytes of an archive of lists; the official ones have fewer than a million."""
 
 
 def fetch_lists(kind: str, output: Path, url: str | None = None, archive: Path | None = None) -> Path:
@@ -36,14 +36,14 @@ def fetch_lists(kind: str, output: Path, url: str | None = None, archive: Path |
         kind: "ucf101" or "hmdb51".
         output: the new folder of lists.
         url: where to fetch the archive from; None: its official address.
-        archive: the archive itself, fetched before, instead.
+        archive: the archive itself, fetched earlier, instead.
 
     Raises:
         InputError: no network (what to fetch, and what to do with it), or not the official lists.
     """
     facts = FACTS[kind]
     if output.exists():
-        raise InputError(f"{output}: is there already; remove it, or name another with --output")
+        raise InputError(f"{output}: already exists; remove it, or name another with --output")
     url = url or facts.lists
     with tempfile.TemporaryDirectory(prefix="two-stream-lists-") as held:
         if archive is None:
@@ -122,14 +122,14 @@ def _folder_of_lists(unpacked: Path, archive: Path, facts: Facts) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class FetchOptions:
-    """Whose lists, from where, and where to."""
+    """Which lists to fetch, from where and to where."""
 
     kind: str = argument(REQUIRED, metavar="KIND", choices=tuple(FACTS))
     output: Path = option(REQUIRED, "New folder for the lists.")
     url: str | None = option(
-        None, "Another address of the same archive, for example a mirror's.", shown_default="the official one"
+        None, "Address of the same archive elsewhere, such as a mirror.", shown_default="the official one"
     )
-    archive: Path | None = option(None, "The archive, fetched before, instead of an address.")
+    archive: Path | None = option(None, "Use this archive, fetched earlier, instead of an address.")
 
     def __post_init__(self) -> None:
         if self.url and self.archive:
@@ -140,7 +140,7 @@ class FetchOptions:
 @options_of(FetchOptions)
 @command_errors
 def command(**values: Any) -> None:
-    """Fetch the official lists of a dataset (KIND: ucf101 or hmdb51), and check that they are.
+    """Fetch the official lists of a dataset (KIND: ucf101 or hmdb51), and check them.
 
     Classes, videos and the size of every split must be the published ones. Those of HMDB-51 are a RAR file, for
     which `unpack` needs libarchive.
@@ -148,6 +148,6 @@ def command(**values: Any) -> None:
     options = from_options(FetchOptions, values)
     facts = FACTS[options.kind]
     folder = fetch_lists(options.kind, options.output, options.url, options.archive)
-    click.echo(f"{folder}: the official lists of {facts.title}")
+    click.echo(printable(f"{folder}: the official lists of {facts.title}"))
     click.echo(f"the videos: {facts.archive}")
-    click.echo(f"then: {typed('pipeline')} import {options.kind} --videos DIR --lists {folder}")
+    click.echo(printable(f"then: {typed('pipeline')} import {options.kind} --videos DIR --lists {folder}"))

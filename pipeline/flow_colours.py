@@ -23,7 +23,7 @@ SLOWEST_FULL_COLOUR = 0.5
 @functools.cache
 def colour_wheel() -> Levels:
     """The 55 colours of the Middlebury wheel, uint8[55,3] RGB: red to yellow in 15 steps, to green in 6, and so on,
-    after how well the eye tells hues apart (Baker et al., A Database and Evaluation Methodology for Optical Flow,
+    following how well the eye distinguishes hues (Baker et al., A Database and Evaluation Methodology for Optical Flow,
     IJCV 2011, and `colorcode.cpp` of its site)."""
     parts = []
     for (hue, count), (following, _) in zip(WHEEL, WHEEL[1:] + WHEEL[:1], strict=True):

@@ -10,6 +10,7 @@ Flow is in pixels, x (right) first.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -21,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.codec import Floats
-from pipeline.errors import InputError, unreadable
+from pipeline.errors import InputError, reading, unreadable
 from pipeline.export import FLO_TAG
 from pipeline.shard_file import LARGEST_SIDE, MOST_PIXELS
 from pipeline.text import first_line, some
 
 FLOW_ARRAY, FRAME_ARRAY = "flow.npy", "frames.npy"
 LARGEST_FLOW = 1e9
-"""From here on Middlebury's format means that the flow is unknown."""
+"""Values from which Middlebury's format marks the flow as unknown."""
 NUMBER = re.compile(r"([0-9]+)[^0-9]*$")
 BLOCK_BYTES = 1 << 20
 
@@ -59,7 +60,7 @@ class FlowNumbers:
         """Each field, float32[2,H,W].
 
         Raises:
-            InputError: a file that is none, fields of different sizes, or values that are no flow.
+            InputError: a file that is not flow, fields of different sizes, or unknown or infinite values.
         """
         if self.in_one:
             for index, field in enumerate(flow_array(self.files[0], 4).items()):
@@ -130,7 +131,7 @@ def read_field(path: Path) -> Floats:
     """One field, float32[2,H,W], of a .flo or .npy file.
 
     Raises:
-        InputError: not such a file, or values that are no flow.
+        InputError: not such a file, or unknown or infinite values.
     """
     if path.suffix.lower() == ".flo":
         field = read_flo(path)
@@ -149,7 +150,7 @@ def read_flo(path: Path) -> Floats:
     Raises:
         InputError: not such a file.
     """
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         head = file.read(12)
         width, height = np.frombuffer(head[4:], "<i4").tolist() if len(head) == 12 else (0, 0)
         expected, found = 12 + 8 * width * height, path.stat().st_size
@@ -191,7 +192,7 @@ class ArrayFile:
         size = self.dtype.itemsize * math.prod(shape)
         try:
             if not self.contiguous:
-                yield from np.load(self.path, allow_pickle=False)
+                yield from np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False)
                 return
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -229,7 +230,7 @@ def flow_array(path: Path, axes: int) -> ArrayFile:
     """A .npy file of flow: float[n,2,H,W] or [n,H,W,2] of 4 axes, [2,H,W] or [H,W,2] of 3.
 
     Raises:
-        InputError: not such a file, or no flow.
+        InputError: not such a file, or not flow.
     """
     array = array_file(path)
     wanted = "[n,2,H,W] or [n,H,W,2]" if axes == 4 else "[2,H,W] or [H,W,2]"
@@ -282,7 +283,7 @@ def checked_field(field: npt.NDArray[np.floating[Any]], where: str) -> Floats:
 
 def add_file(digest: Any, path: Path) -> None:
     """Add a file's bytes to a digest of hashlib, a piece at a time."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
 

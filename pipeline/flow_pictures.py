@@ -102,7 +102,7 @@ def _panels(shown: Shown, fastest: float) -> list[tuple[str, Any]]:
 
 
 def _difference(one: Floats, other: Floats, fastest: float) -> tuple[str, Levels]:
-    """How far two flows of the same frames lie apart: black where they agree, white from half of full colour on."""
+    """How much two flows of the same frames differ: black where they agree, white from half of full colour on."""
     if one.shape != other.shape:
         text = f"of {one.shape[2]}x{one.shape[1]} and {other.shape[2]}x{other.shape[1]} pixels"
         return text, np.full((*one.shape[1:], 3), 255, np.uint8)
@@ -162,7 +162,7 @@ def _draw_key(canvas: Any, draw: Any, x: int, y: int, fastest: float) -> None:
 
 
 def _paste(canvas: Any, draw: Any, picture: Any, place: tuple[int, int]) -> None:
-    """A picture with a thin edge around it, since flow that is still is as white as the page."""
+    """A picture with a thin edge around it, since zero flow is as white as the page."""
     x, y = place
     draw.rectangle((x - 1, y - 1, x + picture.width, y + picture.height), outline=EDGE)
     canvas.paste(picture, place)

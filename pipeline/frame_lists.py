@@ -31,7 +31,7 @@ def frame_lists(dataset: Dataset, exported: Mapping[str, Counts], root: Path, ts
     """The lists of every split by the name of their file, and `classInd.txt`, which names the labels.
 
     A split's test list is named `val`, as both tools do. Videos that were not exported are left out, and so are names
-    with white space, which neither tool can read; a list without a line is not made.
+    with white space, which neither tool can read; an empty list is not written.
 
     Args:
         dataset: whose splits.
@@ -65,7 +65,7 @@ def frame_lists(dataset: Dataset, exported: Mapping[str, Counts], root: Path, ts
 
 
 def unreadable(video: str) -> bool:
-    """Whether a name would fall apart in a list, whose columns are parted by white space."""
+    """Whether a name would fall apart in a list, whose columns are separated by white space."""
     return len(video.split()) != 1
 
 

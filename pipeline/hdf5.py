@@ -30,7 +30,7 @@ from pipeline.text import first_line
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 OLDEST_SUPERBLOCK = 2
-"""Of HDF5 1.8: from there on the metadata have checksums."""
+"""Version of HDF5 1.8, the first whose metadata have checksums."""
 LONGEST_TEXT = 1 << 16
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -40,7 +40,7 @@ class Invalid(Exception):
 
 
 class Foreign(Invalid):
-    """A sound file of another kind or a later version: it cannot be used, and it is not damaged."""
+    """An intact file of another kind or a later version: it cannot be used, but it is not damaged."""
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def reading(path: Path) -> Iterator[tuple[Any, SourceFile]]:
     Raises:
         FileNotFoundError: no such file.
         Unreadable: the system did not let it be read; this says nothing about its bytes.
-        Invalid: its bytes were read, and are no such file or not whole.
+        Invalid: its bytes were read, and are not such a file, or not all of one.
     """
     try:
         source = SourceFile(path)
@@ -313,7 +313,7 @@ class DiskFile(io.FileIO):
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file of format 1.10 to write into; OSError if the disk did not take it."""
+    """A new HDF5 file of format 1.10 to write into; OSError if it could not be written."""
     with DiskFile(path, "w+") as disk:
         file = None
         try:

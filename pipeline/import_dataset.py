@@ -41,10 +41,10 @@ from pipeline.paths import DatasetPaths, check_name, data_root
 from pipeline.pictures import list_pictures
 from pipeline.progress import progress
 from pipeline.scan import Found, links_not_followed, scan
-from pipeline.text import many, quoted, some, system_reason, typed
+from pipeline.text import many, printable, quoted, some, system_reason, typed
 
 COMPARED = 2000
-"""Names of found videos that are compared with one that is missing."""
+"""How many found videos are compared with a missing one, by name."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Header:
 
 
 def probe(path: Path) -> Header:
-    """Frames and size from the header, without decoding; good enough to balance work, not to rely on."""
+    """Frames and size from the header, without decoding; good enough for balancing work, not to be relied on."""
     from av.error import FFmpegError
 
     for _ in range(2):
@@ -238,7 +238,7 @@ def read_counts(path: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Imported:
-    """A dataset that may be recorded, and what its user should know about it."""
+    """A dataset ready to be recorded, and what its user should know about it."""
 
     dataset: Dataset
     notes: tuple[str, ...]
@@ -267,7 +267,7 @@ def import_dataset(
         kind: "ucf101" or "hmdb51", whose lists must be the official ones, or "folder".
         name: what the dataset will be called.
         videos: the folder of the videos.
-        lists_source: folder or file of lists; only "folder" can do without.
+        lists_source: folder or file of lists; only "folder" may omit it.
         class_names: names of the labels of lists that number them.
         group: (class, stem) -> group; by default the rule of the kind.
         counts: known frames by stem or id; they take precedence over headers.
@@ -289,9 +289,7 @@ def import_dataset(
         lambda most: problems_of(videos, lists, found, matching, allow_missing, most), limit, everything
     )
     if problems:
-        raise InputError(
-            f"{name} cannot be imported from {videos}\n" + "\n".join(f"  {line}" for line in problems)
-        )
+        raise InputError(f"{name} cannot be imported from {videos}", *(f"  {line}" for line in problems))
     ids = sorted(matching.paths)
     paths = {video_id: videos.absolute() / matching.paths[video_id] for video_id in ids}
     read = dict(zip(ids, probe_all(list(paths.values()), jobs), strict=True)) if headers else {}
@@ -323,7 +321,7 @@ def check_read(headers: Mapping[str, Header], limit: int) -> None:
     if unread:
         raise Unreadable(
             f"{many(len(unread), 'video')} could not be read: {some(unread, limit, quoted=False)}; nothing was "
-            "recorded: import again once that is mended (--no-probe imports without looking into the videos)"
+            "recorded: import again once that is fixed (--no-probe imports without looking into the videos)"
         )
 
 
@@ -372,7 +370,7 @@ def records_of(
 def problems_of(
     videos: Path, lists: Lists, found: Found, matching: Matching, allow_missing: bool, limit: int
 ) -> list[str]:
-    """A line for each thing that keeps the dataset from being imported."""
+    """A line for each problem that prevents the dataset from being imported."""
     lines = []
     if not found.videos and not found.outside:
         inner = [
@@ -446,7 +444,7 @@ def notes_of(
     counts: Mapping[str, int],
     limit: int,
 ) -> tuple[str, ...]:
-    """A line for each thing that a user should know although the dataset can be imported."""
+    """A line for each fact that a user should know although the dataset can be imported."""
     notes = list(lists.notes)
     if matching.missing:
         notes.append(
@@ -521,7 +519,7 @@ class ImportOptions(DataOptions):
     videos: Path = option(REQUIRED, "Folder of the videos, in folders of their classes.", kind=FOLDER)
     lists: Path | None = option(None, "Folder (or one file) of lists.", kind=FILE_OR_FOLDER)
     name: str | None = option(
-        None, "What to call the dataset.", metavar="NAME", shown_default="KIND; needed for a folder"
+        None, "Name of the dataset.", metavar="NAME", shown_default="KIND; needed for a folder"
     )
     classes: Path | None = option(
         None, "Class names, one a line, for lists that number them from 0.", kind=FILE
@@ -551,6 +549,10 @@ class ImportOptions(DataOptions):
                 f"{self.kind} needs its official lists: --lists DIR; get them with: "
                 f"{typed('pipeline')} fetch-lists {self.kind} --output DIR"
             )
+        if self.classes is not None and self.lists is None:
+            raise click.UsageError("--classes goes with --lists: it names the classes that lists number")
+        if self.jobs is not None and not self.probe:
+            raise click.UsageError("--jobs goes with --probe: without it no headers are read")
         if self.keep_suffix and self.lists is not None:
             raise click.UsageError(
                 "--keep-suffix goes with a folder without --lists: lists name their videos"
@@ -591,5 +593,5 @@ def command(**values: Any) -> None:
     for line in describe(imported.dataset):
         click.echo(line)
     for note in imported.notes:
-        click.echo(f"note: {note}")
-    click.echo(f"recorded in {record}")
+        click.echo(printable(f"note: {note}"))
+    click.echo(printable(f"recorded in {record}"))

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline import atomic, jpeg_scan
 from pipeline.catalog import load_dataset
 from pipeline.codec import Codec, Levels, Quantised, codec, dequantise, field_quantiser, image_size
-from pipeline.errors import DiskFull, InputError, command_errors
+from pipeline.errors import DiskFull, InputError, command_errors, reading
 from pipeline.export import inside
 from pipeline.failures import file_beside, report_failures
 from pipeline.flow_files import (
@@ -80,7 +80,7 @@ def image_pairs(folder: Path, step: int, direction: str) -> list[tuple[Path, Pat
     """The (x, y) images of a folder in order.
 
     Raises:
-        InputError: an x without its y or the other way, a number twice, a gap in the numbers, or names that say another
+        InputError: an x without its y or vice versa, a number twice, a gap in the numbers, or names that give another
             step or direction.
     """
     found: dict[str, dict[int, Path]] = {"x": {}, "y": {}}
@@ -91,7 +91,7 @@ def image_pairs(folder: Path, step: int, direction: str) -> list[tuple[Path, Pat
                 named = (int(match["step"]), "forward" if match["sign"].lower() == "p" else "backward")
                 if named != (step, direction):
                     raise InputError(
-                        f"{path}: its name says step {named[0]}, {named[1]}: give --step {named[0]} --direction "
+                        f"{path}: its name gives step {named[0]}, {named[1]}: give --step {named[0]} --direction "
                         f"{named[1]}, and keep images of other steps in folders of their own"
                     )
                 first = (
@@ -117,7 +117,7 @@ def image_pairs(folder: Path, step: int, direction: str) -> list[tuple[Path, Pat
 
 
 def frame_images(folder: Path) -> list[Path]:
-    """The RGB frames of a folder in the order of their numbers, which may be none."""
+    """The RGB frames of a folder in the order of their numbers; may be empty."""
     matches = [(FRAME_IMAGE.fullmatch(path.name), path) for path in folder.iterdir()]
     return [path for _, path in sorted((int(match["number"]), path) for match, path in matches if match)]
 
@@ -132,13 +132,14 @@ def read_gray(path: Path) -> Levels:
     """A gray image uint8[H,W]; InputError if it cannot be decoded or its file is far too large for one."""
     import cv2
 
-    if path.stat().st_size > LARGEST_IMAGE_FILE:
-        raise InputError(f"{path}: {path.stat().st_size} bytes is too much for a flow image")
-    data = path.read_bytes()
+    with reading(path):
+        if path.stat().st_size > LARGEST_IMAGE_FILE:
+            raise InputError(f"{path}: {path.stat().st_size} bytes are too many for a flow image")
+        data = path.read_bytes()
     check_whole(path, data)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
-        raise InputError(f"{path}: expected a JPEG or PNG image, found {len(data)} bytes that are none")
+        raise InputError(f"{path}: expected a JPEG or PNG image, found {len(data)} bytes of something else")
     return np.asarray(image, np.uint8)
 
 
@@ -154,7 +155,7 @@ class ImportFlowOptions(DataOptions):
     folders: tuple[Path, ...] = argument(REQUIRED, metavar="FOLDERS...", multiple=True)
     bound: float | None = option(
         None,
-        "Pixels that level 255 stands for in images; goes with images, which do not record it.",
+        "Flow in pixels that level 255 of an image stands for; required for images, which do not record it.",
         minimum=0.01,
         maximum=10000,
     )
@@ -178,6 +179,8 @@ class ImportFlowOptions(DataOptions):
     def __post_init__(self) -> None:
         if (self.output is None) == (self.dataset is None):
             raise click.UsageError("give either --output FOLDER or --dataset NAME")
+        if not self.dataset and (self.shards != "imported" or self.data is not None):
+            raise click.UsageError("--data and --shards go with --dataset")
 
     @property
     def given_bound(self) -> float:
@@ -194,7 +197,7 @@ class Images(NamedTuple):
 
     Attributes:
         pairs: (x, y) files of each flow, in order.
-        frames: files of the RGB frames, which may be none.
+        frames: files of the RGB frames; may be empty.
         height, width: of all of them, in pixels.
     """
 
@@ -205,7 +208,7 @@ class Images(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of all the files together."""
+        """Bytes of all the files together."""
         files = [*(image for pair in self.pairs for image in pair), *self.frames]
         return sum(file.stat().st_size for file in files)
 
@@ -215,7 +218,7 @@ class Numbers(NamedTuple):
 
     Attributes:
         flow: the fields.
-        frames: files of the RGB frames, which may be none; a single .npy file holds all of them.
+        frames: files of the RGB frames; may be empty; a single .npy file holds all of them.
     """
 
     flow: FlowNumbers
@@ -231,7 +234,7 @@ class Numbers(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of all the files together."""
+        """Bytes of all the files together."""
         return sum(file.stat().st_size for file in (*self.flow.files, *self.frames))
 
 
@@ -339,7 +342,7 @@ def check_one_way(found: Mapping[str, Path], videos: Collection[str], options: I
 def import_folder(
     folder: Path, video: str, path: Path, options: ImportFlowOptions
 ) -> tuple[Stamp, Facts] | None:
-    """Make the shard `path` of a place that holds flow (and frames); None if it is there already, made the same way.
+    """Make the shard `path` of a place that holds flow (and frames); None if it exists already, made the same way.
 
     Args:
         folder: with images, .flo or .npy files, or a .npy file of all flow of the video.
@@ -360,7 +363,7 @@ def import_folder(
             differences = request.differences(request_of(shard))
         if differences:
             raise InputError(
-                f"{path}: is there, but made with other options ({'; '.join(differences)}); use --overwrite or "
+                f"{path}: exists, but was made with other options ({'; '.join(differences)}); use --overwrite or "
                 "another --output"
             )
         return None
@@ -407,7 +410,8 @@ def each_frame(source: Images | Numbers, digest: Any) -> Iterator[bytes]:
             yield encode_frame(np.ascontiguousarray(frame), FRAMES_QUALITY)
         return
     for picture in source.frames:
-        data = picture.read_bytes()
+        with reading(picture):
+            data = picture.read_bytes()
         digest.update(data)
         yield frame_stream(picture, data, source.height, source.width)
 
@@ -419,7 +423,7 @@ def read_gray_of_size(path: Path, height: int, width: int, digest: Any) -> Level
         raise InputError(
             f"{path}: expected {width}x{height} as the first image, found {image.shape[1]}x{image.shape[0]}"
         )
-    digest.update(path.read_bytes())
+    add_file(digest, path)
     return image
 
 
@@ -516,7 +520,7 @@ def videos_of(folders: Sequence[Path]) -> dict[str, Path]:
         for video, folder in flow_folders(root).items():
             if found.setdefault(video, folder) != folder:
                 raise InputError(
-                    f"{folder}: would be the same video {video!r} as {found[video]}; import them apart"
+                    f"{folder}: would be the same video {video!r} as {found[video]}; import them separately"
                 )
     if not found:
         raise InputError(

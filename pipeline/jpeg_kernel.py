@@ -11,7 +11,7 @@ from pipeline.compiled import inlined, kernel
 
 INVALID, TOO_MANY, TOO_SHORT, LEFT_OVER, TOO_LARGE = 1, 2, 3, 4, 5
 LARGEST = 1280
-"""No coefficient of 8-bit samples exceeds 1024 (T.81 A.3.3); a quarter more is left for encoders' rounding."""
+"""No coefficient of 8-bit samples exceeds 1024 (T.81 A.3.3); a quarter more is allowed for encoders' rounding."""
 QUICK = 10
 """Bits of the table that most codes are found in, small enough for a processor's nearest cache."""
 WIDE = 12

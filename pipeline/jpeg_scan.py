@@ -59,10 +59,11 @@ PROBLEMS = (
 )
 
 
+BAD_HEADER = "a header is damaged"
 ZEROS = bytes(32)
 """A sector that was not written holds more."""
 CODE_BYTES = 16 + 256
-"""Of a table of codes: numbers of codes of length 1..16, then symbols."""
+"""Bytes of a table of codes: numbers of codes of length 1..16, then symbols."""
 
 
 class Component(NamedTuple):
@@ -133,10 +134,15 @@ def _picture(data: bytes, array: Bytes, start: int) -> tuple[int, str | None]:
             return -1, None if data.find(END, position) >= 0 else PROBLEMS[TOO_SHORT]
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
         if marker in DECIDING:
+            if end > len(data):
+                return position, BAD_HEADER
             head.append(data[position:end])
         position = end
         if marker == SOS:
-            plan = _plan(tuple(head))
+            try:
+                plan = _plan(tuple(head))
+            except ValueError:
+                return position, BAD_HEADER
             if plan is None:
                 return -1, None
             first = position
@@ -152,7 +158,11 @@ def _picture(data: bytes, array: Bytes, start: int) -> tuple[int, str | None]:
 
 @functools.lru_cache(maxsize=16)  # the frames of a video are usually alike
 def _plan(head: tuple[bytes, ...]) -> Plan | None:
-    """What the scan that the last of the segments begins must hold; None for one that is not understood."""
+    """What the scan that the last of the segments begins must hold; None for one that is not understood.
+
+    Raises:
+        ValueError: its header contradicts that of the frame.
+    """
     codes, quantisers = dict(STANDARD), dict[int, bytes]()
     header: Header | None = None
     interval = 0
@@ -204,13 +214,17 @@ def _frame(body: bytes) -> Header | None:
 def _plan_of(
     header: Header, body: bytes, codes: dict[int, bytes], quantisers: dict[int, bytes], interval: int
 ) -> Plan | None:
-    """What a scan must hold whose header (SOS) has that body."""
+    """What a scan must hold whose header (SOS) has that body; ValueError if it contradicts that of the frame."""
     from pipeline.jpeg_kernel import LARGEST, decoding_tables
 
     count = body[0] if body else 0
-    if not 1 <= count <= 4 or len(body) < 4 + 2 * count:
-        return None
     names = {component.name: component for component in header.components}
+    if (
+        not 1 <= count <= len(header.components)
+        or len(body) < 4 + 2 * count
+        or not names.keys() >= set(body[1 : 1 + 2 * count : 2])
+    ):
+        raise ValueError("a scan of other components than the frame has")
     chosen = [(names.get(body[1 + 2 * i]), body[2 + 2 * i]) for i in range(count)]
     widest = max(component.across for component in header.components)
     highest = max(component.down for component in header.components)

@@ -1,4 +1,4 @@
-"""Reading lists of videos, classes and splits, in the forms that others have them:
+"""Reading lists of videos, classes and splits, in the formats of other projects:
 
 - UCF-101: `classInd.txt`, `trainlist01.txt` with `Class/name.avi label`, `testlist01.txt` with `Class/name.avi`
 - HMDB-51: `<class>_test_split<N>.txt` with `name.avi tag`; 1 is for training, 2 for testing, 0 unused
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipeline.catalog import Facts, Split, check_inside
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reading
 from pipeline.groups import GroupRule, hmdb_group, ucf_group
 from pipeline.paths import fault_of_part
 from pipeline.text import many, quoted, typed
@@ -45,11 +45,11 @@ UCF_LIST = re.compile(r"(train|test)list([0-9]{1,4})\.txt")
 HMDB_LIST = re.compile(r"(.+)_test_split([0-9]{1,4})\.txt")
 NUMBER_BEHIND = re.compile(r"(?<=[^\s,])[\s,]+[0-9]{1,9}$")
 LONGEST_LINE = 8192
-"""Characters of a line that may be a path with numbers; no system opens a path of as many."""
+"""Most characters of a line that may be a path with numbers; no system opens a longer path."""
 FEWEST_FRAMES = 10
 """Below it, the first of two numbers after a video file is taken for a label rather than a count of frames."""
 SHOWN = 20
-"""Rows that contradict each other which a message lists; the rest is counted."""
+"""Contradicting rows that a message lists; the rest are counted."""
 Row = tuple[str, str | int, str, str | None]
 """(path, label as listed, file and line, side if the line names one)"""
 
@@ -233,9 +233,7 @@ class Builder:
         """
         if self.conflicts:
             more = len(self.conflicts) - SHOWN
-            raise InputError(
-                "\n".join([*self.conflicts[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])])
-            )
+            raise InputError(*self.conflicts[:SHOWN], *([f"and {more:,} more"] if more > 0 else []))
         if self.repeated:
             count = many(len(self.repeated), "row")
             self.notes.append(
@@ -330,7 +328,7 @@ def split_labels(line: str) -> tuple[str, list[int]]:
 def check_count(name: str, numbers: Sequence[int], most: int, where: str, folder: VideosFolder) -> None:
     """Raise InputError where more numbers follow a path than its format has.
 
-    A folder's name may end in a number: which it is, is seen from the folders that are there.
+    A folder's name may end in a number: the existing folders show which it is.
     """
     count, shorter = len(numbers), name
     while shorter and key_of(shorter) not in folder.found and NUMBER_BEHIND.search(shorter):
@@ -410,7 +408,8 @@ def check_columns(rows: Sequence[tuple[str, list[int], str]], files: bool) -> No
 
 def read_csv_rows(path: Path, folder: VideosFolder) -> list[Row]:
     """Rows of a CSV with a header: label or class, youtube_id with times or path, and perhaps split."""
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+    with reading(path):
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
     rows: list[Row] = []
     try:
         content = [(f"{path}:{reader.line_num}", raw) for raw in reader]
@@ -524,7 +523,7 @@ def read_lists(
         folder: the folder of the videos; without it no path may be absolute.
 
     Raises:
-        InputError: none there, several formats at once, or a line that cannot be understood (with file and number).
+        InputError: no lists, several formats at once, or a line that cannot be understood (with file and number).
     """
     if not source.exists():
         raise InputError(f"{source}: no such folder of lists")
@@ -567,7 +566,6 @@ def check_facts(lists: Lists, facts: Facts, source: Path) -> None:
     wrong = [f"{what}: expected {want:,}, found {found:,}" for what, want, found in pairs if want != found]
     if wrong:
         raise InputError(
-            f"{source}: these are not the official lists of {facts.title}; "
-            + "; ".join(wrong)
-            + f"\nput the official lists there; for other lists: {typed('pipeline')} import folder --lists DIR"
+            f"{source}: these are not the official lists of {facts.title}; {'; '.join(wrong)}",
+            f"put the official lists there; for other lists: {typed('pipeline')} import folder --lists DIR",
         )

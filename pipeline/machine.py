@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from pipeline.errors import InputError
+
 OBJECTS_THAT_STAY = 50_000
 """Objects made between two searches for reference cycles, while what is made is there to stay; Python's own is 700."""
 
@@ -46,12 +48,14 @@ def in_processes(
 ) -> Iterator[Result]:
     """The function's results in order, computed by several processes; by this one if `jobs` is 1.
 
-    The processes are born with SIGINT blocked: Ctrl-C, which a terminal sends to all of them, is this one's to handle.
+    InputError if the system ends one of them, as it does where memory runs out.
+
+    The processes start with SIGINT blocked: Ctrl-C, which a terminal sends to all of them, is this one's to handle.
     """
     from joblib import Parallel, delayed
     from joblib.externals.loky.backend import resource_tracker
 
-    # An interruption cancels what is in progress, which joblib would report as a waste.
+    # An interruption cancels what is in progress, which joblib would warn about.
     warnings.filterwarnings("ignore", ".*tasks which were still being processed")
     if jobs != 1:
         for tracker in (resource_tracker, multiprocessing.resource_tracker):
@@ -63,4 +67,16 @@ def in_processes(
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return results
+    return _until_one_ends(results)
+
+
+def _until_one_ends(results: Iterator[Result]) -> Iterator[Result]:
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        yield from results
+    except BrokenProcessPool as error:
+        raise InputError(
+            "one of the processes that work for this command was ended from outside; if memory ran out, give fewer "
+            "with --jobs, where there is such an option, and run the same command again"
+        ) from error

@@ -1,11 +1,11 @@
 """The manifest of a shard set: what commands need of every shard to start, in one file, so that none is opened.
 
-It is a copy of what the shards say. A row counts only while the shard's file (or its pack) has the size and time that
-the row records; what is missing is read from the shards again, and whoever reads a shard compares it with its row
+It is a copy of what the shards record. A row counts only while the shard's file (or its pack) has the size and time
+that the row records; what is missing is read from the shards again, and whoever reads a shard compares it with its row
 (`RecordedShard`). So a manifest may be deleted at any time, and one that is stale, damaged or untrue costs time or
-ends in an error, and never becomes data. Extraction, import, packing and `verify` write it; a command that
-had to open shards writes it too, where it may. Nobody locks it: it is replaced in one step, and rows that two writers
-at once lose are read again.
+ends in an error, but never leads to wrong data. Extraction, import, packing and `verify` write it; a command that
+had to open shards writes it too, where it may. Nobody locks it: it is replaced in one step, and rows that are lost
+when two write at once are read again.
 
 HDF5 1.10 like score files; texts are UTF-8 of a fixed length, arrays lie in the file as they are:
 
@@ -18,7 +18,7 @@ HDF5 1.10 like score files; texts are UTF-8 of a fixed length, arrays lie in the
     /pack           int32[n]   index into packs, -1 for a loose shard
     /frame_count    int64[n]
     /height, width  int32[n]   pixels
-    /forward        int64[n]   flows, -1 where the shard has not this direction
+    /forward        int64[n]   flows, -1 where the shard lacks this direction
     /backward       int64[n]
     /source_bytes   int64[n]   of the video file
     /tables         uint32[n]  CRC-32 of all tables
@@ -73,7 +73,7 @@ ARRAYS = {
     "members": "<i4",
 }
 MOST_REQUESTS = 4096
-"""A set whose shards were made in more ways gets no manifest."""
+"""A set whose shards were made in more ways than this gets no manifest."""
 MANY = 2000
 """Shards from which on several processes open them; starting a process costs about as much as opening a thousand."""
 CHUNK = 250
@@ -86,7 +86,7 @@ class Facts(NamedTuple):
 
     Attributes:
         frame_count, height, width: as the shard's.
-        forward, backward: flows, -1 where it has not this direction.
+        forward, backward: flows, -1 where it lacks this direction.
         source_bytes: of the video file.
         tables: CRC-32 of all its tables.
         request: what it answers, with source_bytes 0, so that shards made alike share one.
@@ -176,9 +176,9 @@ class RecordedShard(Shard):
             found = facts_of(shard)
             if found != self.facts or shard.video != self.video:
                 raise InputError(
-                    f"{self.address}: expected the shard that was there at the start or that its set's {NAME} records, "
+                    f"{self.address}: expected the shard found at the start or the one that its set's {NAME} records, "
                     f"{described(self.video, self.facts)}; found {described(shard.video, found)}: delete that {NAME}, "
-                    "which is made again, and run the same command again"
+                    "which is recreated, and run the same command again"
                 )
             self._read = shard.contents
         return self._read
@@ -262,7 +262,7 @@ class ShardSet(Mapping[str, ShardAddress]):
 
         Args:
             videos: those of the set among them count.
-            again: open those as well of which only the manifest's word is known.
+            again: also open those known only from the manifest.
             jobs: processes for very many; one per usable core unless given.
 
         Returns:
@@ -301,7 +301,9 @@ class ShardSet(Mapping[str, ShardAddress]):
         return faults
 
     def see(self, address: ShardAddress, video: str, stamp: Stamp, facts: Facts) -> None:
-        """Take the facts of a shard that calls itself `video` from who opened it, unless its file changed since."""
+        """Accept the facts of a shard that calls itself `video` from whoever opened it, unless its file changed
+        since.
+        """
         if video not in self or self[video] != address:
             return
         if stamp == (self._loose[video] if address.group == "/" else self._packs[address.file][0]):
@@ -326,10 +328,10 @@ class ShardSet(Mapping[str, ShardAddress]):
 
 
 @making_what_stays()
-def read_shard_set(folder: str | Path, unusable: list[ShardAddress] | None = None) -> ShardSet:
+def read_shard_set(folder: str | Path, unusable: dict[ShardAddress, InputError] | None = None) -> ShardSet:
     """The shards below a folder, loose files and packs alike, and what its manifest says of those it is right about.
 
-    Files are listed, not opened, but packs that the manifest lacks. Where a video is both loose and packed, the
+    Files are listed, not opened, except packs that the manifest lacks. Where a video is both loose and packed, the
     loose file counts.
 
     Args:
@@ -357,11 +359,11 @@ def read_shard_set(folder: str | Path, unusable: list[ShardAddress] | None = Non
         videos: Iterable[str] = known
         count = len(known)
         if recorded.members.get(name) != count:
-            odd: list[ShardAddress] = []
+            odd: dict[ShardAddress, InputError] = {}
             videos = index_pack_or_report(path, None if unusable is None else odd)
             count = -1 if odd else len(list(videos))
             if unusable is not None:
-                unusable += odd
+                unusable |= odd
         found._packs[path] = stamp, count
         for video in videos:
             found._packed[video] = path
@@ -392,7 +394,7 @@ def _opened(chunk: Sequence[tuple[str, ShardAddress]]) -> list[tuple[str, Facts 
                 facts = _sharing(facts_of(shard), requests)
             found.append((video, facts if recordable(video, shard) else shard))
         except Unreadable:
-            raise  # it may be good, and nobody should work on without it
+            raise  # it may be intact, and work should not continue without it
         except InputError as error:
             found.append((video, str(error)))
     return found
@@ -416,7 +418,9 @@ def has_manifest(folder: Path) -> bool:
 
 
 def record(folder: Path, made: Mapping[str, tuple[Stamp, Facts]]) -> None:
-    """Add loose shards that were just written to the manifest of a set; quietly nothing where it cannot be written."""
+    """Add loose shards that were just written to the manifest of a set; does nothing, silently, where it cannot be
+    written.
+    """
     before = _read(folder) if made else _Manifest({}, {}, replaceable=False)
     if before.replaceable:
         requests: dict[str, Request] = {}
@@ -429,7 +433,7 @@ def record(folder: Path, made: Mapping[str, tuple[Stamp, Facts]]) -> None:
 def refresh(folder: Path) -> None:
     """Record the shards of a set that changed, and forget those that are gone."""
     with contextlib.suppress(InputError):  # a pack that cannot be read, which others report
-        found = read_shard_set(folder, [])
+        found = read_shard_set(folder, {})
         found.learn(found)
         found.save()
 
@@ -484,7 +488,7 @@ def _parsed(file: Any, source: SourceFile) -> _Manifest:
     _check(arrays, requests)
     rows = [arrays[name].tolist() for name in ARRAYS]
     size, modified, pack, *counts, request, members = rows
-    packs = (*packs, "")  # which index -1 is
+    packs = (*packs, "")  # which index -1 selects
     facts = map(Facts, *counts, map(requests.__getitem__, request))
     records = map(Record, map(Stamp, size, modified), map(packs.__getitem__, pack), facts)
     return _Manifest(dict(zip(videos, records, strict=True)), dict(zip(packs[:-1], members, strict=True)))
@@ -524,7 +528,7 @@ def _check(arrays: Mapping[str, npt.NDArray[Any]], requests: Sequence[Request]) 
 
 
 def _write(folder: Path, manifest: _Manifest) -> None:
-    """Replace the manifest of a folder, and nothing if that is not possible: it can be made again at any time."""
+    """Replace the manifest of a folder, or do nothing if that is not possible: it can be recreated at any time."""
     requests: dict[int, int] = {}
     distinct: dict[str, int] = {}
     for _, _, facts in manifest.records.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 ODD = re.compile(rb"\x00\x00(?:\x00+\x01?|\x02|\x03[^\x00-\x03])")
-"""What must not be, or a start code with zeros before it."""
+"""Forbidden bytes, or a start code with zeros before it."""
 
 
 def length_bytes(codec: str, extradata: bytes | None) -> int:
@@ -22,7 +22,7 @@ def length_bytes(codec: str, extradata: bytes | None) -> int:
 
 
 def is_broken(packet: bytes, prefix: int) -> bool:
-    """Whether a packet holds bytes that must not be in a NAL unit.
+    """Whether a packet holds bytes that are forbidden in a NAL unit.
 
     Args:
         packet: one frame or field.

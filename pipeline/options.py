@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True, kw_only=True)
     class PackOptions(DatasetOptions, ShardSetOptions):
-        size: int = option(1024, "Most megabytes per pack.", minimum=1)
+        size: int = option(1024, "Maximum number of megabytes per pack.", minimum=1)
 
     @click.command(context_settings=CONTEXT)
     @options_of(PackOptions)
@@ -158,7 +158,7 @@ def options_of(kind: type, given_only: bool = False) -> Callable[[Command], Comm
 
     Args:
         kind: the dataclass; fields that were not made by `option` or `argument` are not options.
-        given_only: every option's default is None (or empty), whatever the field's: for values that go over others.
+        given_only: every option's default is None (or empty), whatever the field's: for values that override others.
     """
 
     def decorate(command: Command) -> Command:

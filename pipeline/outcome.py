@@ -1,6 +1,6 @@
 """What happened to each video: one record each, in JSON lines that survive a crash.
 
-Every process that runs a stage appends to its own file, because appending to one file from many nodes tears on
+Every process that runs a stage appends to its own file, because appends to one file from many nodes are not atomic on
 network file systems; `read_outcomes` merges them. A record is flushed to the disk before the next video begins, and a
 line cut short by a crash is ignored when read.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from pipeline import atomic, checked_json
+from pipeline.errors import reading
 from pipeline.failures import reason_lines
 from pipeline.machine import making_what_stays
 from pipeline.text import duration, many, size_in_bytes
@@ -27,7 +28,7 @@ LARGEST_AMOUNT = 1 << 60
 
 
 WAIT_FOR_FRAMES, WAIT_FOR_WRITERS = "waiting for frames", "waiting for writers"
-"""Stages of an extraction in which computing stands still."""
+"""Stages of an extraction in which nothing is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ class OutcomeLog:
 def read_outcomes(folder: Path, shard_set: str | None = None) -> dict[str, Outcome]:
     """The last outcome of each video, over all processes' files; empty if there are none.
 
-    Lines that are no record are left out, whatever is in them; OSError if a file cannot be read.
+    Lines that are not records are left out, whatever is in them; OSError if a file cannot be read.
 
     "skipped" only means that an earlier run's shard was still good, so it does not replace that run's "done".
 
@@ -136,7 +137,7 @@ def _records(folder: Path) -> Iterator[Outcome]:
     for path in (
         sorted(path for path in folder.iterdir() if path.suffix == ".jsonl") if folder.is_dir() else []
     ):
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             yield from (record for line in _lines(file) if (record := _parse(line)) is not None)
 
 
@@ -151,7 +152,7 @@ def _latest(records: Iterable[Outcome]) -> dict[str, Outcome]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file but those longer than any record, which are never held in memory whole."""
+    """The lines of a file except those longer than any record, which are never held in memory whole."""
     whole = True
     while line := file.readline(LONGEST_LINE):
         ends = line.endswith(b"\n")
@@ -188,7 +189,7 @@ def _parse(line: bytes) -> Outcome | None:
 
 
 def _is_amount(value: Any) -> bool:
-    """Whether a value is a number that counts or times can be; NaN is not."""
+    """Whether a value can be a count or a time; NaN cannot."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_AMOUNT
 
 

@@ -1,8 +1,9 @@
-"""One process at a time where two would undo each other's work: who owns a folder or a name is in a file beside it.
+"""One process at a time where two would undo each other's work: who owns a folder or a name is recorded in a file
+beside it.
 
 The file is a hard link that appears with what it holds, or is created with O_EXCL where there are none. It holds the
 owner as temporary names do: host, process and the process's start time. An owner on this host that is gone is replaced
-at once. One on another host cannot be asked, so every owner touches its file now and then: one that nobody touches
+at once. One on another host cannot be checked, so every owner touches its file now and then: one that is not touched
 while it is watched has lost its owner.
 """
 
@@ -31,20 +32,20 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EIN
 
 @contextlib.contextmanager
 def owning_folder(folder: Path) -> Iterator[None]:
-    """Own a folder, which is made if need be, during the block; InputError while another process does."""
+    """Own a folder, which is created if necessary, during the block; InputError while another process does."""
     made = not folder.exists()
     try:
         with _owning(folder / ".owner", folder):
             yield
     finally:
-        if made:  # if nothing came into it, nothing is left of it
+        if made:  # if it stays empty, it is removed
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
 @contextlib.contextmanager
 def owning_name(path: Path, share: str = "") -> Iterator[None]:
-    """Own the name of a file or folder, there already or not, or a share of the work on it.
+    """Own the name of a file or folder, whether it exists or not, or a share of the work on it.
 
     Raises:
         InputError: another process owns it.

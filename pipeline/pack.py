@@ -1,4 +1,4 @@
-"""Many shards in few files, for file systems that do not like many: `python -m pipeline pack`.
+"""Many shards in few files, for file systems that are slow with many: `python -m pipeline pack`.
 
 A shard is a group wherever it lies, so a pack is an HDF5 file with a group `class/stem` per video, and readers find it
 through the same index as loose files.
@@ -35,7 +35,7 @@ from pipeline.shard_file import SUFFIX, VERSION
 from pipeline.shard_index import PACK_FORMAT, PACK_SUFFIX, index_pack, index_shards
 from pipeline.shard_sets import choose_shard_set
 from pipeline.shard_writer import copy_shard, verify_written
-from pipeline.text import many, size_in_bytes, typed
+from pipeline.text import many, printable, size_in_bytes, typed
 
 
 def write_pack(
@@ -49,7 +49,7 @@ def write_pack(
         copied: called after each shard.
 
     Raises:
-        InputError: a member is damaged or there twice, or the disk is full.
+        InputError: a member is damaged or listed twice, or the disk is full.
     """
     addresses = list(members)
 
@@ -77,7 +77,7 @@ def write_pack(
 
 
 def check_whole(address: ShardAddress) -> None:
-    """InputError if a shard has a fault, so that no damage is packed or unpacked as if it were good."""
+    """InputError if a shard has a fault, so that damage is never packed or unpacked as if it were intact."""
     with open_shard(address) as shard:
         for fault in faults(shard):
             raise InputError(
@@ -110,7 +110,7 @@ def plan_by_class(shards: dict[str, ShardAddress], folder: Path) -> dict[Path, l
 def plan_by_number(
     shards: dict[str, ShardAddress], folder: Path, videos: int
 ) -> dict[Path, list[ShardAddress]]:
-    """Packs of a number of videos each, of the loose shards only, numbered after the packs that are there."""
+    """Packs of a number of videos each, of the loose shards only, numbered after the existing packs."""
     loose = [address for address in shards.values() if address.group == "/"]
     taken = [int(path.stem) for path in folder.glob(f"*{PACK_SUFFIX}") if path.stem.isdecimal()]
     numbers = itertools.count(max(taken, default=0) + 1)
@@ -127,7 +127,7 @@ class PackOptions(ShardSetOptions, DataOptions):
     videos: int | None = option(
         None, "Number of videos to a pack.", minimum=1, shown_default="one pack per class"
     )
-    unpack: bool = option(False, "The other way: packs become loose shards again.")
+    unpack: bool = option(False, "Unpack instead: packs become loose shards again.")
     keep: bool = option(False, "Leave the original files, instead of deleting them once verified.")
 
     def __post_init__(self) -> None:
@@ -135,6 +135,8 @@ class PackOptions(ShardSetOptions, DataOptions):
             raise click.UsageError("give either a folder of shards or --dataset NAME")
         if self.shards and not self.dataset:
             raise click.UsageError("--shards goes with --dataset")
+        if self.data is not None and not self.dataset:
+            raise click.UsageError("--data goes with --dataset")
         if self.unpack and self.videos is not None:
             raise click.UsageError("--videos goes with packing, not with --unpack")
 
@@ -166,11 +168,12 @@ def command(**values: Any) -> None:
             )
         if options.unpack:
             done = unpack_all(shards, folder, options.keep)
-            click.echo(f"{folder}: {many(done, 'shard')} unpacked, {len(shards) - done} were loose already")
+            line = f"{folder}: {many(done, 'shard')} unpacked, {len(shards) - done} were loose already"
+            click.echo(printable(line))
         else:
             packed, packs = pack_all(shards, folder, options)
             new = f"{many(packed, 'shard')} in {many(packs, 'pack')}"
-            click.echo(f"{folder}: {new}; {len(shards) - packed:,} were packed already")
+            click.echo(printable(f"{folder}: {new}; {len(shards) - packed:,} were packed already"))
         if options.dataset or has_manifest(folder):
             refresh(folder)
 
@@ -186,7 +189,8 @@ def pack_all(shards: dict[str, ShardAddress], folder: Path, options: PackOptions
         for path, members in packs.items():
             write_pack(path, members, shown.advance)
             with shown.aside():
-                click.echo(f"{path}: {many(len(members), 'shard')}, {size_in_bytes(path.stat().st_size)}")
+                made = f"{path}: {many(len(members), 'shard')}, {size_in_bytes(path.stat().st_size)}"
+                click.echo(printable(made))
             for member in members if not options.keep else []:
                 if member.group == "/":
                     member.file.unlink(missing_ok=True)

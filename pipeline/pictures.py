@@ -257,7 +257,7 @@ def _ordered(groups: dict[str, list[Numbered]]) -> list[Group]:
 
 
 def _same_number(names: Sequence[str]) -> str:
-    """Which two pictures cannot be put in an order."""
+    """Names two pictures that cannot be put in order."""
     seen: dict[str, str] = {}
     for name in sorted(names):
         plain = re.sub(r"[0-9]+", lambda found: str(int(found[0])), Path(name).stem)

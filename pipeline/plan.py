@@ -68,7 +68,7 @@ def share(videos: Iterable[Video], task: int, tasks: int) -> list[Video]:
 
 
 def describe(cost: Mapping[str, int], parts: Sequence[Sequence[Video]]) -> list[str]:
-    """Lines on how even the shares are, and what keeps them from being more so."""
+    """Lines on how even the shares are, and what prevents them from being more even."""
     loads = [sum(cost[video.id] for video in part) for part in parts]
     mean = max(sum(loads) / len(loads), 1e-9)
     lines = [

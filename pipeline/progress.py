@@ -1,4 +1,4 @@
-"""How far work is: a bar on a terminal, plain lines now and then elsewhere; the same in every command."""
+"""Progress of work: a bar on a terminal, plain lines now and then elsewhere; the same in every command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPILING = "compiling once, for this run and later ones (usually less than 20 s
 """What a command prints when it begins to compile kernels, those of the CPU by numba or a GPU's by NVRTC."""
 
 clock = time.monotonic
-"""Seconds; tests put another in its place."""
+"""The clock, in seconds; tests replace it."""
 
 
 _noted: set[str] = set()
@@ -52,15 +52,15 @@ def notes_to(receiver: Callable[[str], None]) -> Iterator[None]:
 
 
 class Progress:
-    """Shows on stderr how far some work is, its rate and the time left; a context manager.
+    """Shows on stderr how far some work has got, its rate and the time left; a context manager.
 
     Args:
         label: what is being done, for example "verify"; "" for a command's only work.
-        total: number of things.
-        noun: what one thing is called.
-        weights: of each thing by its number, where they differ, for example bytes.
-        amount: what is counted within things and gives the rate, for example "pair"; "": the things themselves.
-        done: how many things were done before; they are no part of the rate.
+        total: number of items.
+        noun: what one item is called.
+        weights: of each item by its number, where they differ, for example bytes.
+        amount: what is counted within items and gives the rate, for example "pair"; "": the items themselves.
+        done: how many items were done before; they do not count towards the rate.
         plain: lines instead of a bar; None: unless stderr is a terminal.
         say: called with the lines where there is no bar; None: they are printed on stderr.
     """
@@ -122,7 +122,7 @@ class Progress:
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
-        """Say once that kernels are compiled inside the block, if they are, and leave the time out."""
+        """Report once that kernels are compiled inside the block, if they are, and leave the time out."""
         from pipeline.compiled import reporting  # numba, which takes a while to load
 
         self.start()
@@ -130,12 +130,12 @@ class Progress:
             yield
 
     def report(self, number: int, amount: int, part: float) -> None:
-        """About that part (0..1) of a thing is done, with so much of what is counted."""
+        """About this part (0..1) of an item is done, with so much of what is counted."""
         self._amounts[number], self._parts[number] = amount, part
         self._show()
 
     def finish(self, number: int, amount: int = 0, failed: bool = False) -> None:
-        """A thing ended, whatever its outcome, with so much of what is counted."""
+        """An item ended, whatever its outcome, with so much of what is counted."""
         self._parts.pop(number, None)
         self._amounts.pop(number, None)
         self._finished += 1
@@ -145,7 +145,7 @@ class Progress:
         self._show()
 
     def advance(self, failed: bool = False) -> None:
-        """The next thing ended, where they have no numbers."""
+        """The next item ended, where items have no numbers."""
         self.finish(self._finished, failed=failed)
 
     def set_detail(self, text: str) -> None:
@@ -184,7 +184,8 @@ class Progress:
         if self._amount:
             count = self._finished_amount + sum(self._amounts.values())
             text += f", {many(count, self._amount)}"
-        text += f", {rate(count / seconds)} {many(2, self._amount or self._noun).partition(' ')[2]}/s"
+        if count:  # before the first thing is done, only the time left is known
+            text += f", {rate(count / seconds)} {many(2, self._amount or self._noun).partition(' ')[2]}/s"
         begun, done = self._before / max(1, self._whole), self._part_done()
         if begun < done < 1:
             text += f", {duration(seconds * (1 - done) / (done - begun))} left"

@@ -81,7 +81,7 @@ class Request:
         return lines
 
     def missing(self, made: Request) -> tuple[str, ...]:
-        """What is asked and not in a shard `made` by another request: "frames", "forward", "backward"."""
+        """What is asked for and not in a shard `made` by another request: "frames", "forward", "backward"."""
         parts = [direction for direction in self.directions if direction not in made.directions]
         return tuple(["frames"] * (self.frames and not made.frames) + parts)
 
@@ -237,7 +237,7 @@ def standing(asked: Request, made: Request) -> Standing:
 
 
 def check(address: str | Path | ShardAddress, request: Request) -> Standing:
-    """Whether an existing shard opens, is whole in its tables, and is what is asked. Streams are `verify`'s work.
+    """Whether an existing shard opens, has intact tables, and is what is asked for. Streams are checked by `verify`.
 
     Raises:
         InputError: it is not a valid shard.

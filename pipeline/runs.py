@@ -34,7 +34,7 @@ _CHECKPOINT = re.compile(r"checkpoint-([0-9]{8})\.pt")
 
 
 def default_run_name(stream: str, split: int | None) -> str:
-    """The name of a run that was given none: "temporal-split1"; split None is a run on a folder of images."""
+    """The name of a run for which none was given: "temporal-split1"; split None is a run on a folder of images."""
     return f"{stream}-images" if split is None else f"{stream}-split{split}"
 
 
@@ -85,7 +85,7 @@ class RunPaths:
         return self.folder / f"checkpoint-{iteration:08d}.pt"
 
     def checkpoints(self) -> list[Path]:
-        """The numbered checkpoints that are there, newest first."""
+        """The existing numbered checkpoints, newest first."""
         if not self.folder.is_dir():
             return []
         return sorted(

@@ -1,4 +1,4 @@
-"""Files of others that hide a package of this project: a train.py in the folder where python -m is run, for example."""
+"""Unrelated files that hide a package of this project: a train.py in the folder where python -m is run, for example."""
 
 from __future__ import annotations
 

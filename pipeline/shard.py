@@ -66,7 +66,7 @@ class Descriptor:
 
 
 class FlowCount(int):
-    """`Shard.flow_count`, which could be called until version 0.2; calling it goes with version 0.3."""
+    """`Shard.flow_count`, which could be called until version 0.2; the call will be removed in version 0.3."""
 
     shard: Shard
 
@@ -163,7 +163,7 @@ class Shard:
             try:
                 place = range(len(self))[index]
             except IndexError:
-                raise IndexError(f"{self.address}: flow {index} asked, {len(self)} are there") from None
+                raise IndexError(f"{self.address}: asked for flow {index} of {len(self)}") from None
             except TypeError:
                 kind = type(index).__name__
                 raise TypeError(f"flows of a shard: expected an integer or a slice, found {kind}") from None
@@ -228,7 +228,7 @@ class Shard:
 
         Raises:
             IndexError: outside 0..the number of flows.
-            ValueError: a direction that there is not.
+            ValueError: a direction that does not exist.
             InputError: the shard has no such direction, or a damaged stream.
         """
         flow = self._flow(direction)
@@ -357,7 +357,7 @@ class Shard:
 
     def _check_range(self, start: int, stop: int, count: int, part: str) -> None:
         if not 0 <= start <= stop <= count:
-            raise IndexError(f"{self.address}: {part} {start}..{stop} asked, 0..{count} are there")
+            raise IndexError(f"{self.address}: asked for {part} {start}..{stop}, but it has 0..{count}")
 
     def _naming(self, part: str, first: int) -> _Naming:
         """Name the flow or frame in errors of decoding streams from the `first` on."""

@@ -30,7 +30,7 @@ DIRECTIONS = ("forward", "backward")
 LARGEST_SIDE = 65535
 MOST_PIXELS = 1 << 27
 LARGEST_VALUE = 1e9
-"""Of the tables; a product of two of them is still finite."""
+"""Largest value in the tables; a product of two is still finite."""
 HEADER_BYTES = 4096
 
 
@@ -285,5 +285,5 @@ def _check_first_image(streams: Streams, part: str, height: int, width: int, sou
 
 
 def leads_elsewhere(video: str) -> bool:
-    """Whether a video's name, or a part of it, is no name of a file or folder below another one."""
+    """Whether a video's name, or a part of it, cannot name a file or folder below another one."""
     return "\0" in video or any(part in ("", ".", "..") for part in video.split("/"))

@@ -21,19 +21,21 @@ PACK_SUFFIX = ".h5pack"
 DEEPEST_GROUP = 8
 
 
-def index_shards(folder: str | Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
+def index_shards(
+    folder: str | Path, unusable: dict[ShardAddress, InputError] | None = None
+) -> dict[str, ShardAddress]:
     """Shards below a folder by video id, loose files (`<class>/<stem>.h5`) and packs alike, in order of their ids.
 
-    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts. A folder that is
-    not there has none.
+    Loose files are listed, not opened. Where a video is both loose and packed, the loose file counts. A folder that
+    does not exist has none.
 
     Args:
         folder: a set of shards.
-        unusable: gets the packs that cannot be read, and what is in a pack without being a shard, instead of an
-            exception.
+        unusable: gets the packs that cannot be read, and what is in a pack without being a shard, each with what would
+            be raised without it.
 
     Raises:
-        InputError: there is such a pack or thing, and no list for it.
+        InputError: there is such a pack or object, and no list for it.
     """
     folder = Path(folder)
     files = list_files(folder)
@@ -70,7 +72,7 @@ def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except (
         FileNotFoundError
-    ):  # a folder that is not there has no shards; one that cannot be listed may have some
+    ):  # a folder that does not exist has no shards; one that cannot be listed may have some
         return
     except OSError as error:
         raise unreadable(folder, error) from error
@@ -85,26 +87,28 @@ def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
             yield from _files_below(below.path)
 
 
-def index_pack_or_report(path: Path, unusable: list[ShardAddress] | None) -> dict[str, ShardAddress]:
+def index_pack_or_report(
+    path: Path, unusable: dict[ShardAddress, InputError] | None
+) -> dict[str, ShardAddress]:
     """`index_pack`; one that cannot be read goes to `unusable` where there is such a list."""
     try:
         return index_pack(path, unusable)
-    except InputError:
+    except InputError as error:
         if unusable is None:
             raise
-        unusable.append(ShardAddress(path))
+        unusable[ShardAddress(path)] = error
         return {}
 
 
-def index_pack(path: Path, unusable: list[ShardAddress] | None = None) -> dict[str, ShardAddress]:
+def index_pack(path: Path, unusable: dict[ShardAddress, InputError] | None = None) -> dict[str, ShardAddress]:
     """Shards of one pack by video id, which is the group's path.
 
     Args:
         path: the pack.
-        unusable: gets what is in it without being a shard, instead of an exception.
+        unusable: gets what is in it without being a shard, with what would be raised without it.
 
     Raises:
-        InputError: it is no pack, it is damaged, or holds anything else and there is no list for it.
+        InputError: it is not a pack, it is damaged, or holds anything else and there is no list for it.
     """
     faults: dict[str, str] = {}
     with opened(ShardAddress(path)) as (file, _):
@@ -114,11 +118,11 @@ def index_pack(path: Path, unusable: list[ShardAddress] | None = None) -> dict[s
         if (version := hdf5.attribute(root, "version", int)) != VERSION:
             raise Foreign(f"it is a pack of version {version}, and this program reads version {VERSION}")
         names = list(_groups_of_shards(root, "", {_object(root)}, faults))
-    if unusable is None:
-        for name, fault in faults.items():
-            raise damaged(ShardAddress(path, f"/{name}"), fault)
-    else:
-        unusable += [ShardAddress(path, f"/{name}") for name in faults]
+    for name, fault in faults.items():
+        address = ShardAddress(path, f"/{name}")
+        if unusable is None:
+            raise damaged(address, fault)
+        unusable[address] = damaged(address, fault)
     return {name: ShardAddress(path, f"/{name}") for name in names}
 
 

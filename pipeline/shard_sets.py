@@ -11,17 +11,31 @@ import click
 from pipeline.errors import InputError
 from pipeline.options import DataOptions, ShardSetOptions, argument, option
 from pipeline.paths import DEFAULT_METHOD, NAME, DatasetPaths, data_root
-from pipeline.shard import ShardAddress
+from pipeline.shard import Shard, ShardAddress, open_shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX, index_pack, index_shards
 from pipeline.text import some, typed
 
 
 class Target(NamedTuple):
-    """A shard to work on; `video` is the identity that its place in a dataset promises, "" if it was named by path."""
+    """A shard to work on; `video` is the identity that its place in a dataset promises, "" if it was named by path.
+
+    Or a pack that could not be read, or something in one that is no shard; then `error` says why.
+    """
 
     video: str
     address: ShardAddress
+    error: InputError | None = None
+
+    def open(self) -> Shard:
+        """Open the shard.
+
+        Raises:
+            InputError: it is none, or cannot be read.
+        """
+        if self.error is not None:
+            raise self.error
+        return open_shard(self.address)
 
 
 def shard_sets(paths: DatasetPaths) -> list[str]:
@@ -70,6 +84,8 @@ class ShardArguments(ShardSetOptions, DataOptions):
             raise click.UsageError("give either shards (files, packs, folders) or --dataset NAME")
         if self.shards and not self.dataset:
             raise click.UsageError("--shards goes with --dataset")
+        if self.data is not None and not self.dataset:
+            raise click.UsageError("--data goes with --dataset")
 
     @property
     def folders(self) -> list[Path]:
@@ -104,10 +120,10 @@ def targets_in(folder: Path, named: bool = False) -> list[Target]:
 
     So does everything in a pack that is not a shard.
     """
-    unusable: list[ShardAddress] = []
+    unusable: dict[ShardAddress, InputError] = {}
     shards = index_shards(folder, unusable)
     return [Target(video if named else "", address) for video, address in shards.items()] + [
-        Target("", address) for address in unusable
+        Target("", address, error) for address, error in unusable.items()
     ]
 
 
@@ -116,7 +132,7 @@ def targets_at(path: Path) -> list[Target]:
     if path.is_dir():
         return targets_in(path)
     if path.is_file() and path.suffix not in (SUFFIX, PACK_SUFFIX):
-        # `verify --delete` must not take someone's video for a shard that is damaged.
+        # `verify --delete` must not mistake someone's video for a damaged shard.
         raise InputError(
             f"{path}: expected a shard ({SUFFIX}), a pack ({PACK_SUFFIX}) or a folder of them, found a file of another "
             f"kind; make a shard of a video with: {typed('extract_flow')} VIDEO --output FOLDER"
@@ -128,17 +144,19 @@ def targets_at(path: Path) -> list[Target]:
     )
     if pack is None:
         raise InputError(f"{path}: no such shard, pack or folder")
-    unusable: list[ShardAddress] = []
+    unusable: dict[ShardAddress, InputError] = {}
     try:
         members = index_pack(pack, unusable)
-    except InputError:
+    except InputError as error:
         if path != pack:
             raise
-        return [Target("", ShardAddress(pack))]
+        return [Target("", ShardAddress(pack), error)]
     video = path.relative_to(pack).as_posix()
     if video not in (".", *members):
         raise InputError(
             f"{pack}: expected a shard {video!r} in it, found {len(members)} others ({some(members)})"
         )
     chosen = [Target("", address) for name, address in members.items() if video in (".", name)]
-    return chosen + [Target("", address) for address in unusable if video == "."]
+    if video == ".":
+        chosen += [Target("", address, error) for address, error in unusable.items()]
+    return chosen

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline import atomic
 from pipeline.codec import Codec, Levels, Quantised
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reading
 from pipeline.hdf5 import new_file, write_attributes
 from pipeline.manifest import Facts, Stamp, facts_of, stamp_of
 from pipeline.request import Request
@@ -86,8 +86,8 @@ class ShardWriter:
         Args:
             path: its final name; the folder is made.
             request: what it answers; recorded for later runs to compare.
-            codec: of the flow, if there will be any.
-            keep: an existing shard of the same request but for directions and frames, whose streams are copied.
+            codec: of the flow, if any will be added.
+            keep: an existing shard of the same request except for directions and frames, whose streams are copied.
         """
         self.path, self.request, self.codec, self.keep = Path(path), request, codec, keep
         self._spools: dict[str, Spool] = {}
@@ -105,7 +105,7 @@ class ShardWriter:
             spool.close()
 
     def begin(self, part: str) -> None:
-        """Announce "frames", "forward" or "backward", which a part without any stream needs."""
+        """Announce "frames", "forward" or "backward"; a part without any stream needs this."""
         if part not in self._spools:
             with atomic.disk_errors(self.path):
                 self._spools[part] = Spool(self.path.parent)
@@ -245,7 +245,7 @@ def copy_part(shard: Shard, part: str, group: h5py.Group) -> None:
         described = streams.attributes
     dataset = write_tables(group, tables, described)
     total = int(streams.start[-1])
-    with shard.address.file.open("rb") as file:
+    with reading(shard.address), shard.address.file.open("rb") as file:
         for at in range(0, total, BLOCK_BYTES):
             file.seek(streams.begin + at)
             block = file.read(min(BLOCK_BYTES, total - at))

@@ -24,7 +24,7 @@ ENDED_BY = {128 + number: number for number in (signal.SIGTERM, signal.SIGHUP)}
 def run(main: Callable[..., object], program: str) -> NoReturn:
     """Run a click command as the whole of a process, and end it.
 
-    Ctrl-C ends it with status 130 and without a word; SIGTERM and SIGHUP with 143 and 129. All three raise an
+    Ctrl-C ends it silently with status 130; SIGTERM and SIGHUP with 143 and 129. All three raise an
     exception first, so that temporary files and worker processes are removed.
     """
     import click
@@ -75,7 +75,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _exit_at_once(
     number: int, frame: FrameType | None, exit_process: Callable[[int], NoReturn] = os._exit
 ) -> None:
-    """A handler that needs no module's names, since Python takes those away before it takes away the handlers."""
+    """A handler that needs no module's names, since Python clears those before it removes the handlers."""
     exit_process(128 + number)
 
 
@@ -90,7 +90,8 @@ def exit_by_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _silence_threads() -> None:
-    """While the command is ending, libraries' threads may fail over what is taken away from them; that is no news."""
+    """While the command is ending, libraries' threads may fail because their modules are being torn down; that is not
+    reported."""
     threading.excepthook = lambda failed: None
 
 
@@ -159,7 +160,7 @@ class Unescaped:
 
 
 def escape_output() -> None:
-    """Make standard output and error escape what is printed; bytes that no encoding has are shown as well."""
+    """Make standard output and error escape what is printed; undecodable bytes are shown as well."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper:

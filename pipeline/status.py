@@ -17,7 +17,7 @@ import click
 
 from pipeline.catalog import Dataset, choose_dataset, known_datasets, load_dataset
 from pipeline.errors import InputError, command_errors
-from pipeline.failures import by_reason, reason_lines
+from pipeline.failures import SHOWN, by_reason, reason_lines
 from pipeline.machine import making_what_stays
 from pipeline.manifest import ShardSet, read_shard_set
 from pipeline.options import CONTEXT, DataOptions, DatasetOptions, argument, from_options, option, options_of
@@ -32,7 +32,7 @@ Outcomes = Mapping[str, Mapping[str, Outcome]]
 
 @dataclass(frozen=True)
 class SetStatus:
-    """How far one shard set is.
+    """How complete one shard set is.
 
     Attributes:
         shard_set: its name, or the folder of --output.
@@ -145,12 +145,12 @@ def status_of(
     outcomes: Mapping[str, Outcome],
     count: bool,
 ) -> SetStatus:
-    """The state of a set of shards, from what there is and what is recorded.
+    """The state of a set of shards, from existing shards and what is recorded.
 
     Args:
         name: of the set.
         videos: that it should have.
-        index: the shards that there are.
+        index: the existing shards.
         outcomes: the last record of each video.
         count: open the shards whose flows are in no record, and count them.
     """
@@ -218,10 +218,10 @@ class StatusOptions(DatasetOptions):
 
     folder: Path | None = argument(None, metavar="[FOLDER]")
     shards: str | None = option(
-        None, "This shard set only.", metavar="NAME", shown_default="all there are", replaces="--set"
+        None, "Report only this shard set.", metavar="NAME", shown_default="all there are", replaces="--set"
     )
-    show: int = option(10, "Names shown of each kind.", minimum=0)
-    count: bool = option(False, "Open shards whose flows are in no record, and count them.")
+    show: int = option(SHOWN, "Names shown of each kind.", minimum=0)
+    count: bool = option(False, "Open shards whose number of flows is not recorded, and count them.")
     json: bool = option(False, "Everything, as JSON.")
 
     def __post_init__(self) -> None:
@@ -230,6 +230,8 @@ class StatusOptions(DatasetOptions):
             raise click.UsageError(
                 "give either FOLDER, which an extraction wrote to with --output, or --dataset and its options"
             )
+        if self.json and self.show != SHOWN:
+            raise click.UsageError("--show has no effect with --json, which holds every name")
 
 
 @click.command(context_settings=CONTEXT)
@@ -293,9 +295,9 @@ def datasets_command(**values: Any) -> None:
                 "\n".join(describe_dataset(load_dataset(name, data), DatasetPaths(data_root(data), name)))
             )
         except InputError as error:
-            damaged.append(str(error))
+            damaged += error.lines
     if damaged:
-        raise InputError("\n".join(damaged))
+        raise InputError(*damaged)
 
 
 def describe_dataset(dataset: Dataset, paths: DatasetPaths) -> list[str]:

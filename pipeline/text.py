@@ -1,4 +1,4 @@
-"""Words for people: what messages and tables of every command share."""
+"""Text for people: what the messages and tables of every command share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def first_line(error: BaseException) -> str:
 
 
 def system_reason(error: OSError) -> str:
-    """The system's words for an error, for example "Permission denied"."""
+    """The system's message for an error, for example "Permission denied"."""
     return error.strerror or first_line(error)
 
 
@@ -65,7 +65,7 @@ def size_in_bytes(count: float) -> str:
 def printable(text: str) -> str:
     """The text with control characters and lone surrogates escaped, so that a name cannot move a terminal's cursor."""
     return "".join(
-        character.encode("unicode_escape").decode("ascii")
+        ascii(character)[1:-1]  # which needs no codec, that is, no other file
         if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
         else character
         for character in text
@@ -93,5 +93,5 @@ def spreadsheet_cell(text: str) -> str:
 
 
 def quoted(text: str, most: int = 200) -> str:
-    """Text of someone's file for a message: in quotes, nothing in it that moves a cursor, and not too long."""
+    """Text from a user's file for a message: quoted, with control characters escaped, and shortened."""
     return f"'{shortened(printable(text), most)}'"

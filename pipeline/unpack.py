@@ -5,6 +5,8 @@ HMDB-51 comes as one RAR file that holds a RAR file for each class. Formats are 
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,27 +16,29 @@ from typing import Any
 import click
 
 from pipeline import atomic
-from pipeline.errors import InputError, command_errors
+from pipeline.errors import InputError, command_errors, unreadable
 from pipeline.options import CONTEXT, REQUIRED, argument, from_options, option, options_of
 from pipeline.progress import Progress
 from pipeline.shard_index import PACK_SUFFIX
-from pipeline.text import many, quoted, typed
+from pipeline.text import many, printable, quoted, typed
 
 SUFFIXES = (".rar", ".zip", ".7z", ".tar")
-"""What an archive in an archive is known by."""
+"""Suffixes by which an archive in an archive is recognised."""
 DEEPEST = 2
 """Levels of archives: one in another."""
+UNREAD = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+"""Errors of the system, which libarchive reports beside those of the format."""
 
 
 def unpack(archive: Path, folder: Path) -> int:
     """Unpack an archive, and the archives in it, into a new folder; returns the number of files.
 
     Raises:
-        InputError: not an archive, a damaged one, a member that would lie outside the folder, a folder that is there,
-            or no library that reads it.
+        InputError: not an archive, a damaged one, a member that would lie outside the folder, a folder that already
+            exists, or no library that can read it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already; remove it, or name another with --output")
+        raise InputError(f"{folder}: already exists; remove it, or name another with --output")
     size = archive.stat().st_size
     with (
         Progress("unpack", 1, "archive", weights={0: size}, amount="file") as shown,
@@ -63,6 +67,8 @@ def _unpacked(archive: Path, name: str, folder: Path, depth: int = 1) -> Iterato
                     count += 1
                     yield count, entries.bytes_read
     except libarchive.ArchiveError as error:
+        if error.errno in UNREAD:
+            raise unreadable(archive, OSError(error.errno, os.strerror(error.errno))) from error
         raise InputError(f"{name}: is not an archive, or a damaged one: {error}") from error
 
 
@@ -114,7 +120,7 @@ def _library(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class UnpackOptions:
-    """What to unpack, and where."""
+    """What to unpack, and where to."""
 
     archive: Path = argument(REQUIRED, metavar="ARCHIVE")
     output: Path = option(REQUIRED, "New folder for the files.")
@@ -137,4 +143,4 @@ def command(**values: Any) -> None:
     if not options.archive.is_file():
         raise InputError(f"{options.archive}: no such file")
     count = unpack(options.archive, options.output)
-    click.echo(f"{options.output}: {many(count, 'file')}")
+    click.echo(printable(f"{options.output}: {many(count, 'file')}"))

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import atomic
 from pipeline.catalog import load_dataset
-from pipeline.errors import Damaged, InputError, command_errors
+from pipeline.errors import Damaged, InputError, Unreadable, command_errors
 from pipeline.failures import SHOWN, file_beside, report_failures
 from pipeline.machine import usable_cores
 from pipeline.manifest import (
@@ -75,6 +75,8 @@ def verify_shard(target: Target, deep: bool = False, source: Path | None = None)
     size, and the video it was made of (`source`, a file or a folder of pictures) still has the recorded SHA-256.
     """
     address = target.address
+    if isinstance(target.error, Unreadable):
+        return Finding(target, [], str(target.error).removeprefix(f"{address}: "))
     found: list[str] = []
     seen: tuple[str, Stamp, Facts] | None = None
     stamp = stamp_of(address.file)
@@ -139,7 +141,7 @@ def verify(
 
 
 def repair(bad: Iterable[Finding], check: Callable[[Target], Finding], delete: bool = False) -> Iterator[str]:
-    """Take bad shards out, so that the next run makes them again; says what became of each file.
+    """Take bad shards out, so that the next run recreates them; yields what was done with each file.
 
     Loose files are set aside under a name that ends in `.damaged`, packs are written again without the bad ones and the
     old pack is set aside. Each shard is checked once more before, and stays where it is unless it is still bad.
@@ -154,7 +156,7 @@ def repair(bad: Iterable[Finding], check: Callable[[Target], Finding], delete: b
         try:
             again = [check(finding.target) for finding in findings]
             if not all(finding.faults for finding in again):
-                raise InputError("it is not what it was a moment ago; run the command again")
+                raise InputError("it changed a moment ago; run the command again")
             groups = {finding.address.group for finding in again}
             yield f"{file}: {_take_out(file, groups, delete)}"
         except InputError as error:
@@ -163,7 +165,7 @@ def repair(bad: Iterable[Finding], check: Callable[[Target], Finding], delete: b
 
 def _take_out(file: Path, groups: set[str], delete: bool) -> str:
     """Take groups out of a pack, or a file with all that is in it out of its folder; says what was done."""
-    members = [] if groups == {"/"} else index_pack(file, []).values()
+    members = [] if groups == {"/"} else index_pack(file, {}).values()
     kept = [address for address in members if address.group not in groups]
     with atomic.disk_errors(file):
         if kept:
@@ -182,7 +184,7 @@ class VerifyOptions(ShardArguments):
 
     deep: bool = option(False, "Also decode every image, and compare the videos' SHA-256 (with --dataset).")
     repair: bool = option(
-        False, "Rename bad shards to NAME.damaged, so that the next extraction makes them again."
+        False, "Rename bad shards to NAME.damaged, so that the next extraction recreates them."
     )
     delete: bool = option(False, "Delete bad shards instead of renaming them.")
     complete: bool = option(False, "A video without a shard is a fault as well (with --dataset).")
@@ -214,12 +216,12 @@ def _verify(options: VerifyOptions) -> None:
     if options.repair or options.delete:
         for folder in options.folders:
             for path in atomic.sweep(folder):
-                click.echo(f"{path}: left by a dead run, deleted")
+                click.echo(printable(f"{path}: left by a dead run, deleted"))
     found = gather(options)
     videos = load_dataset(options.dataset, options.data).videos if options.dataset else {}
     sources = {video.id: video.path for video in videos.values()} if options.deep else {}
     sets = [
-        read_shard_set(folder, []) for folder in options.folders if options.dataset or has_manifest(folder)
+        read_shard_set(folder, {}) for folder in options.folders if options.dataset or has_manifest(folder)
     ]
     findings = sorted(_findings(found, options, sources, sets), key=by_address)
     bad = [finding for finding in findings if finding.faults]
@@ -266,7 +268,7 @@ def _findings(
 ) -> Iterator[Finding]:
     """What is wrong with shards, with the progress on stderr; nothing about those that are good.
 
-    In the end the manifests of the sets hold what was seen of their shards.
+    At the end the manifests of the sets hold what was read of their shards.
     """
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(Progress("verify", len(found), "shard"))

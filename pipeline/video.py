@@ -46,7 +46,7 @@ Bytes = npt.NDArray[np.uint8]
 FOLDER_RATE = Fraction(25)
 """Frames per second of a folder of pictures, which records none."""
 MOST_PIXELS = 1 << 26
-"""Largest frame that is decoded or made, 8192 x 8192: a damaged header must not claim all memory."""
+"""Largest frame that is decoded or made, 8192 x 8192: a damaged header must not exhaust memory."""
 LONGEST_SIDE = 32000
 """Largest side of a stored frame: a JPEG holds 65,535 rows, and flow is stored x over y."""
 
@@ -120,7 +120,7 @@ class VideoReader:
         width, height: of the frames that `read` returns.
         source_width, source_height: of the source's first frame, upright.
         fps: frames per second of the selected frames (the source's rate divided by `every`).
-        header_frames: frames of the source by its header; None if it does not have the number.
+        header_frames: frames of the source by its header; None if it does not state the number.
         decoded: source frames decoded so far, selected or not.
     """
 
@@ -206,7 +206,7 @@ class VideoReader:
         return Frames(gray[:filled], None if rgb is None else rgb[:filled])
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice."""
+        """Close the file; safe to call twice."""
         if self._opened is not None:
             self._opened.container.close()
             self._opened = None
@@ -452,6 +452,6 @@ def source_digest(path: Path) -> str:
 
 
 def _plain(error: Exception) -> str:
-    """An error's own words, without the error number and the path, which the message names already."""
+    """An error's own message, without the error number and the path, which our message names already."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text[:1].lower() + text[1:]

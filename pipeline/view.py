@@ -20,7 +20,7 @@ from pipeline.options import CONTEXT, DataOptions, ShardSetOptions, argument, fr
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.picture_files import MOVING_SUFFIXES, STILL_SUFFIXES, write_moving, write_still
 from pipeline.progress import Progress, progress, reporting_compilation
-from pipeline.shard import Shard, open_shard
+from pipeline.shard import Shard
 from pipeline.shard_file import SUFFIX
 from pipeline.shard_index import PACK_SUFFIX
 from pipeline.shard_sets import Target, choose_shard_set, targets_at, targets_in
@@ -68,13 +68,15 @@ class ViewOptions(ShardSetOptions, DataOptions):
         maximum=100_000,
         shown_default="what nearly all pixels of the clip keep to",
     )
-    clips: int = option(24, "Most clips on a contact sheet.", minimum=1, maximum=1000)
+    clips: int = option(24, "Maximum number of clips on a contact sheet.", minimum=1, maximum=1000)
 
     def __post_init__(self) -> None:
         if not self.targets and not self.dataset:
             raise click.UsageError("name shards, packs or folders, or give --dataset NAME")
         if self.shards and not self.dataset:
             raise click.UsageError("--shards goes with --dataset")
+        if self.data is not None and not self.dataset:
+            raise click.UsageError("--data goes with --dataset")
         if self.output is not None and self.output.suffix.lower() not in SUFFIXES:
             raise InputError(f"{self.output}: expected a name that ends in {some(SUFFIXES, quoted=False)}")
         if self.moving and self.index is not None:
@@ -139,6 +141,9 @@ def _of_dataset(options: ViewOptions) -> list[Target]:
     by_video = {target.video: target for target in found}
     wanted = [target.as_posix().removesuffix(SUFFIX) for target in options.targets]
     if missing := [video for video in wanted if video not in by_video]:
+        for target in found:
+            if target.error is not None:  # where they may be
+                raise target.error
         raise InputError(f"{folder}: expected a shard of {some(missing, 3)}, found {some(by_video, 3)}")
     return [by_video[video] for video in wanted]
 
@@ -165,7 +170,7 @@ def _others(options: ViewOptions) -> list[Target]:
 
 
 def spread(choices: Sequence[Choice], count: int) -> list[Choice]:
-    """At most so many of them, spread evenly over the classes and within each, in order."""
+    """At most this many of them, spread evenly over the classes and within each, in order."""
     classes = [
         list(members)
         for _, members in itertools.groupby(choices, key=lambda choice: choice.name.rpartition("/")[0])
@@ -221,7 +226,7 @@ def opened(choice: Choice, options: ViewOptions) -> Iterator[View]:
     """
     with contextlib.ExitStack() as stack:
         targets = [choice.target, choice.other] if choice.other else [choice.target]
-        shards = [stack.enter_context(open_shard(target.address)) for target in targets]
+        shards = [stack.enter_context(target.open()) for target in targets]
         directions = [_direction(shard, options) for shard in shards]
         sources = [
             Source(*each) for each in zip(shards, directions, _labels(shards, directions), strict=True)
@@ -305,7 +310,8 @@ def view_clip(choice: Choice, options: ViewOptions) -> None:
         shard, direction = view.sources[0].shard, view.sources[0].direction
         if len({source.shard.source.sha256 for source in view.sources}) > 1:
             other = view.sources[1].shard.address
-            print(f"note: {shard.address} and {other} were made of different videos", file=sys.stderr)
+            note = f"note: {shard.address} and {other} were made of different videos"
+            print(printable(note), file=sys.stderr)
         if options.moving:
             what = many(write_all(view, output), f"{direction} flow")
         else:
@@ -391,7 +397,7 @@ def _sheet_beside(options: ViewOptions) -> Path:
 
 @contextlib.contextmanager
 def _elsewhere(options: ViewOptions) -> Iterator[None]:
-    """A picture that cannot be written where nobody asked for it: say how to name another place."""
+    """For a picture that cannot be written to the default place: adds how to name another."""
     try:
         yield
     except InputError as error:

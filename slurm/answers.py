@@ -1,4 +1,4 @@
-"""What SLURM's commands print, read as a site may print it: among banners and warnings, coloured, with cluster names.
+"""What SLURM's commands print, read as a site may print it: among banners and warnings, in colour, with cluster names.
 
 Nothing here runs a command.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipeline.text import printable, shortened
 
 SHOWN_LINES = 12
-"""Lines of an answer that a message repeats, the last ones."""
+"""How many of an answer's last lines a message repeats."""
 
 # Colours, movements of the cursor, titles of the window.
 TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
@@ -99,7 +99,7 @@ def job_id(lines: Sequence[str]) -> JobId | None:
 def claimed_jobs(lines: Sequence[str]) -> list[JobId]:
     """Jobs that a line says were submitted, such as "Submitted batch job 12 on cluster c1".
 
-    No line to rely on for the jobs that follow, but one of which to take a job out of the queue again.
+    Not reliable enough for later jobs to depend on, but enough to cancel a job by.
     """
     jobs = []
     for line in lines:
@@ -125,7 +125,7 @@ def command_line(program: str, jobs: Iterable[JobId], flag: str = "", between: s
 
 
 def on_cluster(cluster: str | None) -> list[str]:
-    """The options with which SLURM's commands ask a named cluster."""
+    """The options that direct SLURM's commands to a named cluster."""
     return ["-M", cluster] if cluster else []
 
 

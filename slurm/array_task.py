@@ -25,8 +25,8 @@ def run_options(environment: Mapping[str, str]) -> list[str]:
             (default: 3) that the run leaves out of its training list, for held-out scores.
 
     Raises:
-        InputError: the array is larger than the pairs are many, RUN cannot be part of a run's name, or FOLD is none of
-            the FOLDS.
+        InputError: the array has more tasks than there are pairs, RUN cannot be part of a run's name, or FOLD is none
+            of the FOLDS.
     """
     streams = environment.get("STREAMS", "").split() or list(STREAMS)
     splits = environment.get("SPLITS", "").split() or ["1"]

@@ -26,7 +26,7 @@ SCRIPTS = {
 }
 
 VARIABLES = ("TASKS", "SPLITS", "STREAMS", "RUN", "FOLD", "FOLDS", "PARTS", "DATASET")
-"""What the scripts read from their environment to know their work; a chain sets those it needs, no others."""
+"""The environment variables from which the scripts learn their work; a chain sets only those it needs."""
 
 # How a stage waits for the one before it. `verify` runs even if flow tasks failed, since it lists everything that is
 # missing; it fails then, and what needs all shards never starts. Score i waits for training i alone.
@@ -73,7 +73,7 @@ class ChainRequest:
 
 @dataclass(frozen=True)
 class Job:
-    """One sbatch command but for the number of the job that it waits for.
+    """One sbatch command, except for the number of the job that it waits for.
 
     Attributes:
         stage: one of `STAGES`.
@@ -187,7 +187,7 @@ def as_shell_script(jobs: Sequence[Job], project: Path, logs: Path) -> str:
     """The chain as a bash script that submits it."""
     lines = [
         "set -e -o pipefail",
-        # Sites print banners around the job's id, and clusters their name behind it.
+        # Sites print banners around the job's id, and clusters append their name.
         "job_id() { tr -d '\\r' | grep -E '^[0-9]+(;[[:alnum:]_.-]+)?$' | tail -n 1; }",
         f"cd {shlex.quote(str(project))}",
         f"mkdir -p {shlex.quote(str(logs))}",
@@ -198,7 +198,7 @@ def as_shell_script(jobs: Sequence[Job], project: Path, logs: Path) -> str:
         values = "".join(f"{name}={shlex.quote(value)} " for name, value in job.environment.items())
         waiting = f"--dependency={job.waits}:"
         words = [
-            # Every word is data but for the number of the job before.
+            # Every word is data except the number of the job before.
             f'{waiting}"${{{before}%%;*}}"' if before and word == waiting + before else shlex.quote(word)
             for word in job.command(JobId(before) if before else None)
         ]

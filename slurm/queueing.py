@@ -17,7 +17,7 @@ from slurm.chain import Job
 from slurm.record import Submitted
 
 PAUSES = (0.0, 0.5, 2.0)
-"""Seconds before each look at whether a cancelled job is gone: a federation passes the request on."""
+"""Seconds before each check whether a cancelled job is gone: a federation passes the request on."""
 
 
 def submit_all(jobs: Sequence[Job], project: Path) -> list[Submitted]:
@@ -25,8 +25,8 @@ def submit_all(jobs: Sequence[Job], project: Path) -> list[Submitted]:
 
     Raises:
         InputError: SLURM refuses one, would never start it, or cannot be reached or understood; what was submitted is
-            cancelled again, and the message says so, or names what could not be cancelled. So it is after Ctrl-C and
-            SIGTERM, which are raised again.
+            cancelled again, and the message says so, or names what could not be cancelled. The same happens after
+            Ctrl-C and SIGTERM, which are then re-raised.
     """
     submitted: list[Submitted] = []
     for job in jobs:
@@ -42,8 +42,10 @@ def submit_all(jobs: Sequence[Job], project: Path) -> list[Submitted]:
             left = _perhaps_submitted(job, answer, before, cluster)
             outcome = _withdraw([*(each.id for each in submitted), *left], job, before)
             if isinstance(error, InputError):
-                raise InputError(f"{error}\n{outcome}") from error
-            click.echo(f"the job '{job.stage}' was not submitted\n{outcome}", err=True)  # Ctrl-C, SIGTERM
+                raise InputError(*error.lines, *outcome) from error
+            click.echo(
+                "\n".join((f"the job '{job.stage}' was not submitted", *outcome)), err=True
+            )  # Ctrl-C, SIGTERM
             raise
         command = tuple(job.command(waits_for))
         submitted.append(Submitted(job.stage, found.number, job.tasks, command, found.cluster))
@@ -58,22 +60,24 @@ def _accepted(job: Job, answer: Answer) -> JobId:
     """
     found = answers.job_id(answer.lines)
     if answer.status != 0 or (found is None and answer.unreachable()):
-        raise InputError(scheduler.refused(job, answer))
+        raise InputError(*scheduler.refused(job, answer))
     if found is None:
         lines = answers.shown([*answer.lines, *answer.errors]) or ["(nothing)"]
         raise InputError(
-            f"sbatch answered without the id of the job '{job.stage}' (a line `number` or `number;cluster`):\n"
-            + "\n".join(f"  {line}" for line in lines)
+            f"sbatch answered without the id of the job '{job.stage}' (a line `number` or `number;cluster`):",
+            *(f"  {line}" for line in lines),
         )
     if fault := scheduler.never_starts(found):
-        raise InputError(scheduler.cannot_run(job, fault))
+        raise InputError(*scheduler.cannot_run(job, fault))
     return found
 
 
 def _perhaps_submitted(
     job: Job, answer: Answer | None, before: set[str] | None, cluster: str | None
 ) -> list[JobId]:
-    """Jobs in the queue that came of an attempt to submit `job`: by their id, a sentence about it, or their name."""
+    """Jobs in the queue that resulted from an attempt to submit `job`: by their id, a sentence about it, or their
+    name.
+    """
     found = []
     if answer:
         named = answers.job_id(answer.lines)
@@ -91,14 +95,14 @@ def _perhaps_submitted(
     return found
 
 
-def _withdraw(jobs: Sequence[JobId], last: Job, before: set[str] | None) -> str:
-    """Cancel jobs, look whether they are gone, and say what is left in the queue."""
+def _withdraw(jobs: Sequence[JobId], last: Job, before: set[str] | None) -> list[str]:
+    """Cancel jobs, check that they are gone, and report in lines what is left in the queue."""
     if not jobs and before is not None:
-        return "nothing of this chain is in the queue"
+        return ["nothing of this chain is in the queue"]
     look = f"squeue -u {_user()} -n {last.name}"
     unsure = f"SLURM does not say whether the job '{last.stage}' is in the queue: look with `{look}`"
     if not jobs:
-        return unsure
+        return [unsure]
     faults = scheduler.cancel(jobs)
     left: dict[JobId, str] = {}
     for pause in PAUSES:
@@ -114,7 +118,7 @@ def _withdraw(jobs: Sequence[JobId], last: Job, before: set[str] | None) -> str:
         lines.append(f"could not be cancelled: job {job.number} ({state}{why})")
     if left:
         lines.append(f"take out of the queue what is still there: {command_line('scancel', left)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _state(job: JobId) -> str:

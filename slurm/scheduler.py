@@ -1,4 +1,6 @@
-"""SLURM's own commands: whether it would accept a job, submitting, cancelling, the state of jobs, what is offered."""
+"""SLURM's own commands: whether it would accept a job, submitting, cancelling, the state of jobs, what partitions
+offer.
+"""
 
 from __future__ import annotations
 
@@ -114,11 +116,11 @@ def check(job: Job, project: Path) -> None:
     command = job.command()
     answer = run([*command[:1], "--test-only", *command[1:]], project, job.environment)
     if answer.status != 0:
-        raise InputError(f"{refused(job, answer)}\nnothing was submitted")
+        raise InputError(*refused(job, answer), "nothing was submitted")
 
 
 def submit(job: Job, project: Path, waits_for: JobId | None) -> Answer:
-    """Put the job into the queue; what SLURM answers, which may not be what it should."""
+    """Submit the job; returns SLURM's answer, which may not be the expected one."""
     return run(job.command(waits_for), project, job.environment)
 
 
@@ -139,7 +141,7 @@ def is_another(job: Job, found: JobId) -> bool:
 
 
 def cancel(jobs: Sequence[JobId]) -> dict[JobId, str]:
-    """Ask SLURM to take jobs out of the queue; its message for each that it reports an error of.
+    """Ask SLURM to cancel jobs; its message for each job for which it reports an error.
 
     An error does not mean that the job is still there, nor its absence that it is gone: see `states`.
     """
@@ -213,30 +215,29 @@ def never_starts(job: JobId) -> str | None:
     return None
 
 
-def refused(job: Job, answer: Answer) -> str:
-    """A message about a job that sbatch did not take, with what the partitions offer unless there is no controller."""
+def refused(job: Job, answer: Answer) -> list[str]:
+    """Lines about a job that sbatch did not take, with what the partitions offer unless there is no controller."""
     if answer.unreachable():
-        return (
-            f"no SLURM controller could be reached for the job '{job.stage}': {answer.words()}\n"
-            "`scontrol ping` shows which controllers are up; submit again when one is"
-        )
+        return [
+            f"no SLURM controller could be reached for the job '{job.stage}': {answer.words()}",
+            "`scontrol ping` shows which controllers are up; submit again when one is",
+        ]
     if answer.status is None:
-        return f"SLURM did not answer about the job '{job.stage}': {answer.words()}"
+        return [f"SLURM did not answer about the job '{job.stage}': {answer.words()}"]
     return cannot_run(job, answer.words())
 
 
-def cannot_run(job: Job, why: str) -> str:
-    """A message about a job that SLURM would not run, with what the partitions offer."""
-    offers = "".join(
-        f"\n{line}" for line in answers.shown(ask("sinfo", "-o", "%P %a %l %D %c %m %G %f").lines)
-    )
+def cannot_run(job: Job, why: str) -> list[str]:
+    """Lines of a message about a job that SLURM would not run, with what the partitions offer."""
+    offers = answers.shown(ask("sinfo", "-o", "%P %a %l %D %c %m %G %f").lines)
     options = " ".join(option for option in job.options if not option.startswith(("--output=", "--export=")))
-    return (
-        f"SLURM would not run the job '{job.stage}' ({job.script} {options}): {why}\n"
-        f"What the cluster offers (partition, state, longest time, nodes, cores, MB, GPUs, features):{offers}\n"
+    return [
+        f"SLURM would not run the job '{job.stage}' ({job.script} {options}): {why}",
+        "What the cluster offers (partition, state, longest time, nodes, cores, MB, GPUs, features):",
+        *offers,
         f"Change what is asked for in slurm/site.env ({job.stage.upper()}_OPTIONS) or with "
-        f"--sbatch {job.stage}=--OPTION=VALUE"
-    )
+        f"--sbatch {job.stage}=--OPTION=VALUE",
+    ]
 
 
 def ask(*command: str) -> Answer:

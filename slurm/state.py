@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline.catalog import Dataset, choose_dataset, load_dataset
-from pipeline.errors import command_errors
+from pipeline.errors import command_errors, reading
 from pipeline.options import CONTEXT, DatasetOptions, ShardSetOptions, from_options, option, options_of
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.text import many, typed
@@ -25,7 +25,7 @@ from slurm.record import Chain, Submitted
 from slurm.scheduler import Task
 
 SHOWN = 10
-"""Failed tasks or videos that are listed; the rest is counted."""
+"""How many failed tasks or videos are listed; the rest are counted."""
 
 TAIL_BYTES = 4096
 
@@ -79,7 +79,7 @@ def describe(dataset: Dataset, paths: DatasetPaths, shard_set: str | None, where
 
 
 def is_alive(job: Submitted) -> bool:
-    """Whether any task of the job is still to end."""
+    """Whether any task of the job has not ended yet."""
     return any(task.state in scheduler.UNFINISHED for task in scheduler.states(*job.id))
 
 
@@ -103,7 +103,7 @@ def _from_log(name: str, logs: Path) -> Task:
 def log_end(logs: Path, name: str) -> list[str]:
     """The last lines of a task's log, without empty ones; none where there is no log."""
     for path in logs.glob(f"*-{name}.log"):
-        with path.open("rb") as log:
+        with reading(path), path.open("rb") as log:
             log.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
         return [line.strip() for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""python -m slurm submit: what may be wrong is found before anything is queued; then the chain is submitted whole."""
+"""python -m slurm submit: mistakes are found before anything is queued; then the chain is submitted whole."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ class SubmitOptions(DatasetOptions, ShardSetOptions):
         (), "How streams are fused; repeatable.", flag="fusion", multiple=True, shown_default="average"
     )
     allow_missing: bool = option(False, "Train and score without the videos that have no shard.")
-    first: Stage = option("flow", "First stage.", flag="from")
+    first: Stage = option(
+        "flow", "First stage; options that concern other stages only have no effect.", flag="from"
+    )
     last: Stage = option("fuse", "Last stage.", flag="until")
     arguments: tuple[str, ...] = option(
         (),
@@ -182,7 +184,7 @@ def method_and_shard_set(
     """The flow method and the shard set of a chain: the named ones, else those of the shards that are there.
 
     Raises:
-        InputError: the chain makes no shards, and there are none to read or no telling which.
+        InputError: the chain makes no shards, and there are none to read or several to choose from.
     """
     from pipeline.shard_sets import choose_shard_set, shard_sets  # loads HDF5, which --help needs not
 
@@ -250,9 +252,9 @@ def check_begun_runs(train: click.Context, chain: ChainRequest, paths: DatasetPa
             lines.append(f"shard set: {made_of} there, {chain.shard_set} asked for")
         if lines:
             raise InputError(
-                f"{run.folder}: a run of that name was trained with another configuration:\n"
-                + "".join(f"  {line}\n" for line in lines)
-                + "repeat its options to resume, or name other runs with --run NAME; nothing was submitted"
+                f"{run.folder}: a run of that name was trained with another configuration:",
+                *(f"  {line}" for line in lines),
+                "repeat its options to resume, or name other runs with --run NAME; nothing was submitted",
             )
 
 

@@ -201,7 +201,7 @@ def trains_on_gpu(device: str) -> bool:
 
 
 def suggestion(options: TrainOptions, dataset: str, stream: Stream) -> str | None:
-    """A line for a spatial network that starts from random weights though nobody chose its recipe."""
+    """A hint for a spatial network that would start from random weights by a recipe nobody chose."""
     if stream != "spatial" or options.init or options.recipe or options.images or dataset == "demo":
         return None
     return (

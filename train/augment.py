@@ -30,7 +30,7 @@ def random_box(
     """Region of a stored frame to train on: (top, left, height, width) in stored pixels.
 
     Args:
-        random: source of the draws, whose number does not depend on the frame's size.
+        random: source of random numbers; how many are drawn does not depend on the frame's size.
         height, width: of the stored frame.
         spec: its crop and short_side give the region's side if there is no scale jitter.
         cut: "random" for anywhere in the frame, "corner" for one of the four corners or the centre.

@@ -1,8 +1,8 @@
 """The bytes of training and test samples: from shards and image files to uint8 arrays.
 
 What a batch holds is drawn for all of its samples at once; then each sample's streams are read and decoded straight
-into the batch, cut to the region that is wanted. Readers may be used by several threads. Pixels are not computed with
-here: they are passed on as they are stored, and `train.volume` turns them into the network's input on the device.
+into the batch, cut to the region that is wanted. Readers may be used by several threads. Nothing is computed on
+pixels here: they are passed on as stored, and `train.volume` turns them into the network's input on the device.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Item(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """The name that messages give it."""
         return self.source.video if isinstance(self.source, Shard) else str(self.source)
 
 
@@ -125,7 +125,7 @@ def read_volumes(
         spec: what a volume holds.
         positions: 0 .. shard_positions - 1.
         box: top, left, height, width of the part to keep; None keeps whole fields, as trajectories need them.
-        memory: for the pixels; their own unless given.
+        memory: for the pixels; newly allocated unless given.
 
     Raises:
         InputError: damaged streams, or flow that the shard lacks.
@@ -349,7 +349,7 @@ class SampleReader:
         return self.read(keys)
 
     def read(self, keys: Sequence[Key], memory: Memory = plain_memory) -> Batch:
-        """The batch of the samples that the keys mean, its pixels in `memory`; from any thread."""
+        """The batch of the samples that the keys stand for, its pixels in `memory`; may be called from any thread."""
         samples, spec = self.samples(keys), self.spec
         regions = [(0, 0, *self._size(sample)) if self.whole else sample.box for sample in samples]
         size = max(region[2] for region in regions), max(region[3] for region in regions)
@@ -408,7 +408,7 @@ class SampleReader:
                     forgotten.forget()
 
     def stored_size(self, item: Item, image: npt.NDArray[np.uint8] | None) -> tuple[int, int]:
-        """Rows and columns of a video or image as stored."""
+        """Height and width of a video or image as stored."""
         if image is not None:
             return image.shape[0], image.shape[1]
         assert isinstance(item.source, Shard)
@@ -420,7 +420,7 @@ class SampleReader:
 
 
 def _least_recent(recent: OrderedDict[int, AnyShard], shard: AnyShard, most: int) -> AnyShard | None:
-    """Count a shard as the most recent one; the least recent one, if it is one too many."""
+    """Mark a shard as the most recently used; returns the least recently used one if there are too many."""
     recent[id(shard)] = shard
     recent.move_to_end(id(shard))
     return recent.popitem(last=False)[1] if len(recent) > most else None
@@ -458,7 +458,7 @@ class TrainingReader(SampleReader):
         return self.items[choose(random, self.pools)], random
 
     def sample(self, key: Key) -> Sample:
-        """What a key means; `samples` draws many at once, and the same."""
+        """The sample that a key stands for; `samples` draws many at once, with the same result."""
         recipe = self.recipe
         item, random = self.item(key)
         image = self.load_image(item)

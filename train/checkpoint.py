@@ -6,7 +6,9 @@ keys. It is written under a temporary name, read back and checked, then renamed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import math
 import pickle
@@ -15,10 +17,10 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from pipeline import atomic
 from pipeline.catalog import choose_dataset
-from pipeline.errors import Damaged, InputError, OtherFormat, unreadable
+from pipeline.errors import Damaged, InputError, OtherFormat, Unreadable, reading
 from pipeline.options import DatasetOptions
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.request import Request
@@ -154,15 +156,60 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "optimiser": checkpoint.optimiser,
         "progress": checkpoint.progress,
     }
+    write_archive(path, values)
+
+
+def write_archive(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values and tensors atomically, by `torch.save`, and read them back.
+
+    Raises:
+        InputError: the file cannot be written; an earlier one of that name stays.
+    """
     with atomic.writing(path, verify=check_archive) as temporary, atomic.disk_errors(path):
         try:
-            torch.save(values, temporary)
+            torch.save(dict(values), temporary)
         except RuntimeError as error:
             # torch's writer loses errno: a short write is all that it reports of a full disk.
             raise InputError(
-                f"{path}: the checkpoint could not be written ({first_line(error)}); is the disk full? "
-                "Earlier checkpoints are intact: free some space and run the same command again to resume"
+                f"{path}: could not be written ({first_line(error)}); is the disk full? Earlier checkpoints are "
+                "intact: free some space and run the same command again"
             ) from error
+
+
+class WatchedFile(io.FileIO):
+    """A file that keeps the first error of the system: zipfile and torch take one for a file that is not whole."""
+
+    error: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+@contextlib.contextmanager
+def watched(path: Path) -> Iterator[BinaryIO]:
+    """A file open for reading.
+
+    Raises:
+        Unreadable: the system did not let it be read, whatever the block made of that.
+    """
+    with reading(path), WatchedFile(path) as file:
+        try:
+            yield io.BufferedReader(file)
+        except Exception:
+            if file.error is not None:
+                raise file.error from None
+            raise
 
 
 def check_archive(path: Path) -> None:
@@ -173,10 +220,8 @@ def check_archive(path: Path) -> None:
         Damaged: it is not a zip archive, or a part is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with watched(path) as file, zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
-    except OSError as error:
-        raise unreadable(path, error) from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
         raise Damaged(f"{path}: not a readable checkpoint ({first_line(error)})") from error
     if bad is not None:
@@ -206,7 +251,7 @@ def from_archive(path: Path, values: Mapping[str, Any], optimiser: bool = False)
 
     Raises:
         OtherFormat: of a later version, or not a checkpoint of this program.
-        Damaged: a value is missing, or is none that this program writes.
+        Damaged: a value is missing, or is not one that this program writes.
     """
     if values.get("format") != FORMAT:
         raise OtherFormat(f"{path}: expected a checkpoint of `{typed('train')}`, found another file")
@@ -275,7 +320,7 @@ def checked_recipe(values: Any) -> dict[str, Any]:
     """A recipe's plain values, each of its key's type; keys of other versions are left as they are.
 
     Raises:
-        ValueError: no mapping, or without what the network needs.
+        ValueError: not a mapping, or without what the network needs.
         InputError: a value of the wrong type or out of bounds.
     """
     recipe = _mapping(values, "recipe")
@@ -295,7 +340,7 @@ def _heads(values: Any) -> dict[str, tuple[str, ...]]:
         if len(set(classes)) != len(classes):
             raise ValueError(f"heads: classes named twice under {name!r}")
     if not heads:
-        raise ValueError("heads: there is none")
+        raise ValueError("heads: expected at least one, found none")
     return heads
 
 
@@ -324,7 +369,7 @@ def _optimiser(values: Any) -> dict[str, Any]:
 
 
 def _check_weights_fit(checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless the weights are those of the network; nothing is allocated for it."""
+    """Raise ValueError unless the weights are those of the network; no memory is allocated for it."""
     try:
         with torch.device("meta"):
             own = checkpoint.network().state_dict()
@@ -371,19 +416,16 @@ def read_archive(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: expected a checkpoint, a file of weights or a run's folder, found no such file"
         )
-    try:
-        with path.open("rb") as file:
-            is_archive = file.read(len(ARCHIVE)) == ARCHIVE
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with watched(path) as file:
+        is_archive = file.read(len(ARCHIVE)) == ARCHIVE
     if is_archive:
         check_archive(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), watched(path) as file:
             warnings.simplefilter("ignore")
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise unreadable(path, error) from error
+            values = torch.load(file, map_location="cpu", weights_only=True)
+    except Unreadable:
+        raise
     except Exception as error:  # a damaged pickle can raise any
         raise Damaged(
             f"{path}: expected a file of weights written by torch.save, found {_found(error)}"
@@ -417,8 +459,8 @@ def remove_old_checkpoints(run: RunPaths, keep: int, newest: int) -> None:
     Args:
         run: the run.
         keep: how many.
-        newest: iteration of the one that was just written and verified. Later ones are what the run could not resume
-            from: they do not count, so that they do not displace the good ones.
+        newest: iteration of the one that was just written and verified. The run could not resume
+            from later ones: they do not count, so that they do not displace good ones.
     """
     counted = [path for path in run.checkpoints() if path <= run.checkpoint(newest)]
     for old in counted[max(keep, 1) :]:

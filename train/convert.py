@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import atomic
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, from_options, options_of
 from pipeline.text import typed
@@ -35,7 +34,7 @@ def command(**values: Any) -> None:
         raise InputError(f"{output}: would replace what is converted; name another file with --output")
     if output.exists() and not options.overwrite:
         raise InputError(
-            f"{output}: is there already: replace it with --overwrite, or name another with --output"
+            f"{output}: already exists: replace it with --overwrite, or name another with --output"
         )
     for line in convert(source, output):
         click.echo(line)
@@ -47,8 +46,8 @@ def convert(source: Path, output: Path) -> list[str]:
     Raises:
         InputError: not weights, or those of no network here.
     """
-    import torch
 
+    from train.checkpoint import write_archive
     from train.weights import LAST, read_weights
 
     weights = read_weights(source)
@@ -61,8 +60,7 @@ def convert(source: Path, output: Path) -> list[str]:
         + ("no last layer" if last is None else f"{len(last)} outputs"),
         *weights.notes,
     ]
-    with atomic.writing(output) as temporary, atomic.disk_errors(output):
-        torch.save(tensors, temporary)
+    write_archive(output, tensors)
     return [*lines, f"saved {output}: {typed('train')} --model {name} --init {output}"]
 
 

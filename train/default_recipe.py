@@ -1,7 +1,7 @@
 """The recipe of a run that names none: by how much there is to learn from, on what, and what it starts from.
 
-The paper's networks take days on a CPU and overfit a small dataset, so those are learned by smaller ones in minutes.
-Nothing here loads torch before weights are looked at, so that submitting jobs can ask too.
+The paper's networks take days on a CPU and overfit a small dataset, so small ones are learned by smaller networks in
+minutes. Nothing here loads torch before weights are looked at, so that submitting jobs can ask too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NETWORK_KEYS = ("model", "width", "crop", "short_side")
 
 
 class Chosen(NamedTuple):
-    """A recipe's name, and why it was taken; "" where that goes without saying."""
+    """A recipe's name, and why it was chosen; "" where that is obvious."""
 
     name: str
     reason: str = ""
@@ -59,7 +59,7 @@ def default_recipe(
 
 
 def foreseen(dataset: str, stream: Stream, init: str | None, clips: int) -> str:
-    """The default recipe of a run on a machine yet unknown, in words; arguments as of `default_recipe`."""
+    """The default recipe of a run whose machine is not known yet, in words; arguments as of `default_recipe`."""
     with_gpu, without = (default_recipe(dataset, stream, init, clips=clips, gpu=gpu) for gpu in (True, False))
     if with_gpu.name != without.name:
         return f"recipe {with_gpu.name} on a node with a GPU, {without.name} on one without"
@@ -69,7 +69,7 @@ def foreseen(dataset: str, stream: Stream, init: str | None, clips: int) -> str:
 def network_of(init: str) -> dict[str, Any]:
     """The recipe keys that a network must have to start from a file of weights or the folder of a run.
 
-    VGG-16 stands for its convolutions with average pooling, since few videos do not teach its hidden layers.
+    VGG-16 stands for its convolutions with average pooling, since few videos cannot train its hidden layers.
 
     Raises:
         InputError: no weights there, or those of no network here.

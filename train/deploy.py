@@ -7,6 +7,7 @@ Classes and what the input holds are in the file: ONNX's metadata and TorchScrip
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import click
 from pipeline import atomic
 from pipeline.errors import InputError, command_errors
 from pipeline.options import CONTEXT, from_options, options_of
-from pipeline.text import many
+from pipeline.text import many, printable
 from train.options import ExportOptions
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def command(**values: Any) -> None:
     options = from_options(ExportOptions, values)
     for path in (options.onnx, options.torchscript):
         if path is not None and path.exists() and not options.overwrite:
-            raise InputError(f"{path}: is there already: replace it with --overwrite")
+            raise InputError(f"{path}: already exists: replace it with --overwrite")
     from train.checkpoint import find_checkpoint, load_checkpoint
 
     checkpoint = load_checkpoint(find_checkpoint(options.run, options.dataset))
@@ -53,7 +54,7 @@ def command(**values: Any) -> None:
             difference = write(checkpoint, path)
             spec = checkpoint.volume
             click.echo(
-                f"saved {path}: inputs float32[N,{spec.channels},{spec.crop},{spec.crop}], logits of "
+                f"saved {printable(str(path))}: inputs float32[N,{spec.channels},{spec.crop},{spec.crop}], logits of "
                 f"{many(sum(map(len, checkpoint.heads.values())), 'class')}; largest difference from the network "
                 f"{difference:.1e}"
             )
@@ -81,7 +82,9 @@ def write_torchscript(checkpoint: Checkpoint, path: Path) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is frozen, not gone; constants in the trace are meant
             traced = torch.jit.trace(network, sample(checkpoint, 2))
-            torch.jit.save(traced, str(temporary), _extra_files={ABOUT: json.dumps(about(checkpoint))})
+            buffer = io.BytesIO()  # since torch loses the errors of the system
+            torch.jit.save(traced, buffer, _extra_files={ABOUT: json.dumps(about(checkpoint))})
+            temporary.write_bytes(buffer.getbuffer())
             loaded = torch.jit.load(str(temporary))
         return compare(checkpoint, network, loaded, path)
 

@@ -173,7 +173,7 @@ class World:
     def fail(self, error: str) -> NoReturn:
         """End every process with an error that all of them know: InputError in the first, which prints it."""
         if self.first:
-            raise InputError(error)
+            raise InputError(*error.split("\n"))  # in which names are escaped
         sys.exit(1)
 
 

@@ -56,7 +56,7 @@ def initialise(network: Network, path: Path, classes: Sequence[str]) -> str:
         notes.append(f"{some(unused, most=2, quoted=False)}: not in this network, left out")
     check_fit(path, network, own, weights)
     network.load_state_dict(weights, strict=False)
-    return "; ".join(notes) or "every layer taken over"
+    return "; ".join(notes) or "every layer loaded"
 
 
 def hidden_layers(network: Network) -> list[str]:
@@ -81,16 +81,16 @@ def check_fit(path: Path, network: Network, own: dict[str, Tensor], weights: dic
     if not (wrong or missing or unexpected):
         return
 
-    def shown(lines: list[str]) -> str:
-        more = f"  and {len(lines) - SHOWN:,} more\n" if len(lines) > SHOWN else ""
-        return "".join(f"  {line}\n" for line in lines[:SHOWN]) + more
+    def shown(lines: list[str]) -> list[str]:
+        more = [f"  and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else []
+        return [f"  {line}" for line in lines[:SHOWN]] + more
 
     raise InputError(
-        f"{path}: these weights are not for {type(network).__name__}:\n"
-        + shown([f"missing {name} {list(own[name].shape)}" for name in missing])
-        + shown([f"unexpected {name} {list(weights[name].shape)}" for name in unexpected])
-        + shown(wrong)
-        + "choose the --model (and --width, --length, --crop) that they were trained with"
+        f"{path}: these weights are not for {type(network).__name__}:",
+        *shown([f"missing {name} {list(own[name].shape)}" for name in missing]),
+        *shown([f"unexpected {name} {list(weights[name].shape)}" for name in unexpected]),
+        *shown(wrong),
+        "choose the --model (and --width, --length, --crop) that they were trained with",
     )
 
 

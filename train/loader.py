@@ -18,7 +18,7 @@ Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Results that are computed or wait beyond one for each thread."""
+"""Results computed ahead, or waiting, beyond one for each thread."""
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import atomic
+from pipeline.errors import reading
 from pipeline.runs import RunPaths
 from train.recipe import MOST_ITERATIONS
 
 LARGEST = 1e300
-"""Of the numbers in a log; a picture of any smaller ones can be drawn."""
+"""Of the numbers in a log; anything smaller can be plotted."""
 
 
 class RunLog:
@@ -61,12 +62,16 @@ def open_events(folder: Path, resumed_at: int) -> Any:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Records of a run's log in order; lines that are none, such as a last one cut short by a crash, are left out."""
+    """Records of a run's log in order; lines that are not records, such as a last one cut short by a crash, are left
+    out.
+    """
     path = RunPaths(folder).log
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    with reading(path):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

@@ -62,8 +62,8 @@ def read_matconvnet(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     layers = [_fields(layer) for layer in np.ravel(content["layers"])]
     if wrong := differences(layers):
         raise InputError(
-            f"{path}: expected the layers of CNN-M-2048 (imagenet-vgg-m-2048.mat), found others:\n"
-            + "".join(f"  {line}\n" for line in wrong[:10])
+            f"{path}: expected the layers of CNN-M-2048 (imagenet-vgg-m-2048.mat), found others:",
+            *(f"  {line}" for line in wrong[:10]),
         )
     colour = _average_colour(path, content)
     weights: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Room for pixels and volumes as tensors, used again: `pipeline.memory`."""
+"""Memory for pixels and volumes, reused from batch to batch, as tensors: `pipeline.memory`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from pipeline import memory
 
 Memory = Callable[[tuple[int, ...]], Tensor]
-"""Room for pixels: a uint8 tensor of the shape given, contiguous, of any content."""
+"""Room for pixels: a uint8 tensor of the shape given, contiguous, with arbitrary content."""
 
 
 def plain_memory(shape: tuple[int, ...]) -> Tensor:
-    """Memory of its own."""
+    """Newly allocated memory."""
     return torch.empty(shape, dtype=torch.uint8)
 
 
@@ -25,12 +25,12 @@ def memory_for(device: torch.device) -> Memory:
 
 
 def pinned_memory(shape: tuple[int, ...]) -> Tensor:
-    """Pinned memory, which torch uses again once nothing refers to it and the copies from it are done."""
+    """Pinned memory, which torch reuses once nothing refers to it and the copies from it are done."""
     return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
 
 class ReusedMemory:
-    """Room that is used again once nothing refers to it; from any thread."""
+    """Memory that is reused once nothing refers to it; may be called from any thread."""
 
     def __init__(self) -> None:
         self._memory = memory.ReusedMemory()

@@ -89,7 +89,7 @@ class Meter:
         self.unread = []
 
     def flush(self) -> None:
-        """Write the iterations that were read to the log, and say how they went."""
+        """Write the iterations that were read to the log, and report them."""
         if not self._collected:
             return
         elapsed = time.perf_counter() - self._begun

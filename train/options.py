@@ -13,11 +13,12 @@ from pipeline.options import REQUIRED, DatasetOptions, ShardSetOptions, argument
 from pipeline.runs import Stream
 
 MOST_WORKERS = 16
+DEFAULT_FOLDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How a run is carried out; nothing here changes what it learns, but for rounding.
+    """How a run is carried out; nothing here changes what it learns, except for rounding.
 
     None stands for a default that depends on the run or the machine: see the methods, and `Trainer` for `micro_batch`.
     """
@@ -46,7 +47,7 @@ class LoopOptions:
     compiled: bool = option(False, "Use torch.compile.", flag="compile")
     tensorboard: bool = option(True, "Write TensorBoard events, if tensorboard is installed.")
     stop_after: int = 0
-    """Stop as if signalled after this iteration; 0 never. No option: tests of resuming use it."""
+    """Stop as if signalled after this iteration; 0 never. Not an option of the command: tests of resuming use it."""
 
     def worker_count(self, processes_here: int) -> int:
         """Threads that read for each of several training processes on this machine."""
@@ -77,7 +78,9 @@ class TrainOptions(DatasetOptions, ShardSetOptions):
         None, "Leave this fold of the training list out, counted from 1; whole groups are left out.", metavar="K",
         minimum=1,
     )  # fmt: skip
-    folds: int = option(3, "Folds that --fold counts.", metavar="N", minimum=2)
+    folds: int = option(
+        DEFAULT_FOLDS, "Number of folds, of which --fold leaves one out.", metavar="N", minimum=2
+    )
     stream: Stream | None = option(
         None, "Stream to train.", shown_default="the recipe's, else temporal (spatial for images)"
     )
@@ -98,17 +101,30 @@ class TrainOptions(DatasetOptions, ShardSetOptions):
     settings: tuple[str, ...] = option(
         (), "Override a key of the recipe; may be repeated.", flag="set", metavar="KEY=VALUE", multiple=True
     )
-    allow_missing: bool = option(False, "Train on the videos whose shards are usable.")
+    allow_missing: bool = option(
+        False, "Train on the videos whose shards are usable; the others are left out."
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", metavar="DEVICE")
     threads: int | None = option(
-        None, "CPU threads of the network.", metavar="N", minimum=1, shown_default="torch's: the cores"
+        None,
+        "CPU threads of the network.",
+        metavar="N",
+        minimum=1,
+        shown_default="torch's default: the cores",
     )
     loop: LoopOptions = field(default_factory=LoopOptions)
     list_recipes: bool = option(False, "Print the shipped recipes and exit.")
 
     def __post_init__(self) -> None:
+        """Refuse options that contradict each other, or would have no effect (click.UsageError)."""
         if self.fold is not None and self.images:
             raise click.UsageError("--fold leaves out groups of a dataset's videos; --images has none")
+        if self.images and (self.shards is not None or self.split != 1 or self.allow_missing):
+            raise click.UsageError(
+                "--split, --shards and --allow-missing choose videos of a dataset; leave them out with --images"
+            )
+        if self.fold is None and self.folds != DEFAULT_FOLDS:
+            raise click.UsageError(f"--folds {self.folds} goes with --fold, the one to leave out")
         if self.fold is not None and self.fold > self.folds:
             raise click.UsageError(f"--fold {self.fold}: there are {self.folds} folds (--folds)")
 
@@ -122,9 +138,9 @@ class ConvertOptions:
         None,
         "State dict to write.",
         metavar="FILE",
-        shown_default="FILE with the ending .pth, or -converted.pth",
+        shown_default="FILE with the suffix .pth, or -converted.pth",
     )
-    overwrite: bool = option(False, "Replace the file if it is there.")
+    overwrite: bool = option(False, "Replace an existing file.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +151,7 @@ class ExportOptions:
     dataset: DatasetOptions
     onnx: Path | None = option(None, "ONNX file to write (needs the extra `onnx`).", metavar="FILE")
     torchscript: Path | None = option(None, "TorchScript file to write.", metavar="FILE")
-    overwrite: bool = option(False, "Replace files that are there.")
+    overwrite: bool = option(False, "Replace existing files.")
 
     def __post_init__(self) -> None:
         if self.onnx is None and self.torchscript is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reading
 from pipeline.text import first_line
 
 ADDRESS = "https://download.pytorch.org/models"
@@ -56,7 +56,7 @@ def check_hash(path: Path) -> None:
         InputError: it has another hash.
     """
     expected = path.stem.rpartition("-")[2]
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(expected):
         raise InputError(

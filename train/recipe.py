@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reading
 from pipeline.options import option
 from pipeline.runs import STREAMS, RunRecord
 from train.models import MODELS
@@ -41,7 +41,7 @@ def _key(default: Any, help: str, choices: tuple[str, ...] = (), multiple: bool 
 class Recipe:
     """A resolved recipe; each attribute is a key of the TOML file and an option of `python -m train`.
 
-    `stream` alone is not an option of its own: the command has --stream, the stream to train.
+    `stream` alone is not among these options: the command's own --stream names the stream to train.
     """
 
     stream: str = field(
@@ -133,6 +133,8 @@ class Recipe:
         for name in ("colour_mean", "colour_std"):
             if len(getattr(self, name)) != 3:
                 raise InputError(f"{name}: expected three numbers, found {list(getattr(self, name))}")
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov: it needs a momentum above 0, found 0")
         if self.sync_bn and self.partial_bn:
             raise InputError("sync_bn and partial_bn exclude each other: frozen statistics need no exchange")
         self.held_out  # noqa: B018  # fails for a value that is neither a share nor `test`
@@ -205,7 +207,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
             f"no recipe {name!r}{nearest(name, names())}; there are: {', '.join(names())}, or give a .toml file"
         )
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a TOML file: {error}") from error
     values = {key: value for key, value in values.items() if not isinstance(value, dict)}
@@ -271,7 +274,7 @@ def parse(key: str, text: str) -> Any:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """(did you mean ...?), if something known is near."""
+    """(did you mean ...?), if a known name is similar."""
     close = difflib.get_close_matches(word.replace("-", "_") if "_" in "".join(known) else word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

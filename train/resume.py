@@ -53,9 +53,9 @@ def find_resumable(
             continue
         if differences := configuration_differences(checkpoint, recipe, record, requests):
             raise InputError(
-                f"{run.folder} was trained with another configuration:\n"
-                + "".join(f"  {line}\n" for line in differences)
-                + "repeat its options to resume, or choose another --run"
+                f"{run.folder} was trained with another configuration:",
+                *(f"  {line}" for line in differences),
+                "repeat its options to resume, or choose another --run",
             )
         return path
     raise InputError(f"{run.folder}: none of its {len(found)} checkpoints can be read; choose another --run")

@@ -49,7 +49,7 @@ class Draws:
     NumPy's numbers are rebuilt from the words of its Philox, as long as no draw is rejected: `integers` takes the
     upper half of a 32-bit word times the bound (Lemire 2019), two words out of each of Philox's 64 bits, and `normal`
     a layer of the ziggurat and a place in it (Marsaglia and Tsang 2000). Rows where a rejection is possible are not
-    `sure`, and are to be drawn by their generator: one in thirty with normal draws, next to none without.
+    `sure`, and must be drawn by their generator: one in thirty with normal draws, almost none without.
 
     Attributes:
         sure: bool[n], rows whose numbers are right.

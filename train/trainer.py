@@ -57,7 +57,9 @@ from train.volume_spec import VolumeSpec
 VALIDATION_SNIPPETS = 5
 CPU_MICRO_BATCH = 32
 FORECAST_FIRST, FORECAST_LAST = 2, 5
-"""Iterations of this process after which the time for all is measured: the first few are slower than the rest."""
+"""Iterations of this process after which the time of the whole run is estimated: the first few are slower than the
+rest.
+"""
 LARGEST_INPUT = 1e5
 """Far beyond any motion in pixels or any colour."""
 
@@ -76,7 +78,7 @@ def train(
     """Train a network, resuming from the run's newest checkpoint if it has one.
 
     Args:
-        recipe: what decides what is learnt.
+        recipe: what decides what is learned.
         spec: the network's input, `recipe.volume(stream)`.
         data: training and validation videos with their labels.
         record: dataset, split, stream and so on; compared on resuming, like the recipe.
@@ -247,7 +249,7 @@ class Trainer:
         return self.finish(stopped_by)
 
     def forecast(self, seconds: float) -> None:
-        """Report how long the iterations that are left take, at so many seconds each."""
+        """Report how long the remaining iterations will take, at so many seconds each."""
         left = self.recipe.iterations - self.iteration
         self.say(
             f"expected time: about {duration(seconds * left)} for {many(left, 'more iteration')}, {seconds:.2f} s each"
@@ -353,7 +355,7 @@ class Trainer:
             )
 
     def largest_input(self, iteration: int) -> str:
-        """Which of this process's samples of an iteration has values that no sound shard gives; "" if none has."""
+        """Which of this process's samples of an iteration has values that no intact shard contains; "" if none does."""
         for index in self.indices:
             key = (iteration, index)
             batch = self.reader.__getitems__([key])
@@ -426,7 +428,9 @@ class Trainer:
         self.save()  # the checkpoint's record of what has been validated
 
     def link_best(self) -> None:
-        """Make best.pt this iteration's checkpoint if it is the best so far and a kill has left that undone."""
+        """Make best.pt this iteration's checkpoint if it is the best so far and that was left undone when the process
+        was killed.
+        """
         if self.world.first and self.iteration and self.progress.get("best_iteration") == self.iteration:
             best, newest = self.run.best, self.run.checkpoint(self.iteration)
             if not best.exists() or not filecmp.cmp(best, newest, shallow=False):
@@ -540,7 +544,7 @@ def restore(optimiser: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
 
 
 def check_batch_norm(network: Network, frozen: Sequence[nn.Module], samples: int) -> None:
-    """Refuse to train a batch normalisation on one sample at a time, whose variance says nothing.
+    """Refuse to train a batch normalisation on one sample at a time, whose variance is meaningless.
 
     Args:
         network: the network.

@@ -62,7 +62,7 @@ def usable_shards(
     Returns:
         Shards that offer at least one volume, by video id; and what is wrong with each of the others.
     """
-    offered: dict[tuple[Any, ...], int] = {}  # by what shards that are alike have in common
+    offered: dict[tuple[Any, ...], int] = {}  # keyed by what shards that were made alike share
 
     def positions(video: str) -> int:
         facts = shards.facts[video]
@@ -87,7 +87,7 @@ def usable_shards(
 
 
 def lack(shard: Shard, spec: VolumeSpec) -> str:
-    """What a shard without any volume lacks."""
+    """What a shard that offers no volume lacks."""
     if spec.stream == "spatial":
         return (
             f"{shard.address}: no RGB frames" if shard.frame_count else f"{shard.address}: no frames at all"
@@ -106,8 +106,8 @@ class Unusable(NamedTuple):
     shard_set: str
 
 
-def explain(unusable: Unusable, spec: VolumeSpec) -> str:
-    """One message for all videos of a list that cannot be used; a file holds what it does not name."""
+def explain(unusable: Unusable, spec: VolumeSpec) -> list[str]:
+    """The lines of one message for all videos of a list that cannot be used; a file holds what it does not name."""
     dataset, shard_set = unusable.paths.dataset, unusable.shard_set
     ended = read_outcomes(unusable.paths.outcomes("extract_flow"), shard_set)
     failed = {video: outcome.reason for video, outcome in ended.items() if outcome.status == "failed"}
@@ -129,7 +129,7 @@ def explain(unusable: Unusable, spec: VolumeSpec) -> str:
         else f"make them with the options of the others: {again}",
         "or train on the rest with --allow-missing",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
@@ -219,11 +219,13 @@ def common_request(made: Mapping[str, Request], spec: VolumeSpec, where: str) ->
                 for name in sorted({**facts, **found})
                 if facts.get(name) != found.get(name)
             )
-            lines.append(f"  {many(len(videos), 'video')} (for example {videos[0]}): {differing}\n")
+            lines.append(f"  {many(len(videos), 'video')} (for example {videos[0]}): {differing}")
         raise InputError(
             f"{where}: expected shards that were all made in the same way, found {many(len(usual[1]), 'video')} made "
-            f"in one way and\n{''.join(lines)}make those again with the options of the others: {typed('extract_flow')} "
-            "--overwrite, or choose another set with --shards"
+            "in one way and",
+            *lines,
+            f"make those again with the options of the others: {typed('extract_flow')} --overwrite, or choose another "
+            "set with --shards",
         )
     return dataclasses.replace(
         made[usual[1][0]], source_bytes=0, directions=spec.directions, frames=spec.stream == "spatial"
@@ -231,7 +233,9 @@ def common_request(made: Mapping[str, Request], spec: VolumeSpec, where: str) ->
 
 
 def relevant_facts(request: Request, spec: VolumeSpec) -> dict[str, Any]:
-    """What of a request the network's input depends on, as plain values; parameters of the method by their names."""
+    """The part of a request that the network's input depends on, as plain values; parameters of the method by their
+    names.
+    """
     facts = request.as_dict()
     parameters = facts.pop("parameters")
     for name in ("source_bytes", "directions", "frames"):
@@ -328,7 +332,7 @@ def gather(
         if head == 0 and recipe.add_classes:
             other = load_dataset(recipe.add_classes, data)
             joining = joining_classes(name, other)
-            # None of its videos is in this dataset, so all of the other's training list may be learnt from.
+            # None of its videos is in this dataset, so all of the other's training list may be learned from.
             extra = [video for video in other.split(split).train if other.videos[video].label in joining]
             columns = {label: len(dataset.classes) + i for i, label in enumerate(joining)}
             here += found.items(other, extra, columns, head)
@@ -339,13 +343,10 @@ def gather(
             here, held = hold_out(here, recipe.held_out, recipe.seed)
             validation += held
         train += here
-    if found.problems and not allow_missing:
-        raise InputError("\n".join(explain(problem, spec) for problem in found.problems))
-    if not train:
-        raise InputError(
-            f"dataset {name}, split {split}: no video left to train on"
-            + "".join(f"\n{explain(problem, spec)}" for problem in found.problems)
-        )
+    nothing = [] if train else [f"dataset {name}, split {split}: no video left to train on"]
+    if nothing or (found.problems and not allow_missing):
+        lines = [line for problem in found.problems for line in explain(problem, spec)]
+        raise InputError(*(nothing if allow_missing or not lines else []), *lines)
     return TrainingData(heads, train, validation, found.left_out, found.shard_sets, found.requests())
 
 

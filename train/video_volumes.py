@@ -77,7 +77,7 @@ class VideoVolumes(TorchDataset[tuple[Tensor, int]]):
         found = read_shard_set(folder)
         usable, broken = usable_shards(found, ids, spec)
         if broken and not allow_missing:
-            raise InputError(explain(Unusable(broken, len(ids), paths, folder.name), spec))
+            raise InputError(*explain(Unusable(broken, len(ids), paths, folder.name), spec))
         if usable:
             made = {video: found.facts[video].request for video in usable}
             common_request(made, spec, f"{dataset}, {folder}")

@@ -57,7 +57,7 @@ class RawFrames(NamedTuple):
 
 
 def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the host on a device; the copy is queued, by way of pinned memory for a GPU."""
+    """A host tensor on a device; the copy is queued, by way of pinned memory for a GPU."""
     if torch.device(device).type == "cuda" and not tensor.is_cuda and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -31,7 +31,7 @@ class VolumeSpec:
         stream: "spatial" (one RGB frame) or "temporal" (a stack of flow fields).
         crop: side of the square network input in pixels.
         short_side: size at which the network sees the video: its smaller side in pixels. Shards stored at another size
-            are resized on the fly, and their flow vectors with them; 0 takes every shard as it is stored.
+            are resized on the fly, and their flow vectors with them; 0 uses every shard as it is stored.
         length: L, the number of flow fields.
         stacking: "stack" samples every field at the same point, "trajectory" follows the flow.
         direction: "forward"; "backward" (L flows going back from the frame); "both" (bi-directional: L/2 forward, then

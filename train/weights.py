@@ -37,7 +37,7 @@ class Weights:
         tensors: by the names of the networks here, but for the last layer's of other layouts, which is `LAST`.
         classes: what the last layer's outputs are, if the file knows it.
         layout: whose names the file has.
-        notes: what was taken, where that is not plain from the names.
+        notes: what was taken, where the names do not make it obvious.
         recipe: of the run whose checkpoint it is; empty for other files.
     """
 

@@ -631,7 +631,7 @@ class BroxOnCpu(FlowMethod):
             self._workspaces.put(workspace)
 
     def _fit(self, levels: list[PyramidLevel]) -> None:
-        """Make the buffers anew where the frames' size differs from the last call's."""
+        """Reallocate the buffers if the frames' size differs from the last call's."""
         size = (levels[0].width, levels[0].height)
         if size != self._size:
             self._workspaces = SimpleQueue()

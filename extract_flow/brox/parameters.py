@@ -1,4 +1,4 @@
-"""Options of the Brox method and its presets; nothing heavy is imported here, since `--help` reads them."""
+"""Options of the Brox method and its presets; nothing slow to import is loaded here, since `--help` reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Parameters:
     scale: float = option(0.8, "size of a pyramid level relative to the next finer one")
     inner_iterations: int = option(3, "updates of the robust weights for each warp")
     outer_iterations: int = option(
-        77, "most pyramid levels; fewer where a level's smaller side reaches 15 pixels"
+        77, "maximum number of pyramid levels; fewer where a level's smaller side reaches 15 pixels"
     )
     solver_iterations: int = option(
         7, "sweeps of the linear solver (red-black SOR) for each update of the weights"

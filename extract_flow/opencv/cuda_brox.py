@@ -20,7 +20,7 @@ class Parameters:
     gamma: float = option(50.0, "weight of constant gradient")
     scale_step: float = option(0.8, "size of each level relative to the finer one")
     inner_iterations: int = option(10, "lagged non-linearity iterations at each level")
-    outer_iterations: int = option(77, "most pyramid levels")
+    outer_iterations: int = option(77, "maximum number of pyramid levels")
     solver_iterations: int = option(10, "linear solver iterations of each inner one")
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ class Parameters:
     scale_step: float = option(0.8, "size of each level relative to the finer one")
     warps: int = option(5, "warps per level")
     epsilon: float = option(0.01, "stop when the mean squared change of flow is below its square")
-    iterations: int = option(300, "most iterations of a warp")
+    iterations: int = option(300, "maximum number of iterations of a warp")
     gamma: float = option(0.0, "weight of the illumination term")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,6 @@
-"""Options of TV-L1 and its presets; nothing heavy is imported here, since the command line reads them for `--help`."""
+"""Options of TV-L1 and its presets; nothing slow to import is loaded here, since the command line reads them for
+`--help`.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,15 @@ class Parameters:
     tau: float = option(0.25, "time step of the dual update; above 0.25 it no longer converges")
     lambda_: float = option(0.22, "weight of the data term; smaller is smoother")
     theta: float = option(0.3, "coupling of the flow to its auxiliary copy")
-    scales: int = option(0, "most pyramid levels; 0 for all whose smaller side is at least 16 pixels")
+    scales: int = option(
+        0, "maximum number of pyramid levels; 0 for all whose smaller side is at least 16 pixels"
+    )
     scale_step: float = option(0.8, "size of a level relative to the next finer one")
-    warps: int = option(5, "most warps per level")
+    warps: int = option(5, "maximum number of warps per level")
     epsilon: float = option(
         0.015, "iterations end when the RMS update of the flow falls below this, in pixels"
     )
-    iterations: int = option(25, "most iterations per warp")
+    iterations: int = option(25, "maximum number of iterations per warp")
     warp_stop: float = option(
         0.12, "a level ends when a warp changed the flow by less RMS, in pixels; 0 never"
     )

@@ -73,7 +73,7 @@ def test_whatever_a_step_needs_comes_before_it(table: str) -> None:
 
 def test_cells_that_lack_something_say_what_to_give() -> None:
     rows = dict(reproduce.cells(TABLES["1a"], setting()))
-    assert "--imagenet FILE" in rows["pre-trained + last layer"][0].lacking
+    assert "--init FILE" in rows["pre-trained + last layer"][0].lacking
     assert not rows["from scratch"][0].lacking
     rows = dict(reproduce.cells(TABLES["2"], setting("hmdb51")))
     assert "--other DATASET" in rows["multi-task with UCF-101"][0].lacking

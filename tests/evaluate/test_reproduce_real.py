@@ -78,7 +78,7 @@ def test_everything_is_trained_scored_fused_and_tabled_and_repeating_it_trains_n
     for part in ("videos", "splits"):
         (tmp_path / "source" / "tiny" / part).mkdir(parents=True)
     options = ["reproduce-real", "--dataset", "tiny", "--source", str(tmp_path / "source"), *words]
-    options += ["--weights", str(paths.run("weights")), "--data", str(paths.data)]
+    options += ["--init", str(paths.run("weights")), "--data", str(paths.data)]
     first = CliRunner().invoke(main, options)
     assert first.exit_code == 0, (first.output, first.exception)
     assert len(trained) == len(ABOUT["runs"]) + 2 * len(ABOUT["fused"])

@@ -121,7 +121,7 @@ def test_scores_do_not_depend_on_batches_workers_or_tasks(own_data: DatasetPaths
     reference = scored(measurement, Compute(batch=1000))
     assert reference is not None
     for batch, workers, tasks in ((7, 0, 1), (40, 2, 1), (64, 0, 3)):
-        score.discard(measurement)
+        measurement.file.unlink()
         merged = None
         for task in range(tasks):
             assert merged is None
@@ -232,6 +232,32 @@ def test_scores_of_a_later_version_are_neither_made_again_nor_replaced(
     assert measurement.file.exists() is not part
     with pytest.raises(OtherFormat):
         score.discard(measurement)
+
+
+def test_scores_stay_until_those_of_overwrite_are_complete(
+    own_data: DatasetPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurement = measurement_of(own_data, "spatial", Views(2, 1))
+    first = scored(measurement, Compute(workers=0))
+    before = measurement.file.read_bytes()
+    arguments = ["score", "--dataset", "tiny", "--data", str(own_data.data), "--workers", "0", "--overwrite"]
+    arguments += ["--run", "spatial-split1", "--frames", "2", "--crops", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "_scores_of", lambda *_: (_ for _ in ()).throw(InputError("the disk is full")))
+        assert CliRunner().invoke(main, arguments).exit_code == 1
+    assert measurement.file.read_bytes() == before
+    for task in (0, 1):  # each leaves alone what the other made
+        assert measurement.file.read_bytes() == before
+        done = CliRunner().invoke(main, [*arguments, "--task", str(task), "--tasks", "2"])
+        assert done.exit_code == 0, done.output
+    assert not measurement.parts.exists(), "merged"
+    again = scored(measurement)
+    assert first is not None
+    assert again is not None
+    np.testing.assert_allclose(again.logits, first.logits, atol=1e-5)
+    modified = measurement.file.stat().st_mtime_ns
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert measurement.file.stat().st_mtime_ns > modified, "scored again"
 
 
 def test_features_of_a_later_version_are_not_replaced(own_data: DatasetPaths, tmp_path: Path) -> None:
@@ -369,6 +395,10 @@ def test_a_command_walks_a_shard_set_once_and_builds_each_network_once(
         (["--weights", "1,2"], "--weights goes with --fusion weighted"),
         (["--on", "logits", "--fusion", "svm"], "goes with --fusion average or weighted"),
         (["--train-frames", "5"], "go with --fusion svm"),
+        (["--details", "temporal"], "--details goes with --report"),
+        (["fuse", "--details", "temporal"], "No such option"),
+        (["reproduce", "--table", "1b", "--init", "w.pt"], "no run of table 1b starts from ImageNet weights"),
+        (["reproduce-real", "--weights", "w.pth"], "no such option --weights: write --init w.pth"),
         (["features", "film.mp4", "--run", "x", "--part", "train"], "choose videos of a dataset"),
         (["features", "--like", "shard.h5"], "--like goes with VIDEOs"),
         (["predict", "film.mp4", "--run", "a/run", "--dataset", "tiny"], "goes with a --run that is a name"),

@@ -113,6 +113,7 @@ def test_the_chosen_method_is_the_last_one_named(words: list[str], method: str |
         (("--size", "64x48", "--short-side", "64"), "use one of them"),
         (("--no-rgb", "--rgb-quality", "80"), "--rgb-quality has no effect with --no-rgb"),
         (("--shards", "other"), "--data and --shards go with --dataset"),
+        (("--processes", "2", "--device", "cpu"), "--processes is for GPUs"),
         (("--size", "0x48"), "is not a size"),
         (("--short-side", "0"), "neither a number of pixels nor none"),
         (("--method", "raft"), "'raft' is not one of 'tvl1', 'brox'"),

@@ -304,7 +304,8 @@ def test_a_set_begun_with_other_settings_is_not_mixed_and_each_array_task_says_s
     share = ("--task", task, "--tasks", len(videos))
     out, err = extract(*again, *share, status=1)
     assert not out
-    assert "2 videos of 3 would be made with these, and 1 shard there were made with others" in err
+    assert "2 videos of 3 would be made with these, while shards that are there were made with others" in err
+    assert "1 video (for example video.0): " in err
     assert "lambda_: asked 0.22, the shard has 0.15" in err
     assert "--preset default-1" in err
     assert "--output" in err
@@ -346,7 +347,7 @@ def test_a_damaged_shard_is_made_again(clips: Path, tmp_path: Path) -> None:
     data = (tmp_path / "video.0.h5").read_bytes()
     (tmp_path / "video.0.h5").write_bytes(data[: len(data) // 2])
     out, _ = extract(video, "--output", tmp_path, *QUICK)
-    assert "made again, because it was damaged" in out
+    assert "recreated, because it was damaged" in out
     assert content(tmp_path / "video.0.h5") == before
 
 
@@ -405,7 +406,7 @@ def test_a_name_that_cannot_be_stored_costs_that_video_only(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message", "status"),
     [
-        ((), "say what to extract", 2),
+        ((), "name what to extract", 2),
         (("x.avi",), "--output DIR is missing", 2),
         (("x.avi", "--output", "o", "--method", "dis"), "x.avi: no such file or folder", 1),
         (("--dataset", "none-such"), "none-such", 1),

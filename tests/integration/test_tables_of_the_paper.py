@@ -53,4 +53,4 @@ def test_a_table_is_made_in_miniature_from_the_videos_alone(tmp_path: Path) -> N
     made = [cell["accuracy"] for cell in cells if cell["accuracy"] is not None]
     assert len(made) == RUNS
     assert all(0 <= accuracy <= 100 for accuracy in made)
-    assert all("--imagenet FILE" in cell["lacking"] for cell in cells if cell["accuracy"] is None)
+    assert all("--init FILE" in cell["lacking"] for cell in cells if cell["accuracy"] is None)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +82,34 @@ def test_arguments_whose_quotes_do_not_match_are_refused_and_nothing_is_run_with
     assert done.returncode == 2
     assert "ARGS cannot be split into words" in done.stderr
     assert "status" not in done.stdout
+
+
+SLOW_TO_END = """
+import signal, sys, time
+
+def end(*_):
+    time.sleep(0.3)
+    open("ended", "w")
+    sys.exit()
+
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, end)
+open("began", "w")
+for _ in range(200):
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_make_ends_the_command_first(folder: Path, number: signal.Signals) -> None:
+    (folder / ".venv" / "bin" / "python").write_text(f"#!{sys.executable}\n{SLOW_TO_END}")
+    with subprocess.Popen(["make", "status", "DATASET=x"], cwd=folder, start_new_session=True) as process:
+        while not (folder / "began").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        if number == signal.SIGINT:  # as a terminal sends it, to all
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(15) != 0
+    assert (folder / "ended").exists(), "make ended before Python did"

@@ -177,6 +177,19 @@ def test_prepare_leaves_a_full_folder_alone_and_names_a_missing_wheel(tmp_path):
     assert (tmp_path / "file").exists()
 
 
+def test_prepare_says_how_a_wheel_without_npp_gets_it(tmp_path, monkeypatch):
+    def fails(command, **_):
+        missing = "Traceback ...\nImportError: libnppial.so.13: cannot open shared object file"
+        return subprocess.CompletedProcess(command, int("-c" in command), "", missing)
+
+    monkeypatch.setattr(peer.subprocess, "run", fails)
+    (tmp_path / "cv2.whl").touch()
+    with pytest.raises(
+        peer.PeerError, match=r"ImportError: libnppial.*pip install --target .*new nvidia-npp=="
+    ):
+        peer.prepare(tmp_path / "new", tmp_path / "cv2.whl")
+
+
 def test_the_peers_parameters_are_those_of_the_flow_methods_of_the_same_name():
     from extract_flow.opencv import cuda_brox, cuda_farneback, cuda_tvl1, farneback
 

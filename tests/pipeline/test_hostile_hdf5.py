@@ -226,7 +226,7 @@ def test_names_that_no_video_can_have_are_no_videos_of_a_pack(sound: Path, tmp_p
             shard.copy(shard["flow"], h5py.Group(group), "flow")
 
     def listed() -> None:
-        unusable: list[ShardAddress] = []
+        unusable: dict[ShardAddress, InputError] = {}
         try:
             print(sorted(index_pack(path, unusable)), len(unusable) > 0)
         except InputError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -371,8 +372,6 @@ def test_a_pack_of_a_later_version_is_left(packed: Path) -> None:
 def test_an_error_of_the_system_repairs_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: str, deep: tuple[str, ...]
 ) -> None:
-    import errno
-
     before = {path: path.read_bytes() for path in folder.rglob("*.h5")}
     whole = os.pread
     calls = iter(range(10**6))
@@ -388,6 +387,31 @@ def test_an_error_of_the_system_repairs_nothing(
     assert "could not be read: " + os.strerror(getattr(errno, number)) in output.output
     assert "0 bad" in output.output
     assert {path: path.read_bytes() for path in folder.rglob("*.h5")} == before
+
+
+@pytest.mark.parametrize("command", ["verify", "view", "view one", "export"])
+def test_a_pack_that_could_not_be_read_for_a_moment_is_reported_as_that(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    whole, calls, before = os.pread, iter(range(10**6)), packed.read_bytes()
+
+    def failing_once(*arguments: int) -> bytes:
+        if next(calls) == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(*arguments)
+
+    monkeypatch.setattr(os, "pread", failing_once)
+    shards = packed.parent
+    called = {
+        "verify": (verify.command, shards, "--repair"),
+        "view": (view.command, shards, "--output", shards.parent / "x.png"),
+        "view one": (view.command, packed / "A/one", "--output", shards.parent / "x.png"),
+        "export": (export.command, shards, "--layout=npy", "--output", shards.parent / "out"),
+    }
+    done = invoke(*called[command])
+    assert done.exit_code == 1
+    assert f"{packed}: could not be read: Input/output error" in done.output
+    assert packed.read_bytes() == before
 
 
 def test_an_error_of_the_system_while_hdf5_reads_is_no_damage(

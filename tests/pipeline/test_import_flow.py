@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from made_shards import HEIGHT, WIDTH, make_shard, smooth_flow
 
 from pipeline import export, flow_files, import_flow
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Unreadable
+from pipeline.flow_files import read_flo
 from pipeline.shard import open_shard
 from pipeline.verify import command as verify
 
@@ -156,6 +157,12 @@ def test_an_array_that_is_no_flow_is_refused_by_name(tmp_path, array, message):
     output = run(import_flow.command, tmp_path / "in", "--output", tmp_path / "out", status=1)
     assert message in output
     assert "v.npy" in output
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose reading fails")
+def test_a_field_that_cannot_be_read_now_is_reported_as_that():
+    with pytest.raises(Unreadable, match="/proc/self/mem: could not be read: Input/output error"):
+        read_flo(Path("/proc/self/mem"))
 
 
 def test_fields_that_do_not_follow_each_other_or_differ_in_size_are_refused(tmp_path):

@@ -140,7 +140,7 @@ def test_a_known_pack_is_not_opened_and_a_changed_one_is(
     listed: list[Path] = []
     index_pack = manifest.index_pack_or_report
 
-    def listing(path: Path, unusable: list[ShardAddress] | None) -> dict[str, ShardAddress]:
+    def listing(path: Path, unusable: dict[ShardAddress, InputError] | None) -> dict[str, ShardAddress]:
         listed.append(path)
         return index_pack(path, unusable)
 
@@ -241,7 +241,7 @@ def test_a_shard_that_was_replaced_after_the_start_is_an_error(folder: Path) -> 
     refresh(folder)
     shard = read_shard_set(folder).shard("A/one")
     make_shard(folder / "A/one.h5", "A/one", flows=3, seed=77)
-    with pytest.raises(InputError, match="expected the shard that was there at the start"):
+    with pytest.raises(InputError, match="expected the shard found at the start"):
         shard.levels(0, 1)
 
 

@@ -199,6 +199,21 @@ def test_damage_is_found_and_the_frames_before_it_are_sound(
     assert np.array_equal(kept, sound[: len(kept)])
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.flv", "flv"), ("a.asf", "wmv2")])
+def test_a_file_cut_behind_its_first_key_frame_fails_instead_of_giving_frames_on_nothing(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    whole, rest = clip(tmp_path / name, frames=8, codec=codec, g="20"), tmp_path / f"cut-{name}"
+    with av.open(str(whole)) as reader, av.open(str(rest), "w") as writer:
+        stream = reader.streams.video[0]
+        copied = writer.add_stream_from_template(stream)
+        for packet in [packet for packet in reader.demux(stream) if packet.size][2:]:
+            packet.stream = copied
+            writer.mux(packet)
+    with pytest.raises(VideoError, match="first frame is no keyframe"), VideoReader(rest):
+        pass
+
+
 @pytest.mark.parametrize(
     ("codec", "suffix"),
     [("libx264", "avi"), ("libx264", "mp4"), ("libx264", "ts"), ("libx265", "mkv"), ("libx265", "ts")],
@@ -308,6 +323,15 @@ def test_a_cut_or_shifted_jpeg_has_a_fault() -> None:
     middle = len(data) * 2 // 3
     assert jpeg_scan.fault(data[:middle] + data[middle + 40 :])
     assert jpeg_scan.fault(data[:middle] + data[middle - 60 :])
+
+
+@pytest.mark.parametrize(
+    ("behind", "change"), [(2, b"\x85"), (4, b"\x07"), (4, b"\x00"), (5, b"\x09"), (9, b"\x77")]
+)
+def test_a_damaged_header_of_a_scan_is_a_fault(behind: int, change: bytes) -> None:
+    data = cv2.imencode(".jpg", moving_texture(1, 64, 48)[0])[1].tobytes()
+    place = data.index(b"\xff\xda") + behind
+    assert jpeg_scan.fault(data[:place] + change + data[place + 1 :]) == "a header is damaged"
 
 
 def test_a_sector_of_zeros_in_a_jpeg_is_a_fault_though_its_codes_are_valid() -> None:

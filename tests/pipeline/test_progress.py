@@ -162,3 +162,12 @@ def test_a_terminal_gets_a_bar_that_leaves_one_line_behind(
     assert err.splitlines()[-1].endswith("pack: 2/2 shards, 0.2 shards/s")
     assert "\x1b[?25l" in err, "a bar hides the cursor"
     assert err.count("\x1b[?25l") == err.count("\x1b[?25h"), "and shows it again"
+
+
+def test_before_the_first_thing_is_done_its_part_gives_the_time_left_and_no_rate_of_nothing(
+    clock: Clock,
+) -> None:
+    with Progress("features", 1, plain=True) as shown:
+        clock.now += 10
+        shown.report(0, 25, 0.5)
+        assert shown.describe() == "features: 0/1 video, 10.0 s left"

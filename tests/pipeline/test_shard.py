@@ -160,7 +160,7 @@ def test_a_shard_is_the_sequence_of_its_flows(tmp_path, index):
         assert np.array_equal(shard[-1], every[3])
         assert np.array_equal(np.stack(list(shard)), every)
         for outside in (4, -5):
-            with pytest.raises(IndexError, match=f"flow {outside} asked, 4 are there"):
+            with pytest.raises(IndexError, match=f"asked for flow {outside} of 4"):
                 shard[outside]
         for wrong in ([1, 2], 1.5, "a"):
             with pytest.raises(TypeError, match="expected an integer or a slice"):

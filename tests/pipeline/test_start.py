@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from made_shards import make_shard
 
+from pipeline.errors import InputError
 from pipeline.text import printable_lines, shortened, spreadsheet_cell
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -414,10 +415,17 @@ def test_a_reason_is_at_most_300_characters() -> None:
     assert long.endswith(" end")
 
 
+def test_a_newline_in_a_name_is_no_line_of_a_message() -> None:
+    name = "a\nerror: \x1b[2Jb\u2028c"
+    error = InputError(f"{name}: is damaged", "  second line")
+    assert str(error) == "a\\nerror: \\x1b[2Jb\\u2028c: is damaged\n  second line"
+    assert str(InputError(f"in a list: {error}")).count("\n") == 0
+
+
 def test_a_message_with_much_of_a_file_in_it_is_cut() -> None:
     script = (
         "import click\nfrom pipeline.errors import InputError, command_errors\n"
-        "@click.command()\n@command_errors\ndef main(): raise InputError('a\\n' + 'x' * 100_000)\nmain()"
+        "@click.command()\n@command_errors\ndef main(): raise InputError('a', 'x' * 100_000)\nmain()"
     )
     errors = python("-c", script).stderr
     assert errors.startswith("error: a\nxxx")

@@ -66,7 +66,7 @@ def test_rar_files_in_a_rar_file_become_the_folders_of_the_classes(tmp_path: Pat
     assert "6 files" in result.output
     again = run(tmp_path / "hmdb51_org.rar", "--output", tmp_path / "hmdb51")
     assert again.exit_code == 1
-    assert "is there already" in again.output
+    assert "already exists" in again.output
 
 
 @pytest.mark.parametrize("name", ["../out.avi", "/out.avi", "a/../../out.avi", "..\\out.avi", "C:\\out.avi"])
@@ -99,6 +99,14 @@ def test_damage_is_named_and_leaves_nothing(tmp_path: Path) -> None:
         assert f"{name}: is not an archive, or a damaged one" in result.output
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose reading fails")
+def test_an_archive_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
+    done = run("/proc/self/mem", "--output", tmp_path / "new")
+    assert done.exit_code == 1
+    assert "/proc/self/mem: could not be read: Input/output error" in done.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_library_the_message_names_what_to_install(

@@ -16,7 +16,7 @@ from pipeline.codec import codec
 from pipeline.flow_colours import component_gray, flow_colours, wheel_picture
 from pipeline.flow_pictures import EDGE, GAP, MARGIN
 from pipeline.pack import write_pack
-from pipeline.shard import ShardAddress, Source
+from pipeline.shard import ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter
 from pipeline.typical_flow import typical_flow
 
@@ -82,7 +82,7 @@ def test_a_picture_shows_frame_flow_x_and_y_side_by_side(tmp_path, frames, panel
     path = make_shard(tmp_path / "x.h5", frames=frames, width=240, height=180)
     run(path, "--output", tmp_path / "v.png", "--index", 2, "--full-colour", 6)
     picture = np.asarray(Image.open(tmp_path / "v.png"))
-    with view.open_shard(path) as shard:
+    with open_shard(path) as shard:
         flow = shard.flows(2, 3)[0]
         expected = [flow_colours(flow, 6.0), *(component_gray(each, 6.0) for each in flow)]
         if frames:
@@ -129,7 +129,7 @@ def moving(speeds: list[float]) -> np.ndarray:
 
 def test_the_flow_that_is_shown_is_neither_a_cut_nor_still(tmp_path):
     speeds = [2.0, 0, 3, 0, 25, 0, 2.5, 0, 30, 0]  # repeated frames, and two cuts
-    with view.open_shard(write_flows(tmp_path / "x.h5", moving(speeds))) as shard:
+    with open_shard(write_flows(tmp_path / "x.h5", moving(speeds))) as shard:
         typical = typical_flow(shard, "forward")
     assert typical.index == 6
     assert typical.fastest == pytest.approx(3, rel=0.1)
@@ -137,7 +137,7 @@ def test_the_flow_that_is_shown_is_neither_a_cut_nor_still(tmp_path):
 
 def test_a_clip_of_one_flow_or_of_no_motion_has_a_typical_flow(tmp_path):
     for speeds in ([5.0], [0.0, 0, 0], [1.0, 40]):
-        with view.open_shard(write_flows(tmp_path / "x.h5", moving(speeds))) as shard:
+        with open_shard(write_flows(tmp_path / "x.h5", moving(speeds))) as shard:
             assert 0 <= typical_flow(shard, "forward").index < len(speeds)
 
 

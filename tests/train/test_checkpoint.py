@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import resource
 import zipfile
@@ -354,4 +355,26 @@ def test_a_checkpoint_that_may_not_be_read_is_not_damaged(
 
     monkeypatch.setattr(zipfile.ZipFile, "testzip", refuse)
     with pytest.raises(Unreadable, match="could not be read"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("reader", ["zipfile.ZipFile", "torch.load"])
+def test_an_error_of_the_system_is_known_whatever_a_library_makes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    """The open file is replaced by one that may only be written; zipfile takes the error for a file of another kind."""
+    path = tmp_path / "checkpoint-00000007.pt"
+    save_checkpoint(path, checkpoint())
+    module, name = {"zipfile": zipfile, "torch": torch}[reader.split(".")[0]], reader.split(".")[1]
+    whole = getattr(module, name)
+
+    def lost(file: Any, *options: Any, **named: Any) -> Any:
+        handle = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+        os.ftruncate(handle, 100_000)
+        os.dup2(handle, file.fileno())
+        os.close(handle)
+        return whole(file, *options, **named)
+
+    monkeypatch.setattr(module, name, lost)
+    with pytest.raises(Unreadable, match="could not be read: Bad file descriptor"):
         load_checkpoint(path)

@@ -92,6 +92,22 @@ def test_the_recipe_and_stream_of_a_run_that_names_neither() -> None:
         chosen_stream(TrainOptions(images=Path("i"), stream="temporal"), Recipe())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--folds", "4"], "--folds 4 goes with --fold"),
+        (["--images", "i", "--split", "2"], "choose videos of a dataset; leave them out with --images"),
+        (["--images", "i", "--shards", "x"], "choose videos of a dataset"),
+        (["--images", "i", "--allow-missing"], "choose videos of a dataset"),
+        (["--images", "i", "--fold", "1"], "--fold leaves out groups of a dataset's videos"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(words: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
 def test_few_clips_or_a_cpu_take_the_small_recipes_and_the_reason_is_given() -> None:
     assert default_recipe("x", None, None, clips=1999, gpu=True) == ("small", "1,999 clips, fewer than 2,000")
     assert default_recipe("x", "spatial", None, clips=2000, gpu=False) == ("small", "on a CPU")

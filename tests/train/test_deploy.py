@@ -45,6 +45,15 @@ def test_torchscript_computes_what_the_network_does(run: Path, tmp_path: Path) -
     assert exported(run, "--torchscript", tmp_path / "net.ts").exit_code == 1, "it is there already"
 
 
+def test_a_place_that_cannot_be_written_is_one_message(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = exported(run, "--torchscript", tmp_path / "file" / "net.ts")
+    assert done.exit_code == 1
+    assert "cannot be written" in done.output
+    done = exported(run, "--torchscript", Path("/proc/net.ts"))
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+
+
 def test_onnx_computes_what_the_network_does(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")

@@ -32,7 +32,7 @@ def narrow(channels: int = 3, classes: int = 3) -> nn.Module:
 def test_a_state_dict_is_taken_over(tmp_path: Path, wrap: object) -> None:
     source, network = narrow(), narrow()
     done = initialise(network, saved(tmp_path / "w.pt", wrap(source.state_dict())), CLASSES)  # type: ignore
-    assert done == "every layer taken over"
+    assert done == "every layer loaded"
     for name, tensor in source.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)
 
@@ -59,7 +59,7 @@ def test_a_run_keeps_its_last_layer_for_the_same_classes_only(tmp_path: Path) ->
     source = checkpoint()
     save_checkpoint(run / "checkpoint-00000007.pt", source)
     same, other = narrow(4, 5), narrow(4, 5)
-    assert initialise(same, run, ("x", "y", "y", "z", "x")) == "every layer taken over"
+    assert initialise(same, run, ("x", "y", "y", "z", "x")) == "every layer loaded"
     assert torch.equal(same.last_layer.weight, source.weights["fc.weight"])
     assert "new" in initialise(other, run, ("x", "y", "y", "z", "w"))
     assert not torch.equal(other.last_layer.weight, source.weights["fc.weight"])

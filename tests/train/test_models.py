@@ -250,6 +250,8 @@ def test_impossible_networks_are_refused() -> None:
         {"name": "resnet19"},
         {"dropout": 1.0},
         {"name": "cnn_m_2048", "crop": 20},
+        {"name": "vgg16", "crop": 31},
+        {"name": "vgg16_gap", "crop": 16},
         {"name": "vgg16", "width": 0.5},
         {"width": 0.0},
     ):

@@ -108,6 +108,7 @@ def test_values_of_the_command_line(key: str, text: str, value: object) -> None:
         ({"steps": [5, 3]}, "steps: expected rising"),
         ({"model": "resnet19"}, "model: expected one of"),
         ({"dropout": 1.0}, "dropout: expected 0 or more and less than 1"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov: it needs a momentum above 0"),
         ({"learning_rate": float("nan")}, "learning_rate: expected a positive number"),
         ({"iterations": 0}, "iterations: expected at least 1"),
         ({"validation": "half"}, "validation: expected a share"),

@@ -81,7 +81,7 @@ def test_a_layout_gives_every_layer_of_its_network(
     path = saved(tmp_path / "w.pth", write(source.state_dict()))
     assert read_weights(path).layout == layout
     done = initialise(network, path, CLASSES)
-    assert done == ("every layer taken over" if layout == "torchvision" else f"{layout}'s names")
+    assert done == ("every layer loaded" if layout == "torchvision" else f"{layout}'s names")
     for name, tensor in source.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor), name
 
@@ -263,7 +263,7 @@ def test_convert_says_what_it_took_and_writes_what_init_reads(tmp_path: Path) ->
     first, second = (build("cnn_m_2048", 3, 5, crop=96).eval() for _ in range(2))
     initialise(first, path, [*CLASSES, "d", "e"])
     done = initialise(second, tmp_path / "vgg-m.pth", [*CLASSES, "d", "e"])
-    assert done == "every layer taken over"
+    assert done == "every layer loaded"
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
 
@@ -274,8 +274,8 @@ def test_convert_names_the_network_of_other_layouts(tmp_path: Path) -> None:
     result = converted(path, "--output", mine)
     assert result.exit_code == 0, result.output
     assert "mmaction2's names, resnet18: 122 tensors, 10 input channels, 51 outputs" in result.output
-    assert initialise(build("resnet18", 10, 51), mine, ["?"] * 51) == "every layer taken over"
-    assert "is there already" in converted(path, "--output", mine).output
+    assert initialise(build("resnet18", 10, 51), mine, ["?"] * 51) == "every layer loaded"
+    assert "already exists" in converted(path, "--output", mine).output
     assert converted(path).exit_code == 0, (
         "its own name, which ends with .pth, is not the one that is written"
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["MODELS", "build"]
 
 MODELS = ("cnn_m_2048", "vgg16", "vgg16_gap", "resnet18", "resnet34", "resnet50", "resnet101")
+SMALLEST_VGG_CROP = 32
 
 
 def build(
@@ -29,7 +30,8 @@ def build(
         classes: outputs of the last layer, over all heads.
         dropout: before the last layers (cnn_m_2048, vgg16: on both hidden layers; vgg16_gap, ResNets: on the
             pooled features).
-        crop: side of the input in pixels; only cnn_m_2048's first full layer depends on it.
+        crop: side of the input in pixels; only cnn_m_2048's first full layer depends on it, and VGG-16 halves it five
+            times.
         width: filters per layer as a share of the published number; ResNets only.
 
     Raises:
@@ -52,4 +54,8 @@ def build(
         raise InputError(f"width {width}: only ResNets come in other widths than 1, not {name}")
     if name == "cnn_m_2048":
         return CnnM2048(channels, classes, dropout, crop)
+    if crop < SMALLEST_VGG_CROP:
+        raise InputError(
+            f"{name}: a crop of {crop} pixels is too small, it needs at least {SMALLEST_VGG_CROP}"
+        )
     return (Vgg16 if name == "vgg16" else Vgg16Gap)(channels, classes, dropout)

@@ -15,7 +15,7 @@ class CnnM2048(Network):
 
     Padding and rounding are those of Caffe's CNN-M: none at conv1, one pixel elsewhere, pooling rounds up, so that
     full6 sees 512x6x6 of a 224x224 input. Response normalisation is Krizhevsky's (k=2, n=5, alpha=1e-4, beta=.75;
-    torch divides alpha by n) after the ReLU; the paper's temporal net goes without the second one.
+    torch divides alpha by n) after the ReLU; the paper's temporal net omits the second one.
     """
 
     first, last, last_block = "conv1", "full8", ("conv5.", "full6.", "full7.")

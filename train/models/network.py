@@ -14,8 +14,8 @@ class Network(nn.Module):
         first: state-dict name (without .weight) of the convolution that sees the input.
         last: the same of the layer whose outputs are the classes.
         last_block: beginnings of the names of the last block of convolutions and of the layers between it and `last`.
-        without: beginnings of the names of layers that published weights have and this network goes without.
-        added: beginnings of the names of layers that it has and published weights go without; they are always trained.
+        without: beginnings of the names of layers that published weights have and this network lacks.
+        added: beginnings of the names of layers that it has and published weights lack; they are always trained.
     """
 
     first: str
