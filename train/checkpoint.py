@@ -36,7 +36,7 @@ from pipeline.request import Request
 from pipeline.runs import RunPaths, RunRecord, find_run
 from pipeline.text import first_line, some, typed
 from train.models import build
-from train.models.network import Network
+from train.models.network import Network, shapes_only
 from train.recipe import KEYS, MOST_ITERATIONS, Recipe, coerce
 from train.volume_spec import VolumeSpec
 
@@ -371,7 +371,7 @@ def _optimiser(values: Any) -> dict[str, Any]:
 def _check_weights_fit(checkpoint: Checkpoint) -> None:
     """Raise ValueError unless the weights are those of the network; no memory is allocated for it."""
     try:
-        with torch.device("meta"):
+        with shapes_only():
             own = checkpoint.network().state_dict()
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ValueError(f"its network cannot be built ({first_line(error)})") from error

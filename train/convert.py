@@ -70,13 +70,12 @@ def recognise(source: Path, weights: Weights) -> tuple[Network, str]:
     Raises:
         InputError: none; the message names the first ten names and the networks there are.
     """
-    import torch
-
     from train.initialise import hidden_layers
+    from train.models.network import shapes_only
     from train.weights import LAST
 
     for name in ("cnn_m_2048",) if weights.layout == "MatConvNet" else MODELS:
-        with torch.device("meta"):
+        with shapes_only():
             network = build(name, 3, 2)
         ends = (network.first, network.last)
         own = {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +14,7 @@ from torch.nn import functional as F
 from pipeline.errors import InputError
 from train.models import MODELS, build
 from train.models.cnn_m import feature_side
-from train.models.network import Network
+from train.models.network import Network, shapes_only
 
 
 def parameters(name: str, channels: int, classes: int) -> int:
@@ -263,3 +267,24 @@ def test_width_scales_every_layer() -> None:
     narrow = build("resnet18", 3, 10, width=0.25)
     assert narrow.first_layer.out_channels == 16
     assert narrow.last_layer.in_features == 128
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_alone_are_those_of_the_network_and_take_no_memory(name: str) -> None:
+    with shapes_only():
+        shapes = build(name, 3, 2, crop=64).state_dict()
+    assert all(tensor.is_meta for tensor in shapes.values())
+    if name in ("resnet18", "vgg16_gap"):
+        whole = build(name, 3, 2, crop=64).state_dict()
+        assert [(key, tensor.shape) for key, tensor in shapes.items()] == [
+            (key, tensor.shape) for key, tensor in whole.items()
+        ]
+
+
+def test_looking_at_shapes_does_not_load_torch_s_compiler() -> None:
+    code = (
+        "import sys; from train.models import build; from train.models.network import shapes_only\n"
+        "with shapes_only(): [build(name, 3, 2) for name in ('resnet18', 'vgg16', 'cnn_m_2048')]\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 class Network(nn.Module):
@@ -46,3 +51,30 @@ class Network(nn.Module):
         layer = self.get_submodule(self.last)
         assert isinstance(layer, nn.Linear)
         return layer
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Random initial values are left out: on tensors without memory, torch loads its compiler to draw none."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        arguments: Sequence[Any] = (),
+        named: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(function, "__name__", "") in (
+            "normal_",
+            "uniform_",
+            "kaiming_normal_",
+            "kaiming_uniform_",
+        ):
+            return arguments[0] if arguments else (named or {})["tensor"]
+        return function(*arguments, **(named or {}))
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks that are built within have shapes and types, and neither values nor memory."""
+    with torch.device("meta"), _WithoutValues():
+        yield
