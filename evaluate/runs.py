@@ -65,15 +65,24 @@ def trained_run(paths: RunPaths) -> TrainedRun:
 
 
 def find_runs(paths: DatasetPaths) -> list[TrainedRun]:
-    """Every run of a dataset that has a checkpoint and a split, by name, except runs of folds; others are ignored."""
+    """Every run of a dataset that has a checkpoint and a split, by name, except runs of folds; others are ignored.
+
+    Raises:
+        InputError: the record of a run is damaged or cannot be read: results without it would look complete.
+    """
     found = []
     for name in runs_in(paths):
-        try:
-            run = trained_run(RunPaths(paths.run(name)))
-        except Unreadable:
-            raise  # results without it would look complete
-        except InputError:
+        begun = RunPaths(paths.run(name))
+        if not begun.best.is_file() and not begun.checkpoints():
             continue
+        try:
+            run = trained_run(begun)
+        except Unreadable:
+            raise
+        except InputError as error:
+            raise InputError(
+                *error.lines, "name the runs to evaluate with --run, or remove this one"
+            ) from error
         if run.record.dataset == paths.dataset and run.record.split is not None and run.record.fold is None:
             found.append(run)
     return found

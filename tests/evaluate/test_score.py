@@ -20,6 +20,7 @@ from conftest import add_run
 from evaluate import commands, features, inference, score, score_file
 from evaluate.__main__ import main
 from evaluate.inference import Compute
+from evaluate.runs import choose_runs
 from evaluate.score import Measurement
 from evaluate.score_file import Scores, read_scores
 from evaluate.views import Views
@@ -463,3 +464,14 @@ def test_features_are_written_with_checksums_and_survive_a_full_disk(
         names = ["videos", "features", "start"] if per == "view" else ["videos", "features"]
         assert file.attrs["crc32"] == zlib.crc32(b"".join(file[name][...].tobytes() for name in names))
         assert file.attrs["per"] == per.encode()
+
+
+def test_a_run_whose_recipe_is_damaged_is_an_error_and_not_left_out(own_data: DatasetPaths) -> None:
+    recipe = own_data.run("temporal-split1") / "recipe.toml"
+    recipe.write_bytes(b"garbage \xff")
+    with pytest.raises(InputError, match=r"recipe\.toml.*\n.*--run"):
+        choose_runs(own_data)
+    assert [run.name for run in choose_runs(own_data, names=["spatial-split1"])[1]] == ["spatial-split1"]
+    for checkpoint in recipe.parent.glob("*.pt"):
+        checkpoint.unlink()
+    assert [run.name for run in choose_runs(own_data)[1]] == ["spatial-split1"]  # the other has only begun
