@@ -501,7 +501,12 @@ def _worker_main(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     # If the parent is gone, nobody is left to report to.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        serve(Link(connection), slot, *arguments)
+        try:
+            serve(Link(connection), slot, *arguments)
+        except Exception:
+            if start.ending_status() is None:
+                raise
+            sys.exit(start.ending_status())
 
 
 def _die_with(parent: int) -> None:

@@ -49,10 +49,15 @@ def run(main: Callable[..., object], program: str) -> NoReturn:
         except SystemExit as end:
             status = end.code
         except OSError as error:
-            if error.errno is None:
+            if ending_status() is not None:
+                status = ending_status()
+            elif error.errno is None:
                 raise
-            if _flushed(0) == 0:  # else it was standard output's, which has been said
+            elif _flushed(0) == 0:  # else it was standard output's, which has been said
                 print(f"error: {system_error(error)}", file=sys.stderr)
+        except Exception:
+            if (status := ending_status()) is None:
+                raise
     finally:
         if interruptible:  # nothing is left to clean up
             signal.signal(signal.SIGINT, _exit_at_once)
@@ -66,6 +71,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if _importing(frame):
         _send_again(number)
         return
+    _remember(number)
     # A second Ctrl-C waits for no cleaning up; what it leaves has an owner that is gone, and is swept by the next run.
     signal.signal(number, _exit_at_once)
     _silence_threads()
@@ -84,9 +90,26 @@ def exit_by_signal(number: int, frame: FrameType | None) -> None:
     if _importing(frame):
         _send_again(number)
         return
+    _remember(number)
     signal.signal(number, signal.SIG_IGN)
     _silence_threads()
     sys.exit(128 + number)
+
+
+_ended_by: list[int] = []
+
+
+def _remember(number: int) -> None:
+    _ended_by.append(number)
+
+
+def ending_status() -> int | None:
+    """The exit status of a process that a signal is ending; None where none is.
+
+    What a handler raises in the middle of a library, such as numba's compiler, may leave it as another exception
+    about what is missing there: that is no news.
+    """
+    return 128 + _ended_by[0] if _ended_by else None
 
 
 def _silence_threads() -> None:
@@ -119,7 +142,8 @@ def raise_again(swallowed: sys.UnraisableHookArgs) -> None:
     elif isinstance(swallowed.exc_value, SystemExit) and swallowed.exc_value.code in ENDED_BY:
         number, handler = ENDED_BY[swallowed.exc_value.code], exit_by_signal
     else:
-        sys.__unraisablehook__(swallowed)
+        if ending_status() is None:
+            sys.__unraisablehook__(swallowed)
         return
     signal.signal(number, handler)
     _send_again(number)

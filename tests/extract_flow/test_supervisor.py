@@ -308,3 +308,24 @@ def test_the_signal_that_ends_a_worker_is_not_lost_in_a_destructor() -> None:
     )
     assert isinstance(lost, Lost)
     assert "143" in lost.reason
+
+
+def wait_and_leave_as_another(link: Link, slot: int, first: Ready | None) -> None:
+    link.ready(Ready("test", None, 1))
+    message = link.receive()
+    assert message is not None
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    finally:
+        raise RuntimeError("nothing was compiled")
+
+
+def test_what_a_library_raises_in_a_worker_because_a_signal_interrupted_it_is_not_shown(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    events = supervise([""], wait_and_leave_as_another, (), workers=1)
+    (lost,) = (event for event in events if isinstance(event, Finished | Lost))
+    assert isinstance(lost, Lost)
+    assert "143" in lost.reason
+    assert capfd.readouterr().err == ""

@@ -74,6 +74,38 @@ def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost(number: signal.
     assert (done.returncode, done.stderr) == (status, "")
 
 
+LEFT_AS_ANOTHER = """
+import os, signal, sys, time, click
+from pipeline import start
+from pipeline.errors import command_errors
+class Compiled:
+    def __del__(self):
+        self.missing  # as in a library that was interrupted before it had made all
+@click.command()
+@click.argument("number")
+@command_errors
+def main(number):
+    compiled = Compiled()
+    try:
+        os.kill(os.getpid(), int(number))
+        time.sleep(60)
+    finally:
+        del compiled
+        raise RuntimeError("nothing was compiled")
+start.run(main, "test")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_what_a_library_raises_because_a_signal_interrupted_it_is_not_shown(
+    number: signal.Signals, status: int
+) -> None:
+    done = python("-c", LEFT_AS_ANOTHER, int(number), timeout=30)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
@@ -292,7 +324,7 @@ def test_a_process_that_is_to_ignore_ctrl_c_ignores_it() -> None:
     ("body", "status", "errors"),
     [
         ("pass", 0, ""),
-        ("raise InputError('a\\nb')", 1, "error: a\nb\n"),
+        ("raise InputError('a', 'b')", 1, "error: a\nb\n"),
         (
             "raise click.UsageError('wrong')",
             2,
