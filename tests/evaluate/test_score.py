@@ -293,7 +293,7 @@ def test_missing_shards_are_named_or_left_out_and_counted(own_data: DatasetPaths
     assert "Bow/v_1" in refused.output
     allowed = CliRunner().invoke(main, [*arguments, "--workers", "0", "--allow-missing"])
     assert allowed.exit_code == 0, allowed.output
-    assert "1 videos have no shard" in " ".join(allowed.output.split())
+    assert "1 video without a shard left out" in " ".join(allowed.output.split())
     assert (
         len(score_file.read_scores(RunPaths(own_data.run("spatial-split1")).scores("test-2x1")).videos) == 7
     )
