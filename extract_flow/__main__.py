@@ -52,7 +52,8 @@ def main(**values: Any) -> None:
         options.shards, parameters, dataset.short_side if dataset else SHORT_SIDE
     )
     everything, videos, destination = _work(source, dataset, options.shards.method)
-    check_one_way(everything, settings, options.execution, destination)
+    if dataset is not None:  # an --output folder may hold anything
+        check_one_way(everything, settings, options.execution, destination)
     try:
         known = known_outcomes(videos, settings, options.execution, destination)
         failed = [outcome for outcome in known.outcomes.values() if outcome.status == "failed"]

@@ -180,14 +180,13 @@ def check_one_way(
     same = (
         f"the settings that its shards have ({' or '.join(sorted(presets))})" if presets else "its settings"
     )
-    name = "--shards" if destination.shard_set else "--output"
     raise InputError(
         f"{destination.shards}: expected shards made with the settings that are asked, since a set is made in one way "
         f"and training refuses a mixture; {many(left, 'video')} of {len(videos)} would be made with these, "
         "while shards that are there were made with others:",
         *lines,
         f"nothing was made. To finish the set as it was begun, ask for {same}; for a set of its own, name another "
-        f"{name}; to replace {'that shard' if len(others) == 1 else f'those {len(others)} shards'}, add --overwrite",
+        f"--shards; to replace {'that shard' if len(others) == 1 else f'those {len(others)} shards'}, add --overwrite",
     )
 
 

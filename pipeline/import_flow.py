@@ -139,7 +139,7 @@ def read_gray(path: Path) -> Levels:
     check_whole(path, data)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
-        raise InputError(f"{path}: expected a JPEG or PNG image, found {len(data)} bytes of something else")
+        raise InputError(f"{path}: expected a JPEG or PNG image, found {len(data)} bytes that are none")
     return np.asarray(image, np.uint8)
 
 

@@ -22,7 +22,8 @@ import pytest
 from rendered_clips import clip, moving_texture, write_video
 
 from extract_flow.methods import load
-from pipeline import atomic
+from pipeline import atomic, catalog
+from pipeline.catalog import Dataset, Video
 from pipeline.codec import codec
 from pipeline.outcome import read_outcomes
 from pipeline.shard import bad_streams, open_shard
@@ -294,26 +295,33 @@ def test_resuming_with_another_default_says_once_what_differs_and_which_preset_c
 
 @pytest.mark.parametrize("task", [0, 1, 2])
 def test_a_set_begun_with_other_settings_is_not_mixed_and_each_array_task_says_so(
-    clips: Path, tmp_path: Path, task: int
+    tmp_path: Path, task: int
 ) -> None:
-    begun = clips / "class 0/video.0.avi"
-    extract(begun, "--output", tmp_path, "--no-rgb", "--short-side", 32, "--preset", "default-1")
-    before = content(tmp_path / "video.0.h5")
-    videos = sorted((clips / "class 0").iterdir())
-    again = (*videos, "--output", tmp_path, "--no-rgb", "--short-side", 32)
-    share = ("--task", task, "--tasks", len(videos))
+    root = tmp_path / "videos"
+    (root / "a").mkdir(parents=True)
+    videos = {}
+    for number in range(3):
+        clip(root / f"a/v{number}.avi", 3, 48, 32)
+        videos[f"a/v{number}"] = Video(f"a/v{number}", root / f"a/v{number}.avi", "a", "g", 3, 48, 32)
+    catalog.save(Dataset("mine", ("a",), videos, {}), root, tmp_path)
+    again = ("--dataset", "mine", "--data", tmp_path, "--no-rgb", "--short-side", 32)
+    shards = tmp_path / "mine/shards/tvl1"
+    extract(*again, "--preset", "default-1", "--task", 0, "--tasks", 3)
+    (begun,) = index_shards(shards)
+    before = content(shards / f"{begun}.h5")
+    share = ("--task", task, "--tasks", 3)
     out, err = extract(*again, *share, status=1)
     assert not out
     assert "2 videos of 3 would be made with these, while shards that are there were made with others" in err
-    assert "1 video (for example video.0): " in err
+    assert f"1 video (for example {begun}): " in err
     assert "lambda_: asked 0.22, the shard has 0.15" in err
     assert "--preset default-1" in err
-    assert "--output" in err
+    assert "--shards" in err
     assert "--overwrite" in err
-    assert sorted(index_shards(tmp_path)) == ["video.0"]
+    assert list(index_shards(shards)) == [begun]
     out, _ = extract(*again, "--preset", "default-1", *share)
     assert out.startswith("0 done, 1 skipped" if task == 0 else "1 done, 0 skipped")
-    assert content(tmp_path / "video.0.h5") == before
+    assert content(shards / f"{begun}.h5") == before
 
 
 def test_overwrite_makes_a_set_anew_and_another_video_may_have_other_settings(
