@@ -147,8 +147,8 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[a
 
     packets: Iterator[av.Packet] = container.demux(stream)
     if container.format.name != "mpegts":
-        # Other containers drop what is incomplete, or flag sound packets too. Cinepak's decoder leaves the picture before
-        # in place of what is missing: torn files of it keep their last frame, as ever.
+        # Other containers drop what is incomplete, or flag sound packets too. Torn files of Cinepak keep their last
+        # frame, in which its decoder leaves the picture before in place of what is missing.
         flags = container.format.name == "avi" and stream.codec_context.name != "cinepak"
         for packet in packets:
             yield packet, "the file ends inside this frame" if flags and packet.is_corrupt else ""
