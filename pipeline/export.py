@@ -19,7 +19,7 @@ from pipeline.codec import (
     Floats,
     Levels,
 )
-from pipeline.errors import DiskFull, InputError, command_errors
+from pipeline.errors import DiskFull, InputError, Unreadable, command_errors
 from pipeline.failures import file_beside, report_failures
 from pipeline.frame_lists import Counts, counts_of_images, unreadable, write_lists
 from pipeline.options import CONTEXT, REQUIRED, from_options, option, options_of
@@ -247,6 +247,7 @@ def command(**values: Any) -> None:
     there = 0
     exported: dict[str, Counts] = {}
     failed: list[tuple[str, str]] = []
+    not_now = 0
     with Progress("export", len(found)) as shown, shown.compiling():
         for target in found:
             before = len(failed)
@@ -258,6 +259,7 @@ def command(**values: Any) -> None:
                 raise
             except InputError as error:
                 failed.append((target.video or str(target.address), str(error)))
+                not_now += isinstance(error, Unreadable)
             shown.advance(failed=len(failed) > before)
     for line in report_failures(failed, file_beside(options.output)):
         click.echo(line, err=True)
@@ -266,7 +268,12 @@ def command(**values: Any) -> None:
         f"{printable(str(options.output))}: {done} exported, {there} there already (--overwrite replaces "
         f"them), {len(failed)} failed"
     )
-    if dataset is not None and exported and options.layout in FIRST_NUMBER:
+    if dataset is not None and not_now:
+        click.echo(
+            f"no lists were written, since {many(not_now, 'video')} could not be read now: repeat the command",
+            err=True,
+        )
+    elif dataset is not None and exported and options.layout in FIRST_NUMBER:
         lists = write_lists(dataset, exported, options.output, tsn=options.layout == "tsn")
         tools = "mmaction2 and TSN" if options.layout == "tsn" else "mmaction2"
         split_up = sum(map(unreadable, exported))

@@ -19,6 +19,7 @@ from made_shards import HEIGHT, WIDTH, make_shard
 from extract_flow.__main__ import main as extract_flow
 from pipeline import catalog, export, import_flow, status
 from pipeline.catalog import Dataset, Split, Video
+from pipeline.errors import Unreadable
 from pipeline.shard import open_shard
 
 NAMES = ["plain", "a.b", "-dash", "50%d", "it's", 'a"b', "a;b#c&d", "[x](y)", "ü 語"]
@@ -354,6 +355,22 @@ def test_lists_are_of_what_lies_there(tmp_path, listed):
     assert sorted(path.name for path in out.glob("*.txt")) == expected
     run(export.command, *listed, "--layout", "denseflow", "--output", out)  # they are there, without frames
     assert sorted(path.name for path in out.glob("*.txt")) == expected
+
+
+def test_lists_are_not_written_without_a_video_that_cannot_be_read_now(tmp_path, listed, monkeypatch):
+    out = ("--layout", "denseflow", "--output", tmp_path / "out")
+    run(export.command, *listed, *out)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.txt")}
+    export_shard = export.export_shard
+
+    def not_now(target, options):
+        if target.video == "A/v":
+            raise Unreadable("A/v: could not be read: EIO")
+        return export_shard(target, options)
+
+    monkeypatch.setattr(export, "export_shard", not_now)
+    assert "no lists were written, since 1 video" in run(export.command, *listed, *out, status=1)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.txt")} == before
 
 
 def test_shards_named_by_path_get_no_lists(tmp_path, shard_file):
