@@ -123,7 +123,7 @@ def train_folds(
     for fold in todo:
         words = training_command(run, fold, len(folders), paths, device, allow_missing)
         _say(console, f"{typed(words[0])} {shlex.join(words[1:])}")
-        status = subprocess.run([sys.executable, "-P", f"-m{words[0]}", *words[1:]], check=False).returncode
+        status = subprocess.run([sys.executable, "-P", "-m", *words], check=False).returncode
         if status:
             raise InputError(
                 f"{folders[fold - 1].folder}: training ended with exit status {status} (see above); "

@@ -19,7 +19,7 @@ from pipeline.codec import (
     Floats,
     Levels,
 )
-from pipeline.errors import DiskFull, InputError, Unreadable, command_errors
+from pipeline.errors import DiskFull, InputError, command_errors
 from pipeline.failures import file_beside, report_failures
 from pipeline.frame_lists import Counts, counts_of_images, unreadable, write_lists
 from pipeline.options import CONTEXT, REQUIRED, from_options, option, options_of
@@ -27,7 +27,7 @@ from pipeline.progress import Progress
 from pipeline.shard import Shard
 from pipeline.shard_file import leads_elsewhere
 from pipeline.shard_sets import ShardArguments, Target, gather
-from pipeline.text import many, printable, size_in_bytes
+from pipeline.text import many, printable, size_in_bytes, typed
 
 FLO_TAG = np.float32(202021.25).tobytes()  # "PIEH", the Middlebury format's mark
 BATCH = 16
@@ -247,7 +247,6 @@ def command(**values: Any) -> None:
     there = 0
     exported: dict[str, Counts] = {}
     failed: list[tuple[str, str]] = []
-    not_now = 0
     with Progress("export", len(found)) as shown, shown.compiling():
         for target in found:
             before = len(failed)
@@ -259,7 +258,6 @@ def command(**values: Any) -> None:
                 raise
             except InputError as error:
                 failed.append((target.video or str(target.address), str(error)))
-                not_now += isinstance(error, Unreadable)
             shown.advance(failed=len(failed) > before)
     for line in report_failures(failed, file_beside(options.output)):
         click.echo(line, err=True)
@@ -268,9 +266,10 @@ def command(**values: Any) -> None:
         f"{printable(str(options.output))}: {done} exported, {there} there already (--overwrite replaces "
         f"them), {len(failed)} failed"
     )
-    if dataset is not None and not_now:
+    if dataset is not None and failed:
         click.echo(
-            f"no lists were written, since {many(not_now, 'video')} could not be read now: repeat the command",
+            "no lists were written, since they would lack what failed: repeat the command, or take damaged shards out "
+            f"of the set with {typed('pipeline')} verify --dataset {dataset.name} --repair",
             err=True,
         )
     elif dataset is not None and exported and options.layout in FIRST_NUMBER:

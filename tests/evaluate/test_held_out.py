@@ -41,7 +41,9 @@ def evaluated(
         recipe.write_text(recipe.read_text().replace("batch = 256", "batch = 2"))
 
     def train(words: list[str], check: bool) -> Any:
-        result = CliRunner().invoke(train_main, [*words[3:], "--workers=0", "--no-tensorboard"])
+        result = CliRunner().invoke(
+            train_main, [*words[words.index("train") + 1 :], "--workers=0", "--no-tensorboard"]
+        )
         return subprocess.CompletedProcess(words, result.exit_code)
 
     with pytest.MonkeyPatch.context() as patch:
