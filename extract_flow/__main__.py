@@ -45,6 +45,7 @@ def main(**values: Any) -> None:
     )
     from extract_flow.settings import ExtractionSettings
     from pipeline.catalog import SHORT_SIDE, load_dataset
+    from pipeline.manifest import read_shard_set
 
     source = options.source
     dataset = load_dataset(source.dataset, source.data) if source.dataset else None
@@ -52,10 +53,11 @@ def main(**values: Any) -> None:
         options.shards, parameters, dataset.short_side if dataset else SHORT_SIDE
     )
     everything, videos, destination = _work(source, dataset, options.shards.method)
+    there = read_shard_set(destination.shards)
     if dataset is not None:  # an --output folder may hold anything
-        check_one_way(everything, settings, options.execution, destination)
+        check_one_way(everything, there, settings, options.execution, destination)
     try:
-        known = known_outcomes(videos, settings, options.execution, destination)
+        known = known_outcomes(videos, settings, options.execution, destination, there)
         failed = [outcome for outcome in known.outcomes.values() if outcome.status == "failed"]
         reported = (
             failed if len(known.outcomes) < len(videos) else []

@@ -117,14 +117,16 @@ def known_outcomes(
     settings: ExtractionSettings,
     execution: Execution,
     destination: Destination,
+    there: ShardSet | None = None,
 ) -> Known:
     """What is known before any worker starts: videos that are done, and those that cannot be made.
 
-    Existing shards are compared with what is asked, and the videos must be there; nothing is decoded.
+    Existing shards are compared with what is asked, and the videos must be there; nothing is decoded. `there` are those
+    of the destination, where they have been listed before.
     """
     atomic.sweep(destination.shards)
     outcomes: dict[int, Outcome] = {}
-    there = read_shard_set(destination.shards)
+    there = read_shard_set(destination.shards) if there is None else there
     for number, found in _standings(videos, settings, there, _cores(execution)).items():
         video = videos[number].video
         if found.done:
@@ -145,12 +147,17 @@ def known_outcomes(
 
 
 def check_one_way(
-    videos: Sequence[VideoTask], settings: ExtractionSettings, execution: Execution, destination: Destination
+    videos: Sequence[VideoTask],
+    there: ShardSet,
+    settings: ExtractionSettings,
+    execution: Execution,
+    destination: Destination,
 ) -> None:
     """Refuse to add shards to a set whose shards were made with other settings: training takes no mixture.
 
     Args:
         videos: of all array tasks, so that each finds the same.
+        there: the shards of the destination.
         settings: what is asked; with `overwrite`, nothing is refused.
         execution: its processes read shards of which nothing is recorded.
         destination: of the shards.
@@ -160,7 +167,6 @@ def check_one_way(
     """
     if settings.overwrite:
         return
-    there = read_shard_set(destination.shards)
     there.learn((video.video for video in videos), jobs=_cores(execution))
     asked = settings.request(0)
     made = {video.video: there.facts[video.video].request for video in videos if video.video in there.facts}

@@ -135,11 +135,11 @@ def read_field(path: Path) -> Floats:
     """
     if path.suffix.lower() == ".flo":
         field = read_flo(path)
+        _check_size(path, *field.shape[1:])
     else:
         array = flow_array(path, 3)
         _check_size(path, *size_of(array))
         field = x_and_y_first(np.stack(list(array.items())))
-    _check_size(path, *field.shape[1:])
     return checked_field(field, str(path))
 
 
