@@ -67,14 +67,11 @@ def test_a_gpu_of_little_memory_makes_every_shard(clips: Path, tmp_path: Path) -
     assert "24 done, 0 skipped (already valid), 0 failed" in finished.stdout
 
 
-@pytest.mark.parametrize("code", ["700", "719", "999"])
-def test_a_process_that_loses_its_gpu_is_replaced_and_every_shard_made(
-    clips: Path, tmp_path: Path, code: str
-) -> None:
-    """An illegal address, a failed launch, an unknown error: each stays with the process that met it."""
+def test_a_process_that_loses_its_gpu_is_replaced_and_every_shard_made(clips: Path, tmp_path: Path) -> None:
+    """Once, an illegal address: every later call of that process fails."""
     finished = extract(
         clips, tmp_path / "shards", "--device", "cuda:0", "--jobs", "2", "--processes", "1",
-        EMULATED_FAULT_AT="3", EMULATED_FAULT=code, EMULATED_FAULT_ONCE=str(tmp_path / "once"),
+        EMULATED_FAULT_AT="3", EMULATED_FAULT_ONCE=str(tmp_path / "once"),
     )  # fmt: skip
     assert (tmp_path / "once").exists()
     assert "24 done, 0 skipped (already valid), 0 failed" in finished.stdout
