@@ -1,7 +1,8 @@
 """The bytes of training and test samples: from shards and image files to uint8 arrays.
 
-`train.sampler` decides what a batch holds; then each sample's streams are read and decoded straight into the batch, cut to the region that is wanted. Readers may be used by several threads. Nothing is computed on
-pixels here: they are passed on as stored, and `train.volume` turns them into the network's input on the device.
+`train.sampler` decides what a batch holds; then each sample's streams are read and decoded straight into the batch, cut
+to the region that is wanted. Readers may be used by several threads. Nothing is computed on pixels here: they are
+passed on as stored, and `train.volume` turns them into the network's input on the device.
 """
 
 from __future__ import annotations
