@@ -27,9 +27,8 @@ from train.checkpoint import Checkpoint
 from train.gpu_errors import gpu_errors
 from train.loader import ahead
 from train.losses import Readback
-from train.memory import memory_for, volume_memory
 from train.models.network import Network
-from train.volume import VolumeSpec, cut_side, mirror, resize, volume
+from train.volume import VolumeSpec, cut_side, memory_for, mirror, resize, volume, volume_memory
 
 CHUNK_BYTES = 1 << 26
 """Size of the fields of floats that are made at a time on a CPU; a GPU takes whole videos."""
