@@ -47,7 +47,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=folder)  # noqa: SIM115  by close()
+        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=str(folder))  # noqa: SIM115  by close()
         self.start = [0]
         self.crc32: list[int] = []
 
