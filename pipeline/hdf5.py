@@ -363,7 +363,7 @@ def write_arrays(
     write_attributes(file, {**attributes, "crc32": crc32(arrays.values())})
 
 
-# Writing goes through h5py's low-level calls as well: the high-level ones take three times as long for a shard of few
+# Writing goes through h5py's low-level calls as well: the high-level ones take twice as long for a shard of few
 # frames. They would write the same.
 
 
