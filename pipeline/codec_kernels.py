@@ -128,6 +128,60 @@ def store_past_cache(
 
 
 @kernel(fastmath=False)
+def look_up_planes(
+    levels: npt.NDArray[np.uint8], values: npt.NDArray[np.uint32], out: npt.NDArray[np.uint64]
+) -> None:
+    """Two neighbours at a time, out[p] = values[p,levels[p]]: levels[planes,2n], the bits of values float32[planes,256]
+    and of out float32[planes,2n]."""
+    planes, pairs = out.shape
+    flat = out.reshape(-1)
+    for plane in range(planes):
+        for i in range(pairs):
+            first = np.uint64(values[plane, levels[plane, 2 * i]])
+            second = np.uint64(values[plane, levels[plane, 2 * i + 1]])
+            store_past_cache(flat, plane * pairs + i, first | (second << np.uint64(32)))  # type: ignore[call-arg, arg-type]
+
+
+@kernel(fastmath=False)
+def look_up_windows(
+    levels: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.uint32],
+    planes: npt.NDArray[np.int64],
+    top: int,
+    left: int,
+    mirrored: bool,
+    out: npt.NDArray[np.uint64],
+) -> None:
+    """A window of several planes at a time, two neighbours at a time, as `look_up_planes`.
+
+    Args:
+        levels: [planes,H,W].
+        values: bits of float32[planes,256].
+        planes: [n], which ones.
+        top, left: the window's upper left, within H and W with its size.
+        mirrored: whether the columns are reversed.
+        out: bits of float32[n,rows,2*pairs], the window's size.
+    """
+    count, rows, pairs = out.shape
+    flat = out.reshape(-1)
+    step = -1 if mirrored else 1
+    begin = left + 2 * pairs - 1 if mirrored else left
+    at = 0
+    for i in range(count):
+        plane = planes[i]
+        table = values[plane]
+        for row in range(rows):
+            line = levels[plane, top + row]
+            column = begin
+            for _ in range(pairs):
+                first = np.uint64(table[line[np.uint64(column)]])
+                second = np.uint64(table[line[np.uint64(column + step)]])
+                store_past_cache(flat, at, first | (second << np.uint64(32)))  # type: ignore[call-arg, arg-type]
+                column += 2 * step
+                at += 1
+
+
+@kernel(fastmath=False)
 def look_up_pairs(
     levels: npt.NDArray[np.uint16], table: npt.NDArray[np.uint64], out: npt.NDArray[np.uint64]
 ) -> None:
