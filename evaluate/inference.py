@@ -35,6 +35,9 @@ from train.volume import RawFlow, VolumeSpec, cut_side, in_pairs, mirror, resize
 CHUNK_BYTES = 1 << 26
 """Size of the fields of floats that are made at a time on a CPU; a GPU takes whole videos."""
 
+SIGNS_OF_TWO = np.uint64(0x8000000080000000)
+"""The sign bits of two float32."""
+
 Forward = Callable[[list[Tensor]], Tensor]
 """Views, each [N,C,crop,crop] on the device and perhaps a window on a larger tensor -> outputs float32[sum of N,D]."""
 
@@ -190,21 +193,19 @@ def views_of_bytes(fields: DistinctFields, spec: VolumeSpec, crops: int, pool: E
     from pipeline.codec_kernels import look_up_windows
 
     levels = raw.levels.view(-1, height, width).numpy()
-    straight = stack_values(raw, fields.spec)
-    mirrored = straight.clone()
-    mirrored[0::2].neg_()  # x
+    values = stack_values(raw, fields.spec).numpy().view(np.uint32)
     corners = crop_corners(height, width, spec.crop, crops)
-    cuts = [(values, y, x, values is mirrored) for values in (straight, mirrored) for y, x in corners][:crops]
 
     def write(rows: npt.NDArray[np.int64], out: Tensor) -> None:
         planes = (2 * rows[..., None] + np.arange(2)).reshape(-1)
+        signs = np.where(planes % 2, 0, SIGNS_OF_TWO)
         bits = out.view(crops, len(planes), spec.crop, spec.crop).numpy().view(np.uint64)
 
         def one(crop: int) -> None:
-            values, top, left, flip = cuts[crop]
-            look_up_windows(levels, values.numpy().view(np.uint32), planes, top, left, flip, bits[crop])
+            mirrored = bits[crop + len(corners)] if crops == 2 * len(corners) else bits[:0, 0]
+            look_up_windows(levels, values, planes, signs, *corners[crop], bits[crop], mirrored)
 
-        list(pool.map(one, range(crops)))
+        list(pool.map(one, range(len(corners))))
 
     return write
 

@@ -147,38 +147,40 @@ def look_up_windows(
     levels: npt.NDArray[np.uint8],
     values: npt.NDArray[np.uint32],
     planes: npt.NDArray[np.int64],
+    signs: npt.NDArray[np.uint64],
     top: int,
     left: int,
-    mirrored: bool,
     out: npt.NDArray[np.uint64],
+    mirrored: npt.NDArray[np.uint64],
 ) -> None:
-    """A window of several planes at a time, two neighbours at a time, as `look_up_planes`.
+    """A window of several planes, and its mirror image, two neighbours at a time as in `look_up_planes`.
 
     Args:
         levels: [planes,H,W].
         values: bits of float32[planes,256].
         planes: [n], which ones.
-        top, left: the window's upper left, within H and W with its size.
-        mirrored: whether the columns are reversed.
-        out: bits of float32[n,rows,2*pairs], the window's size.
+        signs: [n], set bits are those that differ in the mirror image.
+        top, left: the window's upper left; it lies within H and W.
+        out: bits of float32[n,rows,2*pairs], the window.
+        mirrored: of the same shape, the same with columns reversed; empty if it is not wanted.
     """
+    height, width = levels.shape[1:]
     count, rows, pairs = out.shape
-    flat = out.reshape(-1)
-    step = -1 if mirrored else 1
-    begin = left + 2 * pairs - 1 if mirrored else left
-    at = 0
+    lines, straight, reverse = levels.reshape(-1), out.reshape(-1), mirrored.reshape(-1)
+    at = np.uint64(0)
     for i in range(count):
-        plane = planes[i]
-        table = values[plane]
+        table, sign = values[planes[i]], signs[i]
         for row in range(rows):
-            line = levels[plane, top + row]
-            column = begin
-            for _ in range(pairs):
-                first = np.uint64(table[line[np.uint64(column)]])
-                second = np.uint64(table[line[np.uint64(column + step)]])
-                store_past_cache(flat, at, first | (second << np.uint64(32)))  # type: ignore[call-arg, arg-type]
-                column += 2 * step
-                at += 1
+            start = np.uint64((planes[i] * height + top + row) * width + left)
+            end = at + np.uint64(pairs - 1)
+            for k in range(pairs):
+                place = start + np.uint64(2 * k)
+                first, second = np.uint64(table[lines[place]]), np.uint64(table[lines[place + np.uint64(1)]])
+                store_past_cache(straight, at + np.uint64(k), first | (second << np.uint64(32)))  # type: ignore[call-arg, arg-type]
+                if reverse.size:
+                    turned = (second | (first << np.uint64(32))) ^ sign
+                    store_past_cache(reverse, end - np.uint64(k), turned)  # type: ignore[call-arg, arg-type]
+            at += np.uint64(pairs)
 
 
 @kernel(fastmath=False)
