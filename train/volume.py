@@ -156,6 +156,9 @@ def dequantise(levels: Tensor, table: Tensor, scale: Tensor, offset: Tensor) -> 
 def _plane_values(table: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """table * scale + offset of each component of each field, float32[planes,256], so that every pixel is looked up
     and nothing more."""
+    if table.device.type == "cpu":  # by NumPy, since torch wakes all of its threads for so little
+        each = table.numpy()[..., None, :] * scale.numpy()[..., None] + offset.numpy()[..., None]
+        return torch.from_numpy(each).view(-1, 256)
     return (table[..., None, :] * scale[..., None] + offset[..., None]).view(-1, 256)
 
 
