@@ -179,7 +179,7 @@ def look_up_windows(
                 store_past_cache(straight, at + np.uint64(k), first | (second << np.uint64(32)))  # type: ignore[call-arg, arg-type]
                 if reverse.size:
                     turned = (second | (first << np.uint64(32))) ^ sign
-                    store_past_cache(reverse, end - np.uint64(k), turned)  # type: ignore[call-arg, arg-type]
+                    store_past_cache(reverse, end - np.uint64(k), turned)
             at += np.uint64(pairs)
 
 
