@@ -206,9 +206,9 @@ def fed(
     import torch
 
     from pipeline.shard import open_shard
-    from train.batches import Item, TrainingReader
-    from train.device_feed import DeviceFeed
-    from train.loader import loading
+    from train.batches import Item
+    from train.loader import DeviceFeed, loading
+    from train.sampler import TrainingReader
 
     spec, workers = recipe_spec(recipe), os.cpu_count() or 1
     items = [Item(open_shard(address), i % 101, 0, "") for i, address in enumerate(addresses)]

@@ -28,9 +28,19 @@ from train.batches import DistinctFields, read_distinct, shard_positions
 from train.checkpoint import Checkpoint
 from train.loader import ahead
 from train.losses import Readback
-from train.memory import memory_for, volume_memory
 from train.models.network import Network
-from train.volume import RawFlow, VolumeSpec, cut_side, in_pairs, mirror, resize, stack_values, volume
+from train.volume import (
+    RawFlow,
+    VolumeSpec,
+    cut_side,
+    in_pairs,
+    memory_for,
+    mirror,
+    resize,
+    stack_values,
+    volume,
+    volume_memory,
+)
 
 CHUNK_BYTES = 1 << 26
 """Size of the fields of floats that are made at a time on a CPU; a GPU takes whole videos."""

@@ -21,7 +21,7 @@ from pipeline.progress import Progress
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
 from pipeline.text import duration, first_line, many, typed
-from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input
+from train.batches import Batch, Key, SampleReader
 from train.checkpoint import (
     Checkpoint,
     link_best,
@@ -29,11 +29,10 @@ from train.checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
 )
-from train.device_feed import DeviceFeed
 from train.distributed import World
 from train.initialise import freeze, initialise
 from train.interrupt import Interrupt, exit_status, interruptible
-from train.loader import loading
+from train.loader import DeviceFeed, loading, network_input
 from train.log import RunLog, draw_curves
 from train.losses import (
     Readback,
@@ -50,7 +49,7 @@ from train.options import LoopOptions
 from train.pretrained import FILES, fetch
 from train.recipe import Recipe, to_toml
 from train.resume import find_resumable
-from train.sampler import Key, Schedule, share
+from train.sampler import Schedule, TrainingReader, ValidationReader, share
 from train.training_data import TrainingData
 from train.volume_spec import VolumeSpec
 
