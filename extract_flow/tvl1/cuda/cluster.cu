@@ -56,8 +56,8 @@ __device__ __forceinline__ Remote border_of(Border* borders, bool exists, int un
     return exists ? remote(&borders[unit % warps], unit / warps) : NOBODY;
 }
 
-// Where one of the fields lies of a neighbour's border.
-#define FIELD(border, name) ((border) + (unsigned)__builtin_offsetof(Border, name))
+// Where an array of `border` lies in a neighbour's.
+#define FIELD(neighbour, name) ((neighbour) + (unsigned)((const char*)border.name - (const char*)&border))
 
 // A lane's column of two planes, for the unit beside it.
 template <class Side>
