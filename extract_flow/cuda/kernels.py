@@ -198,6 +198,7 @@ class Kernels:
                 f"{'.'.join(map(str, nvrtc_version()))} compiled ({error}): {advice}; or use --device cpu"
             ) from error
         self._functions: dict[str, Any] = {}
+        self._shared: dict[str, int] = {}
 
     def function(self, name: str) -> Any:
         """The driver's handle of a kernel."""
@@ -237,9 +238,10 @@ class Kernels:
     def clusters_at_once(self, name: str, shape: Cluster) -> int:
         """How many clusters of this shape the device runs at the same time; 0 if it cannot run any."""
         function, kind = self.function(name), driver.CUfunction_attribute
+        most = self._shared[name] = max(shape.shared, self._shared.get(name, 0))
         try:
             for attribute, value in (
-                (kind.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shape.shared),
+                (kind.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most),
                 (kind.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
             ):
                 checked(driver.cuFuncSetAttribute(function, attribute, value))
