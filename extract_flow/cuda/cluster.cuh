@@ -1,6 +1,8 @@
-// What a kernel needs of a cluster: blocks that run at the same time and store into each other's shared memory (sm_90).
+// What a kernel needs of a cluster: blocks that run at the same time and store into each other's shared memory. CLUSTERS
+// says whether the architecture has them, with enough shared memory; the emulator brings its own.
 #ifdef __CUDACC__
-#if __CUDA_ARCH__ >= 900
+#define CLUSTERS (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
+#if CLUSTERS
 // An address in the shared memory of some block of the cluster.
 typedef unsigned Remote;
 

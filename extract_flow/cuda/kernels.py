@@ -237,9 +237,10 @@ class Kernels:
 
     def clusters_at_once(self, name: str, shape: Cluster) -> int:
         """How many clusters of this shape the device runs at the same time; 0 if it cannot run any."""
-        function, kind = self.function(name), driver.CUfunction_attribute
+        kind = driver.CUfunction_attribute
         most = self._shared[name] = max(shape.shared, self._shared.get(name, 0))
         try:
+            function = self.function(name)
             for attribute, value in (
                 (kind.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most),
                 (kind.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),

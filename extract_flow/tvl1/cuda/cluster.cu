@@ -5,7 +5,7 @@
 // Every block has as many warps and takes as many consecutive units. The state stays in registers, the constants in the
 // block's own shared memory. After each half of an iteration a warp stores what its four neighbours need of it into their
 // blocks' shared memory; then the cluster waits for all.
-#if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
+#if CLUSTERS
 #define CLUSTER_BLOCKS 16   // of a cluster at most
 #define CLUSTER_WARPS 24    // of a block at most: 80 registers for each thread
 
@@ -33,6 +33,10 @@ struct Fixed {
 extern __shared__ float4 room[];
 #else
 __shared__ float4 room[CLUSTER_WARPS * (sizeof(Border) + sizeof(Fixed)) / sizeof(float4)];
+#endif
+
+#if EDGES
+static_assert(sizeof(Border) == 1120 && sizeof(Fixed) == 40 * 32 * ROWS, "the host sizes the shared memory by these");
 #endif
 
 // Sums of a block's warps and of the cluster's blocks.
@@ -244,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(32 * CLUSTER_WARPS, 1) iterate_clus
             }
         moved = warp_sum(moved);
         if (lane == 0) sums.warps[own] = moved;
-        __syncthreads();
+        cluster_barrier();   // until then others may still read the sums of the last iteration
         if (own == 0) share_sum(sums, lane);
         cluster_barrier();
         const Sum total = cluster_total(sums, lane);

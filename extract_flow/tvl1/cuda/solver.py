@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,10 @@ ROWS = 4
 """Rows of a tile that a warp has, as in `tile.cuh`."""
 CLUSTER_BLOCKS, CLUSTER_WARPS = 16, 24
 """Blocks of a cluster and warps of its blocks at most, as in `cluster.cu`."""
+BORDER_BYTES, FIXED_BYTES = 1120, 40
+"""Shared memory of a warp, and of a lane's row as in `cluster.cu`; 8 less where pixels have no step of their own."""
+BARRIER_WARPS = 6
+"""The time that a cluster's two barriers take in each iteration, in warps whose instructions would take as long."""
 CLUSTER_CAPABILITIES = ((9, 0), (10, 0))
 """Compute capabilities whose blocks have room for a level in a cluster of up to 16."""
 CHECKED_SIZE = Size(42, 201)
@@ -105,15 +110,14 @@ def lane_groups(size: Size) -> int:
 
 
 def clusters_for(parameters: Parameters, size: Size) -> list[Cluster]:
-    """Clusters that can hold a level, the best one first; empty where none can."""
+    """Clusters that have enough warps for a level, from few blocks to many; empty where none has."""
     units = -(-size.width // TILE) * -(-size.height // ROWS)
-    least = -(-units // CLUSTER_WARPS)
+    room = BORDER_BYTES + 32 * ROWS * (FIXED_BYTES if parameters.edges > 0 else FIXED_BYTES - 8)
     found = []
-    for blocks in dict.fromkeys((least, 1 << (least - 1).bit_length())):
+    for blocks in range(-(-units // CLUSTER_WARPS), CLUSTER_BLOCKS + 1):
         warps = -(-units // blocks)
-        room = 1120 + 32 * ROWS * (40 if parameters.edges > 0 else 32)  # a Border and a Fixed
         found.append(Cluster(blocks, 32 * warps, warps * room))
-    return [cluster for cluster in found if cluster.blocks <= CLUSTER_BLOCKS]
+    return found
 
 
 def fits(size: Size) -> bool:
@@ -196,7 +200,7 @@ class Solver:
         self.parameters, self.kernels = parameters, kernels
         self.sizes = level_sizes(parameters, size)
         self.clusters = [
-            usable_cluster(parameters, kernels, level) if clusters and not fits(level) else None
+            best_cluster(parameters, kernels, level) if clusters and not fits(level) else None
             for level in self.sizes
         ]
         self.tables = make_tables(parameters, self.sizes)
@@ -321,16 +325,17 @@ class Solver:
             )  # fmt: skip
 
 
-def usable_cluster(parameters: Parameters, kernels: Kernels, size: Size) -> Cluster | None:
-    """The cluster that holds a level on this device; None where tiles must do."""
-    return next(
-        (
-            cluster
-            for cluster in clusters_for(parameters, size)
-            if kernels.clusters_at_once("iterate_cluster", cluster) > 0
-        ),
-        None,
-    )
+def best_cluster(parameters: Parameters, kernels: Kernels, size: Size) -> Cluster | None:
+    """The cluster that takes least time for a level on this device; None where tiles must do.
+
+    An iteration takes as long as a block's warps, and those of about `BARRIER_WARPS` more, need to issue.
+    """
+    rates = {
+        cluster: kernels.clusters_at_once("iterate_cluster", cluster) / (cluster.threads / 32 + BARRIER_WARPS)
+        for cluster in clusters_for(parameters, size)
+    }
+    best = max(rates, key=lambda cluster: rates[cluster], default=None)
+    return best if best and rates[best] > 0 else None
 
 
 def blocks(size: Size, count: int) -> tuple[int, int, int]:
@@ -363,15 +368,18 @@ def bytes_per_pair(parameters: Parameters, size: Size) -> int:
 
 
 def make_solver(
-    parameters: Parameters, clusters: bool | None, kernels: Kernels, size: Size, frames: int, pairs: int
+    parameters: Parameters,
+    decide: Callable[[Kernels], bool],
+    kernels: Kernels,
+    size: Size,
+    frames: int,
+    pairs: int,
 ) -> Solver:
-    """A solver that uses clusters if `clusters`; None: where they give the flow that tiles give on this device."""
-    if clusters is None:
-        clusters = not all(map(fits, level_sizes(parameters, size))) and clusters_agree(parameters, kernels)
-    return Solver(parameters, clusters, kernels, size, frames, pairs)
+    """A solver; where levels are larger than a tile, `decide` says whether it uses clusters."""
+    large = not all(map(fits, level_sizes(parameters, size)))
+    return Solver(parameters, large and decide(kernels), kernels, size, frames, pairs)
 
 
-@functools.cache
 def clusters_agree(parameters: Parameters, kernels: Kernels) -> bool:
     """Whether clusters can be used here: solves a small pair with them and with tiles, which must be equal bit by bit.
 
@@ -380,7 +388,7 @@ def clusters_agree(parameters: Parameters, kernels: Kernels) -> bool:
     if kernels.capability not in CLUSTER_CAPABILITIES:
         return False
     options = dataclasses.replace(parameters, scales=1, warps=2, iterations=9)
-    if usable_cluster(options, kernels, CHECKED_SIZE) is None:
+    if best_cluster(options, kernels, CHECKED_SIZE) is None:
         return False
     y, x = np.mgrid[: CHECKED_SIZE.height, : CHECKED_SIZE.width].astype(float)
     frames = upload(
@@ -413,11 +421,13 @@ def create(parameters: Parameters, device: str, clusters: bool | None = None) ->
     Raises:
         InputError: there is no usable GPU, or not that one; or the kernels cannot be compiled.
     """
+    agree = functools.cache(functools.partial(clusters_agree, parameters))
+    decide = agree if clusters is None else lambda _: bool(clusters)
     return CudaMethod(
         "tvl1",
         parameters,
         device,
         program(parameters),
-        functools.partial(make_solver, parameters, clusters),
+        functools.partial(make_solver, parameters, decide),
         functools.partial(bytes_per_pair, parameters),
     )

@@ -4,7 +4,7 @@
 //
 // EMULATED_GPUS: devices (1); EMULATED_MEMORY: bytes of device memory (8 GiB); EMULATED_DRIVER: its CUDA (13000);
 // EMULATED_INIT, EMULATED_CONTEXT and EMULATED_LOAD: what starting, making a context and loading a module return (0);
-// EMULATED_CAPABILITY: compute capability (90); EMULATED_CLUSTERS: clusters of any size that run at once (8).
+// EMULATED_CLUSTERS: multiprocessors for clusters (112).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -61,8 +61,8 @@ API Result cuDeviceTotalMem_v2(size_t* bytes, int) { *bytes = memory(); return O
 API Result cuDeviceGetAttribute(int* value, int attribute, int)
 {
     switch (attribute) {
-        case 75: *value = (int)number("EMULATED_CAPABILITY", 90) / 10; break;
-        case 76: *value = (int)number("EMULATED_CAPABILITY", 90) % 10; break;
+        case 75: *value = 9; break;            // compute capability
+        case 76: *value = 0; break;
         case 16: *value = 132; break;          // multiprocessors
         case 13: *value = 1755000; break;      // kHz, of the processors and of the memory
         case 36: *value = 2619000; break;
@@ -255,7 +255,6 @@ static Result launch(void* handle, unsigned gx, unsigned gy, unsigned gz, unsign
 {
     LOCKED
     launches++;
-    cluster_launches += cluster > 1;
     const unsigned long threads = (unsigned long)bx * by * bz;
     if (!gx || !gy || !gz || !threads || gx > 2147483647 || gy > 65535 || gz > 65535 || bx > 1024 || by > 1024 || bz > 64 ||
         threads > 1024 || extra)
@@ -289,7 +288,8 @@ static bool cluster_of(const Config& config, unsigned& cluster)
 API Result cuLaunchKernelEx(const Config* config, void* handle, void** parameters, void** extra)
 {
     unsigned cluster;
-    if (!cluster_of(*config, cluster) || number("EMULATED_CAPABILITY", 90) < 90) return INVALID_VALUE;
+    if (!cluster_of(*config, cluster)) return INVALID_VALUE;
+    cluster_launches++;
     const unsigned *grid = config->grid, *block = config->block;
     return launch(handle, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->shared, cluster, config->stream,
                   parameters, extra);
@@ -300,7 +300,7 @@ API Result cuOccupancyMaxActiveClusters(int* clusters, void* handle, const Confi
     unsigned cluster;
     if (!cluster_of(*config, cluster) || config->shared > function->shared || cluster > (function->large_clusters ? 16 : 8))
         return INVALID_VALUE;
-    *clusters = (int)number("EMULATED_CLUSTERS", 8);
+    *clusters = (int)number("EMULATED_CLUSTERS", 112) / (int)cluster;
     return OK;
 }
 API Result cuGetErrorName(Result code, const char** text) { *text = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR"; return OK; }

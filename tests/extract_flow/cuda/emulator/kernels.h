@@ -271,6 +271,7 @@ static inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 static inline long long __float2ll_rn(float x) { return llrintf(x); }
 
 // cluster.cuh: addresses in another block's shared memory are distances from it.
+#define CLUSTERS 1
 typedef unsigned Remote;
 static inline int cluster_rank() { return (int)(emulated::block - emulated::blocks); }
 static inline int cluster_size() { return emulated::cluster_blocks; }
