@@ -48,7 +48,7 @@ LIMITS = {
     ("tvl1 default", "iterate", "around"): 135,
     ("tvl1 default", "iterate_cluster", "loop"): 86,
     ("tvl1 default", "iterate_cluster", "around"): 180,
-    ("tvl1 field", "iterate", "loop"): 64,
+    ("tvl1 field", "iterate", "loop"): 66,
     ("tvl1 default", "warp_and_linearise", "all"): 700,
     ("brox default", "relax", "loop"): 26,
     ("brox default", "relax", "around"): 80,

@@ -17,7 +17,8 @@
 struct Border {
     float2 below1[32], below2[32], above12[32], above22[32], right[ROWS], left[ROWS];
     Remote to_above, to_left, to_below, to_right;
-    int x, y, unused[2];
+    volatile int x, y;   // read again where they are needed: kept, they would cost registers
+    int unused[2];
 };
 
 // What a lane needs of its pixels in every iteration: (nx, nx, ny, ny), (residual, residual, limit, limit), the steps.
@@ -58,6 +59,24 @@ __device__ __forceinline__ Remote border_of(Border* borders, bool exists, int un
 {
     const int warps = blockDim.x / 32;
     return exists ? remote(&borders[unit % warps], unit / warps) : NOBODY;
+}
+
+// The pixels of this lane.
+__device__ __forceinline__ Place place_of_unit(const Border& border, int height, int width)
+{
+    Place place;
+    place.lane = threadIdx.x & 31;
+    place.warp = threadIdx.x >> 5;
+    place.height = height;
+    place.width = width;
+    place.x = border.x + 2 * place.lane;
+    place.y = border.y;
+    place.first_inner = 0;
+    place.end_inner = height - place.y;
+    place.in_width = place.inner_left = place.x < width;
+    place.inner_right = place.x + 1 < width;
+    place.at_frame = border.x < width;
+    return place;
 }
 
 // Where an array of `border` lies in a neighbour's.
@@ -113,19 +132,22 @@ extern "C" __global__ void __launch_bounds__(32 * CLUSTER_WARPS, 1) iterate_clus
     Border& border = borders[own];
     Fixed& fixed = ((Fixed*)(borders + warps))[own];
 
-    Place place;
-    place.lane = lane;
-    place.warp = own;
-    place.height = height;
-    place.width = width;
-    place.x = unit / strip * TILE_WIDTH + 2 * lane;
-    place.y = unit % strip * ROWS;
-    place.first_inner = 0;
-    place.end_inner = height - place.y;
-    place.in_width = place.inner_left = place.x < width;
-    place.inner_right = place.x + 1 < width;
-    place.at_frame = place.x - 2 * lane < width;
-
+    for (int k = threadIdx.x; k < warps * sizeof(Border) / sizeof(float4); k += blockDim.x)
+        room[k] = make_float4(0.f, 0.f, 0.f, 0.f);
+    __syncthreads();
+    if (lane == 0) {
+        const int x = unit / strip * TILE_WIDTH, y = unit % strip * ROWS;
+        const bool at_frame = x < width;
+        border.x = x;
+        border.y = y;
+        sums.warps[own] = 0;
+        border.to_above = border_of(borders, at_frame && y > 0, unit - 1);
+        border.to_below = border_of(borders, at_frame && y + ROWS < height, unit + 1);
+        border.to_left = border_of(borders, at_frame && x > 0, unit - strip);
+        border.to_right = border_of(borders, at_frame && x + TILE_WIDTH < width, unit + strip);
+    }
+    __syncwarp();
+    Place place = place_of_unit(border, height, width);
     const int lane_at = place.y * pitch + place.x;
     float2 u1[ROWS], u2[ROWS], p11[ROWS], p12[ROWS], p21[ROWS], p22[ROWS];
     if (place.at_frame) {
@@ -157,19 +179,6 @@ extern "C" __global__ void __launch_bounds__(32 * CLUSTER_WARPS, 1) iterate_clus
             load_rows(p21, in = next_plane(in, area), pitch, place);
             load_rows(p22, in = next_plane(in, area), pitch, place);
         }
-    }
-    for (int k = threadIdx.x; k < warps * sizeof(Border) / sizeof(float4); k += blockDim.x)
-        room[k] = make_float4(0.f, 0.f, 0.f, 0.f);
-    __syncthreads();
-    if (lane == 0) {
-        const int x = place.x, y = place.y;
-        border.x = x;
-        border.y = y;
-        sums.warps[own] = 0;
-        border.to_above = border_of(borders, y > 0, unit - 1);
-        border.to_below = border_of(borders, y + ROWS < height, unit + 1);
-        border.to_left = border_of(borders, x > 0, unit - strip);
-        border.to_right = border_of(borders, x + TILE_WIDTH < width, unit + strip);
     }
     cluster_barrier();
     if (place.at_frame) hand_on_duals(border, lane, p11, p12, p21, p22);
@@ -231,9 +240,7 @@ extern "C" __global__ void __launch_bounds__(32 * CLUSTER_WARPS, 1) iterate_clus
         if (cluster_total(sums, lane) <= all.epsilon_sum) break;
     }
 
-    place.x = border.x + 2 * lane;
-    place.y = border.y;
-    place.end_inner = height - place.y;
+    place = place_of_unit(border, height, width);
     float* out = from_here(state + image_at(pair * STATE, area) + place.y * pitch + place.x);
     if (all.warp_sum >= 0 && warp + 1 < all.warps) {   // how far this warp has moved the flow that is still there
         Sum moved = 0;

@@ -234,6 +234,7 @@ static void run_cluster()
 }  // namespace emulated
 
 static inline void __syncthreads() { emulated::wait(emulated::block->group, 0, emulated::threads); }
+static inline void __syncwarp() { emulated::wait_warp(); }
 static inline int __syncthreads_or(int value)
 {
     static int any;
