@@ -47,7 +47,7 @@ LIMITS = {
     ("tvl1 default", "iterate", "loop"): 68,
     ("tvl1 default", "iterate", "around"): 135,
     ("tvl1 default", "iterate_cluster", "loop"): 86,
-    ("tvl1 default", "iterate_cluster", "around"): 180,
+    ("tvl1 default", "iterate_cluster", "around"): 190,
     ("tvl1 field", "iterate", "loop"): 66,
     ("tvl1 default", "warp_and_linearise", "all"): 700,
     ("brox default", "relax", "loop"): 26,
