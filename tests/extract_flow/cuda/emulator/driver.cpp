@@ -3,8 +3,7 @@
 // it, so a host that reuses memory too early gets wrong results, as it would on a GPU.
 //
 // EMULATED_GPUS: devices (1); EMULATED_MEMORY: bytes of device memory (8 GiB); EMULATED_DRIVER: its CUDA (13000);
-// EMULATED_INIT, EMULATED_CONTEXT and EMULATED_LOAD: what starting, making a context and loading a module return (0);
-// EMULATED_CLUSTERS: multiprocessors for clusters (112).
+// EMULATED_INIT, EMULATED_CONTEXT and EMULATED_LOAD: what starting, making a context and loading a module return (0).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -294,6 +293,7 @@ API Result cuLaunchKernelEx(const Config* config, void* handle, void** parameter
     return launch(handle, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->shared, cluster, config->stream,
                   parameters, extra);
 }
+// EMULATED_CLUSTERS: multiprocessors that run clusters (112).
 API Result cuOccupancyMaxActiveClusters(int* clusters, void* handle, const Config* config)
 {
     const Function* function = (Function*)handle;
