@@ -8,6 +8,8 @@ are counted from 0; channel 2k is x and 2k + 1 is y of the k-th field.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline import memory
 from pipeline.errors import InputError
-from train.memory import volume_memory
 from train.volume_spec import VolumeSpec
+
+Memory = Callable[[tuple[int, ...]], Tensor]
+"""Room for pixels: a uint8 tensor of the shape given, contiguous, with arbitrary content."""
 
 
 class RawFlow(NamedTuple):
@@ -232,7 +237,7 @@ def frame_volume(raw: RawFrames, spec: VolumeSpec, noise: Tensor | None = None) 
     Args:
         raw: frames, uint8[...,H,W,3].
         spec: its colour_mean and colour_std are used.
-        noise: float32[...,3] in 0..255 units, added to every pixel of a frame (`train.augment.lighting_noise`).
+        noise: float32[...,3] in 0..255 units, added to every pixel of a frame (`train.sampler.lighting_noise`).
     """
     mean, std = colour_statistics(spec.colour_mean, spec.colour_std, raw.pixels.device)
     shift = -mean
@@ -321,3 +326,42 @@ def resize(volumes: Tensor, side: int) -> Tensor:
 def mirror_where(inputs: Tensor, flip: Tensor, spec: VolumeSpec) -> Tensor:
     """Volumes [N,C,H,W], of which those with flip[N] set are flipped horizontally."""
     return torch.where(upload(flip, inputs.device)[:, None, None, None], mirror(inputs, spec), inputs)
+
+
+# --- memory that bytes and volumes lie in: `pipeline.memory`, as tensors --------------------------------------------
+
+
+def plain_memory(shape: tuple[int, ...]) -> Tensor:
+    """Newly allocated memory."""
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+def memory_for(device: torch.device) -> Memory:
+    """Room for what is going to a device."""
+    return pinned_memory if device.type == "cuda" else ReusedMemory()
+
+
+def pinned_memory(shape: tuple[int, ...]) -> Tensor:
+    """Pinned memory, which torch reuses once nothing refers to it and the copies from it are done."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+
+class ReusedMemory:
+    """Memory that is reused once nothing refers to it; may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._memory = memory.ReusedMemory()
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """A tensor uint8[shape]; any view of it keeps its memory."""
+        return torch.from_numpy(self._memory(shape))
+
+
+_volumes = ReusedMemory()
+
+
+def volume_memory(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Room for float32[shape] on a device; a GPU's allocator uses its memory again anyway."""
+    if device.type != "cpu":
+        return torch.empty(shape, device=device)
+    return _volumes((4 * math.prod(shape),)).view(torch.float32).view(shape)
