@@ -3,10 +3,10 @@
     python benchmarks/gpu.py [--only SECTION ...] [--json FILE] [--peer FOLDER]
     compute-sanitizer --tool memcheck python benchmarks/gpu.py --small
 
-Sections, in this order: device, correctness, kernels, speed, extraction, peers, training. Each is meant to take under
-four minutes, and after each the table so far is written to the JSON file. `--small` is the correctness section on small
-frames, for compute-sanitizer. Sections that lack something (PyAV, a peer) are left out with the reason. Exit status 1
-if there is no GPU or a result is wrong; rates do not decide it.
+Sections, in this order: device, correctness, kernels, speed, extraction, peers, training. Each ends after four minutes
+at the latest, and after each the table so far is written to the JSON file. `--small` is the correctness section on
+small frames, for compute-sanitizer. Sections that lack something (PyAV, a peer) are left out with the reason. Exit
+status 1 if there is no GPU or a result is wrong; rates do not decide it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from gpu_frames import clip, consecutive, moving_frames, waves
 from gpu_pipeline import extraction, peers, training
-from gpu_report import Report, rate, section
+from gpu_report import SECTION_SECONDS, Report, rate, section
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,8 +38,12 @@ SECTIONS = ("device", "correctness", "kernels", "speed", "extraction", "peers", 
 PRESETS = {"tvl1": ("default", "field", "accurate"), "brox": ("default", "opencv")}
 SIZES = ((256, 340), (341, 255), (85, 64), (5, 300), (1, 1), (1080, 1920))
 SMALL_SIZES = ((85, 64), (67, 131), (1, 1))
-MEAN_LIMITS = {("brox", "opencv"): 0.02}
-"""Largest mean difference from the CPU in pixels, 1e-4 unless named: relaxation 1.99 amplifies rounding."""
+MEAN_LIMIT = 1e-4
+"""Largest mean difference from the CPU in pixels, where the problem allows it."""
+NUDGED = {"tvl1": ("lambda_",), "brox": ("alpha", "gamma")}
+NUDGE, ALLOWED = 1e-6, 4
+"""Where the difference is larger: how the CPU's own flow moves if one of these parameters is larger by this share.
+Rounding acts like a small change of them, so up to this many times that much is the problem's doing, not the GPU's."""
 AIMS = {"tvl1": 5000, "brox": 3000}
 """Pairs per second of the default presets at 340x256 on an H200."""
 BATCHES = (1, 8, 32, 128)
@@ -127,17 +131,42 @@ def compare(
     expected, found = cpu.run(frames, pairs), gpu.run(frames, pairs)
     apart = np.hypot(*np.moveaxis(found - expected, 1, 0))
     worst = int(apart.mean(axis=(1, 2)).argmax())
-    good = bool(np.isfinite(found).all()) and float(apart.mean()) <= MEAN_LIMITS.get(key, 1e-4)
+    good, own = bool(np.isfinite(found).all()) and float(apart.mean()) <= MEAN_LIMIT, ""
+    if not good:
+        moved = sensitivity(key, frames, pairs, expected)
+        good = bool(np.isfinite(found).all()) and float(apart.mean()) <= ALLOWED * moved
+        own = f"; the CPU's own flow moves by {moved:.1e} px for {NUDGE:g} of a parameter"
     report.add(
         "correctness", what,
         f"mean {apart.mean():.1e} px, 99.9 % within {np.quantile(apart, 0.999):.1e}, most {apart.max():.1e}", good,
-        f"worst pair {pairs[worst].tolist()}: mean {apart[worst].mean():.1e}; {int((~np.isfinite(found)).sum())} NaN",
+        f"worst pair {pairs[worst].tolist()}: mean {apart[worst].mean():.1e}; "
+        f"{int((~np.isfinite(found)).sum())} NaN{own}",
     )  # fmt: skip
     quantisers = [codec(name).quantiser for name in CODECS]
     equal = all(same(gpu.run(frames, pairs, "levels", q), q.quantise(found)) for q in quantisers)
     report.add("correctness", f"{what}: levels of every codec", "those of the flow, bit for bit", equal)
     if not good:
         bisect(report, what, key, frames, pairs)
+
+
+def sensitivity(
+    key: tuple[str, str],
+    frames: npt.NDArray[np.uint8],
+    pairs: npt.NDArray[np.int64],
+    expected: npt.NDArray[np.float32],
+) -> float:
+    """Mean distance in pixels by which the CPU's flow moves for a tiny change of a parameter, the largest of a few."""
+    from extract_flow.methods import load
+
+    name, preset = key
+    moved = []
+    for parameter in NUDGED[name]:
+        value = load(name, "cpu", preset=preset).parameters[parameter]
+        other = load(
+            name, "cpu", threads=os.cpu_count() or 1, preset=preset, **{parameter: value * (1 + NUDGE)}
+        )
+        moved.append(float(np.hypot(*np.moveaxis(other.run(frames, pairs) - expected, 1, 0)).mean()))
+    return max(moved)
 
 
 def same(found: Any, expected: Any) -> bool:
@@ -391,7 +420,7 @@ def main() -> int:
         }
         for name in ("device", "correctness") if options.small else SECTIONS:
             if name in options.only:
-                section(report, name, runs[name])
+                section(report, name, runs[name], 0 if options.small else SECTION_SECONDS)
     widths = [max(len(row[i]) for row in report.rows) for i in range(3)]
     print()
     for row in report.rows:

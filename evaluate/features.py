@@ -35,7 +35,7 @@ from evaluate.result_folder import claim, read_settings
 from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic, hdf5
-from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
+from pipeline.errors import DeviceFailed, DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from pipeline.progress import Progress
@@ -230,7 +230,7 @@ def _video_features(
                     raise InputError(made.fault)
                 (outputs,) = view_outputs(forward, checkpoint.volume, made.shards, options.views, compute)
                 folder.add(made.video.identity, outputs.outputs)
-            except DiskFull:
+            except (DeviceFailed, DiskFull):
                 raise
             except InputError as error:
                 failures.add(made.video.name, str(error))

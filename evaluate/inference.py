@@ -26,6 +26,7 @@ from pipeline.shard import Shard, ShardAddress, open_shard
 from pipeline.text import typed
 from train.batches import DistinctFields, read_distinct, shard_positions
 from train.checkpoint import Checkpoint
+from train.gpu_errors import gpu_errors
 from train.loader import Readback, ahead
 from train.models.network import Network
 from train.volume import VolumeSpec, cut_side, memory_for, mirror, resize, volume, volume_memory
@@ -152,7 +153,19 @@ def view_outputs(
 
     Raises:
         InputError: a damaged shard, or one without what the stream needs.
+        DeviceFailed: the GPU failed or ran out of memory.
     """
+    with gpu_errors("--batch"):
+        yield from _view_outputs(forward, spec, shards, views, compute)
+
+
+def _view_outputs(
+    forward: Forward,
+    spec: VolumeSpec,
+    shards: Sequence[ShardAddress],
+    views: Views,
+    compute: Compute,
+) -> Iterator[ViewOutputs]:
     device = torch.device(compute.device)
     at_once = max(1, compute.batch // views.crops)
     waiting: list[Positions] = []
@@ -237,7 +250,7 @@ def logits_forward(network: Network, columns: npt.NDArray[np.int64], compute: Co
 
     Moves the network to the device.
     """
-    network = network.to(compute.device)
+    network = _moved(network, compute)
     selected = torch.as_tensor(columns, device=compute.device)
 
     def forward(views: list[Tensor]) -> Tensor:
@@ -248,12 +261,17 @@ def logits_forward(network: Network, columns: npt.NDArray[np.int64], compute: Co
     return forward
 
 
+def _moved(network: Network, compute: Compute) -> Network:
+    with gpu_errors("--batch"):
+        return network.to(compute.device)
+
+
 def features_forward(network: Network, compute: Compute) -> Forward:
     """The network as a function from crops to the penultimate layer's outputs, float32[N,F].
 
     Moves the network to the device.
     """
-    network = network.to(compute.device)
+    network = _moved(network, compute)
 
     def forward(views: list[Tensor]) -> Tensor:
         with _precision(compute):

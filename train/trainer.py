@@ -30,6 +30,7 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.distributed import World
+from train.gpu_errors import gpu_errors
 from train.initialise import freeze, initialise
 from train.interrupt import Interrupt, exit_status, interruptible
 from train.loader import DeviceFeed, Readback, loading, network_input
@@ -92,6 +93,7 @@ def train(
     Raises:
         InputError: impossible combinations, a different configuration on resuming, a loss that is not finite, a file
             that cannot be written.
+        DeviceFailed: the GPU failed or ran out of memory.
     """
     run, say = RunPaths(folder), say if world.first else lambda _: None
     with interruptible() as interrupt:
@@ -106,9 +108,10 @@ def train(
                     f"{recipe.model}, a checkpoint or run folder of `{typed('train')}`, or {published})"
                 )
         resumed = load_checkpoint(path, optimiser=True) if (path := world.share(path)) else None
-        with world.agreeing():
+        with world.agreeing(), gpu_errors("--micro-batch"):
             trainer = Trainer(recipe, spec, data, record, run, options, world, init, resumed, say)
-        return trainer.loop(interrupt)
+        with gpu_errors("--micro-batch"):
+            return trainer.loop(interrupt)
 
 
 class Trainer:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_the_small_run_for_the_sanitizers_is_the_device_and_correctness(tmp_path
 @needs_emulator
 @pytest.mark.xdist_group("emulated GPU")
 def test_extraction_is_timed_from_files_to_shards_on_the_emulated_gpu(tmp_path: Path) -> None:
-    assert [processes for name, processes, _ in gpu_pipeline.RUNS if name == "tvl1"] == [1, 2, 4, 4]
+    assert [processes for name, processes, _ in gpu_pipeline.RUNS if name == "tvl1"] == [1, 2, 4, 8, 8]
     found = rows_in_small(tmp_path, "--only", "extraction")
     for what in ("tvl1, 1 processes, flow only", "brox, 2 processes"):
         value, judgement = found["extraction", what]
@@ -155,6 +156,20 @@ def test_a_peer_that_fails_costs_its_own_row_only(tmp_path: Path) -> None:
     assert "px from OpenCV's" in found["peers", "ours, tvl1 field, batched"][1]
     assert found["peers", "OpenCV CUDA brox"][0] == "left out"
     assert "NotImplementedError" in found["peers", "OpenCV CUDA brox"][1]
+
+
+def test_a_section_is_cut_off_at_its_limit_and_keeps_its_rows(tmp_path: Path) -> None:
+    def endless() -> None:
+        report.add("slow", "first", "1")
+        time.sleep(60)
+
+    report = gpu_report.Report(tmp_path / "table.json")
+    gpu_report.section(report, "slow", endless, seconds=1)
+    gpu_report.section(report, "next", lambda: report.add("next", "it", "2"))
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row[1] for row in rows] == ["first", "left out", "it"]
+    assert "cut off after 1 s" in rows[1][3]
+    assert gpu_report.SECTION_SECONDS == 240
 
 
 def test_the_steady_rate_is_that_of_the_time_in_which_all_processes_work() -> None:

@@ -4,10 +4,14 @@
 //
 // EMULATED_GPUS: devices (1); EMULATED_MEMORY: bytes of device memory (8 GiB); EMULATED_DRIVER: its CUDA (13000);
 // EMULATED_INIT, EMULATED_CONTEXT and EMULATED_LOAD: what starting, making a context and loading a module return (0).
+// EMULATED_FAULT_AT: the wait, counted from 1, that returns EMULATED_FAULT (700), as every later call does; with
+// EMULATED_FAULT_ONCE only in the process that makes the file of this name. EMULATED_INIT_AFTER: a file; where it is,
+// starting returns NO_DEVICE.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <functional>
 #include <map>
 #include <memory>
@@ -45,7 +49,23 @@ static long number(const char* name, long otherwise) { const char* text = getenv
 static int devices() { const char* visible = getenv("CUDA_VISIBLE_DEVICES"); return visible && !*visible ? 0 : (int)number("EMULATED_GPUS", 1); }
 static size_t memory() { return limit ? limit : (size_t)number("EMULATED_MEMORY", 8l << 30); }
 
-API Result cuInit(unsigned) { return devices() ? (Result)number("EMULATED_INIT", OK) : NO_DEVICE; }
+static bool there(const char* name) { const char* file = getenv(name); return file && !access(file, F_OK); }
+static bool made_now(const char* name)
+{
+    const char* file = getenv(name);
+    const int made = file ? open(file, O_CREAT | O_EXCL, 0600) : 0;
+    if (file && made >= 0) close(made);
+    return made >= 0;
+}
+static Result broken;
+static Result fault_of_wait()
+{
+    static long waits;
+    if (++waits == number("EMULATED_FAULT_AT", 0) && made_now("EMULATED_FAULT_ONCE")) broken = (Result)number("EMULATED_FAULT", 700);
+    return broken;
+}
+
+API Result cuInit(unsigned) { return devices() && !there("EMULATED_INIT_AFTER") ? (Result)number("EMULATED_INIT", OK) : NO_DEVICE; }
 API Result cuDriverGetVersion(int* version) { *version = (int)number("EMULATED_DRIVER", 13000); return OK; }
 API Result cuDeviceGetCount(int* count) { *count = devices(); return OK; }
 API Result cuDeviceGet(int* device, int ordinal) { *device = ordinal; return ordinal < devices() ? OK : INVALID_DEVICE; }
@@ -79,6 +99,7 @@ API Result cuMemGetInfo_v2(size_t* left, size_t* total) { LOCKED *total = memory
 API Result cuMemAlloc_v2(Pointer* pointer, size_t size)
 {
     LOCKED
+    if (broken) return broken;
     if (used + size > memory()) {
         refused++;
         return OUT_OF_MEMORY;
@@ -126,6 +147,7 @@ static bool is_pinned(const void* at, size_t size)
 static Result queue(void* handle, Work work)
 {
     LOCKED
+    if (broken) return broken;
     Stream* stream = (Stream*)handle;
     if (!streams.count(stream)) return INVALID_VALUE;   // the default stream would hold up the others
     (stream->recorded ? *stream->recorded : stream->queue).push_back(std::move(work));
@@ -155,7 +177,13 @@ API Result cuStreamCreate(void** stream, unsigned flags)
     return OK;
 }
 API Result cuStreamDestroy_v2(void* stream) { LOCKED flush((Stream*)stream); streams.erase((Stream*)stream); delete (Stream*)stream; return OK; }
-API Result cuStreamSynchronize(void* stream) { LOCKED if (((Stream*)stream)->recorded) return 900; flush((Stream*)stream); return OK; }
+API Result cuStreamSynchronize(void* stream)
+{
+    LOCKED
+    if (((Stream*)stream)->recorded) return 900;
+    flush((Stream*)stream);
+    return fault_of_wait();
+}
 API Result cuCtxSynchronize() { LOCKED flush_all(); return OK; }
 API Result cuStreamBeginCapture_v2(void* stream, int) { LOCKED ((Stream*)stream)->recorded = new std::vector<Work>; return OK; }
 API Result cuStreamEndCapture(void* handle, void** graph)
@@ -183,6 +211,7 @@ API Result cuGraphExecDestroy(void* graph) { return cuGraphDestroy(graph); }
 API Result cuGraphLaunch(void* graph, void* stream)
 {
     LOCKED
+    if (broken) return broken;
     graph_launches++;
     for (const Work& work : ((Graph*)graph)->work)
         if (Result result = queue(stream, work)) return result;
