@@ -391,7 +391,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to run")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        default=SECTIONS,
+        help="sections to run, after that of the device",
+    )
     parser.add_argument(
         "--peer", type=Path, metavar="FOLDER", help="what benchmarks/opencv_cuda_peer.py prepared"
     )
@@ -419,7 +425,7 @@ def main() -> int:
             "training": partial(training, report, folder),
         }
         for name in ("device", "correctness") if options.small else SECTIONS:
-            if name in options.only:
+            if name in options.only or name == "device":  # no figure without the card and the versions
                 section(report, name, runs[name], 0 if options.small else SECTION_SECONDS)
     widths = [max(len(row[i]) for row in report.rows) for i in range(3)]
     print()

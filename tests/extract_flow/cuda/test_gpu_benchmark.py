@@ -9,17 +9,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from emulator import environment, needs_emulator
 from made_shards import make_shard
 from torch import nn
 
+from extract_flow.methods import load
 from pipeline.outcome import Outcome
 
 pytest.importorskip("cuda.bindings", reason="needs cuda-bindings: pip install -e .[cuda]")
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
+import gpu  # noqa: E402
+import gpu_frames  # noqa: E402
 import gpu_pipeline  # noqa: E402
 import gpu_report  # noqa: E402
 
@@ -156,6 +161,28 @@ def test_a_peer_that_fails_costs_its_own_row_only(tmp_path: Path) -> None:
     assert "px from OpenCV's" in found["peers", "ours, tvl1 field, batched"][1]
     assert found["peers", "OpenCV CUDA brox"][0] == "left out"
     assert "NotImplementedError" in found["peers", "OpenCV CUDA brox"][1]
+
+
+class Apart:
+    """A GPU whose Brox is so many pixels from the CPU's."""
+
+    def __init__(self, pixels: float) -> None:
+        self.pixels = pixels
+
+    def run(self, frames: Any, pairs: Any, kind: str = "flow", quantiser: Any = None) -> Any:
+        flow = load("brox", "cpu").run(frames, pairs) + np.float32(self.pixels)
+        return flow if kind == "flow" else quantiser.quantise(flow)
+
+
+@pytest.mark.parametrize(("pixels", "wrong"), [(1e-5, False), (0.5, True)])
+def test_a_difference_is_wrong_unless_the_cpu_itself_moves_as_far_for_less_than_rounding(
+    pixels: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LESS", {"brox": ()})
+    report, frames = gpu_report.Report(), gpu_frames.waves(2, 16, 20)
+    gpu.compare(report, "it", load("brox", "cpu"), Apart(pixels), frames, ("brox", "default"))
+    assert report.wrong == wrong
+    assert ("the CPU's own flow moves by" in report.rows[0][3]) == wrong
 
 
 def test_a_section_is_cut_off_at_its_limit_and_keeps_its_rows(tmp_path: Path) -> None:
