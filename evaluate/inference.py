@@ -20,15 +20,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evaluate.options import ComputeOptions
 from evaluate.views import Views, crop_corners, positions
 from pipeline.errors import InputError
+from pipeline.machine import usable_cores
 from pipeline.shard import Shard, ShardAddress, open_shard
 from pipeline.text import typed
 from train.batches import DistinctFields, read_distinct, shard_positions
 from train.checkpoint import Checkpoint
 from train.gpu_errors import gpu_errors
-from train.loader import ahead
-from train.losses import Readback
+from train.loader import Readback, ahead
 from train.models.network import Network
 from train.volume import (
     RawFlow,
@@ -46,6 +47,7 @@ from train.volume import (
 CHUNK_BYTES = 1 << 26
 """Size of the fields of floats that are made at a time on a CPU; a GPU takes whole videos."""
 
+MOST_WORKERS = 16
 SIGNS_OF_TWO = np.uint64(0x8000000080000000)
 """The sign bits of two float32."""
 
@@ -72,6 +74,44 @@ class Compute:
     batch: int = 256
     workers: int = 0
     bf16: bool = False
+
+
+def devices(name: str) -> list[str]:
+    """The devices of a --device option: every visible GPU for "auto" and "cuda" where there are any, else the CPU.
+
+    Raises:
+        InputError: a GPU is asked for that cannot be used.
+    """
+    count = torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not count):
+        return ["cpu"]
+    if name in ("auto", "cuda") and count:
+        return [f"cuda:{index}" for index in range(count)]
+    if name.startswith("cuda") and not count:
+        raise InputError(f"--device {name}: torch finds no usable GPU here; use --device cpu")
+    try:
+        index = torch.device(name).index
+    except RuntimeError as error:
+        raise InputError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if not name.startswith("cuda") or index is None or index >= count:
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N with N below {count}")
+    return [name]
+
+
+def computing(options: ComputeOptions, most: int | None = None) -> list[Compute]:
+    """How to compute on each of the requested devices, at most `most` of them; they share the threads that decode.
+
+    Raises:
+        InputError: a GPU is asked for that cannot be used.
+    """
+    places = devices(options.device)[:most]
+    gpu = places[0] != "cpu"
+    workers = options.workers
+    if workers is None:
+        workers = min(usable_cores(), MOST_WORKERS) if gpu else 1
+    each = workers if len(places) == 1 else max(1, workers // len(places))
+    batch = options.batch or (500 if gpu else 100)
+    return [Compute(place, batch, each, options.bf16) for place in places]
 
 
 class ViewOutputs(NamedTuple):

@@ -94,7 +94,7 @@ sys.path.insert(0, "benchmarks")
 import gpu, gpu_frames, gpu_pipeline, gpu_report
 gpu_frames.HEIGHT, gpu_frames.WIDTH = 6, int(sys.argv.pop(1))
 gpu_report.SECONDS = 0.01
-gpu.SIZES, gpu.SMALL_SIZES, gpu.SMALL_BATCHES = ((20, 28), (1, 1)), ((9, 11),), (8, 9, 3)
+gpu.SIZES, gpu.SMALL_SIZES, gpu.SMALL_BATCHES = ((20, 28), (1, 1), (6, 70)), ((9, 11),), (8, 9, 3)
 gpu.PRESETS = {"tvl1": ("default",), "brox": ("default",)}
 gpu.MOST_PAIRS, gpu.PAIRS_OF_BATCHES, gpu.HELD_BYTES, gpu.BATCHES = 2, 4, 4096, (1, 2)
 gpu_pipeline.FRAMES_OF_A_CLIP, gpu_pipeline.CLIPS = 3, 4
@@ -123,7 +123,9 @@ def test_sections_that_compute_flow_find_nothing_wrong_on_the_emulated_gpu(tmp_p
     assert ("correctness", "brox: 4 pairs; in batches of 1 and 16; again") in found
     assert ("kernels", "brox: 2 pairs") in found
     assert ("speed", "tvl1, 2 pairs, the next handed over ahead") in found
-    for kernel in ("tvl1 iterate", "brox relax"):
+    assert found["correctness", "tvl1 default 70x6: by clusters and by tiles"] == ["the same bits", "ok"]
+    assert "% of the memory's)" in found["kernels", "tvl1 iterate_cluster"][1]
+    for kernel in ("tvl1 by tiles iterate", "brox relax"):
         judgement = found["kernels", kernel][1]
         assert "% of the memory's) and " in judgement
         assert "% of the arithmetic's) without halos" in judgement
