@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,40 @@ def correctness(report: Report, small: bool) -> None:
                     continue
                 frames = waves(2 if height > 1000 else 5, height, width)
                 compare(report, f"{name} {preset} {width}x{height}", cpu, gpu, frames, (name, preset))
+    same_by_tiles(report, small)
     batches(report, small)
+
+
+def same_by_tiles(report: Report, small: bool) -> None:
+    """TV-L1 by clusters of blocks against tiles: the same bits. Where the device has no clusters, that is reported."""
+    from extract_flow.tvl1 import cuda
+    from extract_flow.tvl1.parameters import PRESETS as TVL1_PRESETS
+
+    for preset in PRESETS["tvl1"]:
+        ways = [cuda.create(TVL1_PRESETS[preset], "cuda", clusters) for clusters in (True, False)]
+        for height, width in SMALL_SIZES if small else SIZES:
+            what = f"tvl1 {preset} {width}x{height}: by clusters and by tiles"
+            if not clusters_of(ways[0], height, width):
+                report.add("correctness", what, "no clusters for this size on this device")
+                continue
+            frames = moving_frames(5, height, width)
+            flows = [way.run(frames, consecutive(len(frames))) for way in ways]
+            apart = np.abs(flows[0] - flows[1])
+            equal = bool((flows[0] == flows[1]).all())
+            report.add(
+                "correctness",
+                what,
+                "the same bits" if equal else f"DIFFERENT, by up to {apart.max():.1e} px",
+                equal,
+            )
+
+
+def clusters_of(method: Any, height: int, width: int) -> list[str]:
+    """The clusters that a TV-L1 method uses for frames of a size, from fine levels to coarse, as "16 x 24 warps"."""
+    from extract_flow.cuda.images import Size
+
+    solver = method.make(method.kernels, Size(height, width), 1, 1)
+    return [f"{each.blocks} x {each.threads // 32} warps" for each in solver.clusters if each]
 
 
 def compare(
@@ -237,7 +270,8 @@ def batches(report: Report, small: bool) -> None:
 OPERATIONS = {"iterate": 45, "relax": 26}
 """Floating-point operations per pixel of an iteration of TV-L1 (docs/explanation/tvl1.md) and of a sweep of Brox."""
 PLANES_MOVED = {
-    "iterate": 17, "warp_and_linearise": 15, "take_flow": 4, "relax": 11, "make_equations": 17, "linearise": 22
+    "iterate": 17, "iterate_cluster": 17, "warp_and_linearise": 15, "take_flow": 4, "relax": 11, "make_equations": 17,
+    "linearise": 22,
 }  # fmt: skip
 """Planes of float32 that a kernel reads and writes for each pair at least: without halos and repeated reads."""
 
@@ -246,10 +280,8 @@ def kernels(report: Report) -> None:
     """Milliseconds of each kernel for a full chunk, between events on a stream that the host has filled beforehand."""
     from extract_flow.cuda.device import Stream, upload
     from extract_flow.cuda.images import Size
-    from extract_flow.methods import load
 
-    for name in PRESETS:
-        method: Any = load(name, "cuda")
+    for name, method in ways_to_compute():
         pairs, stream = min(method.batch_pairs, MOST_PAIRS), Stream()
         solver = method.make(method.kernels, Size(gpu_frames.HEIGHT, gpu_frames.WIDTH), pairs + 1, pairs)
         frames = upload(clip(pairs + 1))
@@ -268,6 +300,19 @@ def kernels(report: Report) -> None:
                 "kernels", f"{name} {kernel}", f"{sum(each):.2f} ms in {len(each)} launches", None,
                 f"{100 * sum(each) / whole:.0f} %, longest {max(each):.3f} ms{traffic(kernel, each, solver, pairs)}",
             )  # fmt: skip
+
+
+def ways_to_compute() -> Iterator[tuple[str, Any]]:
+    """Every method as it is used; TV-L1 also by tiles alone, where clusters of blocks take part."""
+    from extract_flow.methods import load
+    from extract_flow.tvl1 import cuda
+    from extract_flow.tvl1.parameters import Parameters
+
+    for name in PRESETS:
+        method: Any = load(name, "cuda")
+        yield name, method
+        if name == "tvl1" and clusters_of(method, gpu_frames.HEIGHT, gpu_frames.WIDTH):
+            yield "tvl1 by tiles", cuda.create(Parameters(), "cuda", clusters=False)
 
 
 def traffic(kernel: str, times: list[float], solver: Any, pairs: int) -> str:
@@ -321,9 +366,8 @@ def timed_launches(loaded: Any, stream: Any, run: Callable[[], Any]) -> dict[str
     from extract_flow.cuda.device import Buffer, checked
 
     events: list[tuple[str, Any, Any]] = []
-    plain = loaded.launch
 
-    def timed(name: str, *arguments: Any) -> None:
+    def timed(plain: Any, name: str, *arguments: Any) -> None:
         begin, end = (checked(driver.cuEventCreate(0)) for _ in range(2))
         checked(driver.cuEventRecord(begin, stream.handle))
         plain(name, *arguments)
@@ -332,12 +376,14 @@ def timed_launches(loaded: Any, stream: Any, run: Callable[[], Any]) -> dict[str
 
     held = Buffer(HELD_BYTES)
     try:
-        loaded.launch = timed
+        loaded.launch, loaded.launch_clusters = (
+            partial(timed, plain) for plain in (loaded.launch, loaded.launch_clusters)
+        )
         for _ in range(150):
             stream.clear(held, held.size)
         run()
     finally:
-        del loaded.launch
+        del loaded.launch, loaded.launch_clusters
     stream.wait()
     times: dict[str, list[float]] = {}
     for name, begin, end in events:
@@ -350,13 +396,12 @@ def timed_launches(loaded: Any, stream: Any, run: Callable[[], Any]) -> dict[str
 def speed(report: Report) -> None:
     """Pairs per second for frames in memory, by batch size; then with the next batch handed over ahead."""
     from extract_flow.cuda.device import Device
-    from extract_flow.methods import load
     from pipeline.codec import codec
 
     quantiser, card = codec("default").quantiser, Device(0)
-    for name, aim in AIMS.items():
+    for name, method in ways_to_compute():
+        aim = AIMS[name.split()[0]]
         before = card.free_memory()
-        method = load(name, "cuda")
         most = min(method.batch_pairs, MOST_PAIRS)
         for batch in sorted({*(b for b in BATCHES if b <= most), most}):
             work = partial(method.run, clip(batch + 1), consecutive(batch + 1)[:batch], "levels", quantiser)
@@ -391,7 +436,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to run")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        default=SECTIONS,
+        help="sections to run, after that of the device",
+    )
     parser.add_argument(
         "--peer", type=Path, metavar="FOLDER", help="what benchmarks/opencv_cuda_peer.py prepared"
     )
@@ -419,7 +470,7 @@ def main() -> int:
             "training": partial(training, report, folder),
         }
         for name in ("device", "correctness") if options.small else SECTIONS:
-            if name in options.only:
+            if name in options.only or name == "device":  # no figure without the card and the versions
                 section(report, name, runs[name], 0 if options.small else SECTION_SECONDS)
     widths = [max(len(row[i]) for row in report.rows) for i in range(3)]
     print()

@@ -14,8 +14,7 @@ from rich.console import Console
 
 from evaluate import caveats, held_out, results, score_file
 from evaluate import score as scoring
-from evaluate.devices import computing
-from evaluate.inference import Compute
+from evaluate.inference import Compute, computing
 from evaluate.options import (
     EvaluateOptions,
     FeaturesOptions,

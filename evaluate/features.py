@@ -27,8 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from evaluate.devices import computing
-from evaluate.inference import features_forward, load_network, view_outputs
+from evaluate.inference import computing, features_forward, load_network, view_outputs
 from evaluate.new_shards import NewVideo, make_shards
 from evaluate.new_videos import Failures, untrained_checkpoint, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions

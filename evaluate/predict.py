@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate import fusion, timeline
-from evaluate.devices import computing
 from evaluate.inference import (
     Compute,
     Forward,
+    computing,
     load_network,
     logits_forward,
     video_scores,

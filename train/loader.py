@@ -77,7 +77,7 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
-# --- to the device --------------------------------------------------------------------------------------------------
+# --- to the device, and back -----------------------------------------------------------------------------------------
 
 
 class DeviceFeed:
@@ -129,3 +129,24 @@ def network_input(batch: Batch, spec: VolumeSpec, device: torch.device | str) ->
     inputs = cut(volumes.flatten(0, 1), boxes, spec.crop)
     inputs = mirror_where(inputs, upload(batch.flip, device).repeat_interleave(snippets), spec)
     return inputs.unflatten(0, (count, snippets))
+
+
+class Readback:
+    """A small tensor being copied to the CPU while the device works on.
+
+    `wait` returns it once the kernels queued before have run, without waiting for those queued after: a loss can be
+    looked at while its backward pass is still running, or iterations later.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Queue the copy."""
+        self._copy = tensor.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if tensor.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def wait(self) -> Tensor:
+        """The tensor on the CPU."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copy

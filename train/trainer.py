@@ -33,10 +33,9 @@ from train.distributed import World
 from train.gpu_errors import gpu_errors
 from train.initialise import freeze, initialise
 from train.interrupt import Interrupt, exit_status, interruptible
-from train.loader import DeviceFeed, loading, network_input
+from train.loader import DeviceFeed, Readback, loading, network_input
 from train.log import RunLog, draw_curves
 from train.losses import (
-    Readback,
     Samples,
     head_losses,
     join,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -154,22 +155,41 @@ def dequantise(levels: Tensor, table: Tensor, scale: Tensor, offset: Tensor) -> 
     Returns:
         float32[...,2,H,W].
     """
-    # One table of 256 values per component and field, so that every pixel is looked up and nothing more.
-    values = (table[..., None, :] * scale[..., None] + offset[..., None]).view(-1, 256)
+    return _look_up(levels, _plane_values(table, scale, offset))
+
+
+def _plane_values(table: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """table * scale + offset of each component of each field, float32[planes,256], so that every pixel is looked up
+    and nothing more."""
+    if table.device.type == "cpu":  # by NumPy, since torch wakes all of its threads for so little
+        each = table.numpy()[..., None, :] * scale.numpy()[..., None] + offset.numpy()[..., None]
+        return torch.from_numpy(each).view(-1, 256)
+    return (table[..., None, :] * scale[..., None] + offset[..., None]).view(-1, 256)
+
+
+def _look_up(levels: Tensor, values: Tensor) -> Tensor:
+    """float32[...,2,H,W]: each plane's values[level], of levels uint8[...,2,H,W] and values float32[planes,256]."""
     planes = levels.reshape(len(values), -1)
     if levels.device.type == "cpu":
         # Several times as fast as a gather in torch, which has no byte indices.
-        from pipeline.codec_kernels import look_up
+        from pipeline.codec_kernels import look_up, look_up_planes
 
         flow = volume_memory(levels.shape, levels.device)
-        for out, plane, of in zip(
-            flow.view(planes.shape).numpy(), planes.numpy(), values.numpy(), strict=True
-        ):
-            look_up(plane, of, out)
+        source, of, out = planes.numpy(), values.numpy(), flow.view(planes.shape).numpy()
+        if in_pairs(planes.shape[1]):
+            look_up_planes(source, of.view(np.uint32), out.view(np.uint64))
+        else:
+            for plane in range(len(planes)):
+                look_up(source[plane], of[plane], out[plane])
         return flow
     start = torch.arange(len(values), dtype=torch.int32, device=levels.device).mul_(256)
     index = planes.to(torch.int32).add_(start[:, None])
     return values.view(-1).index_select(0, index.view(-1)).view(levels.shape)
+
+
+def in_pairs(count: int) -> bool:
+    """Whether the kernels that look up and store two neighbours at a time can be used for so many pixels."""
+    return count % 2 == 0 and sys.byteorder == "little"
 
 
 def follow(flow: Tensor, size: Tensor) -> Tensor:
@@ -213,12 +233,10 @@ def flow_volume(raw: RawFlow, spec: VolumeSpec) -> Tensor:
     """
     if raw.levels.shape[-4] != spec.length:
         raise ValueError(f"{raw.levels.shape[-4]} flow fields, but L = {spec.length}")
-    gain = (raw.zoom * spec.flow_scale)[..., None, None]
     if spec.stacking == "stack":
-        # Everything after the table is one multiplication and one addition per field.
-        offset = raw.offset - raw.mean if spec.mean_subtraction else raw.offset
-        flow = dequantise(raw.levels, raw.table, raw.scale * gain, offset * gain)
+        flow = _look_up(raw.levels, stack_values(raw, spec))
     else:
+        gain = (raw.zoom * spec.flow_scale)[..., None, None]
         flow = dequantise(raw.levels, raw.table, raw.scale, raw.offset)
         flow = flow.view(-1, *flow.shape[-4:])
         size = raw.size.reshape(-1, 2)
@@ -229,6 +247,16 @@ def flow_volume(raw: RawFlow, spec: VolumeSpec) -> Tensor:
             flow = flow - raw.mean[..., None, None]
         flow = flow * gain[..., None, None]
     return flow.flatten(-4, -3)
+
+
+def stack_values(raw: RawFlow, spec: VolumeSpec) -> Tensor:
+    """What each level of each plane of a stack is to the network: float32[planes,256], planes in the order of levels.
+
+    Everything after the table is one multiplication and one addition per value.
+    """
+    gain = (raw.zoom * spec.flow_scale)[..., None, None]
+    offset = raw.offset - raw.mean if spec.mean_subtraction else raw.offset
+    return _plane_values(raw.table, raw.scale * gain, offset * gain)
 
 
 def frame_volume(raw: RawFrames, spec: VolumeSpec, noise: Tensor | None = None) -> Tensor:

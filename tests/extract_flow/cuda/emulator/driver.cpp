@@ -32,7 +32,13 @@ typedef std::function<void()> Work;
 struct Stream { std::vector<Work> queue; std::vector<Work>* recorded; };
 struct Graph { std::vector<Work> work; };
 struct Module { void* library; };
-struct Function { void* (*bind)(void**); void (*release)(void*); void (*run)(void*, const unsigned*, const unsigned*); };
+struct Function {
+    void* (*bind)(void**);
+    void (*release)(void*);
+    void (*run)(void*, const unsigned*, const unsigned*, unsigned);
+    unsigned shared;        // bytes of dynamic shared memory that were asked for
+    bool large_clusters;    // whether more than 8 blocks to a cluster were asked for
+};
 struct Block { void* start; size_t mapped, size; };
 
 static std::recursive_mutex lock;
@@ -41,7 +47,7 @@ static std::map<void*, size_t> pinned;
 static std::set<Stream*> streams;
 static std::set<Graph*> graphs;
 static size_t used, limit;
-static long launches, graph_launches, refused;
+static long launches, graph_launches, cluster_launches, refused;
 static const size_t PAGE = 4096;
 #define LOCKED std::lock_guard<std::recursive_mutex> guard(lock);
 
@@ -259,25 +265,72 @@ API Result cuModuleGetFunction(void** function, void* module, const char* name)
     if (!bind) return NOT_FOUND;
     *function = new Function{
         (void* (*)(void**))bind, (void (*)(void*))dlsym(library, "emulated_release"),
-        (void (*)(void*, const unsigned*, const unsigned*))dlsym(library, "emulated_run")};
+        (void (*)(void*, const unsigned*, const unsigned*, unsigned))dlsym(library, "emulated_run"), 0, false};
     return OK;
 }
 API Result cuFuncGetAttribute(int* value, int, void*) { *value = 64; return OK; }
-API Result cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                          unsigned shared, void* stream, void** parameters, void** extra)
+API Result cuFuncSetAttribute(void* handle, int attribute, int value)
+{
+    Function* function = (Function*)handle;
+    switch (attribute) {
+        case 8: function->shared = value; return value >= 0 && value <= 232448 - 1024 ? OK : INVALID_VALUE;
+        case 14: function->large_clusters = value; return OK;
+        default: return INVALID_VALUE;
+    }
+}
+static Result launch(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                     unsigned shared, unsigned cluster, void* stream, void** parameters, void** extra)
 {
     LOCKED
     launches++;
     const unsigned long threads = (unsigned long)bx * by * bz;
     if (!gx || !gy || !gz || !threads || gx > 2147483647 || gy > 65535 || gz > 65535 || bx > 1024 || by > 1024 || bz > 64 ||
-        threads > 1024 || shared || extra)
+        threads > 1024 || extra)
         return INVALID_VALUE;
     Function* function = (Function*)handle;
+    if (shared > function->shared || !cluster || gx % cluster || cluster > (function->large_clusters ? 16 : 8))
+        return INVALID_VALUE;
     std::shared_ptr<void> call(function->bind(parameters), function->release);
     return queue(stream, [=] {
         const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-        function->run(call.get(), grid, block);
+        function->run(call.get(), grid, block, cluster);
     });
+}
+API Result cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                          unsigned shared, void* stream, void** parameters, void** extra)
+{
+    return launch(handle, gx, gy, gz, bx, by, bz, shared, 1, stream, parameters, extra);
+}
+struct Attribute { int id; char padding[4]; union { unsigned cluster[3]; char room[64]; }; };
+struct Config { unsigned grid[3], block[3], shared; void* stream; Attribute* attributes; unsigned count; };
+static bool cluster_of(const Config& config, unsigned& cluster)
+{
+    cluster = 1;
+    for (unsigned k = 0; k < config.count; k++) {
+        const Attribute& given = config.attributes[k];
+        if (given.id != 4 || given.cluster[1] != 1 || given.cluster[2] != 1) return false;   // only clusters along x
+        cluster = given.cluster[0];
+    }
+    return true;
+}
+API Result cuLaunchKernelEx(const Config* config, void* handle, void** parameters, void** extra)
+{
+    unsigned cluster;
+    if (!cluster_of(*config, cluster)) return INVALID_VALUE;
+    cluster_launches++;
+    const unsigned *grid = config->grid, *block = config->block;
+    return launch(handle, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->shared, cluster, config->stream,
+                  parameters, extra);
+}
+// EMULATED_CLUSTERS: multiprocessors that run clusters (112).
+API Result cuOccupancyMaxActiveClusters(int* clusters, void* handle, const Config* config)
+{
+    const Function* function = (Function*)handle;
+    unsigned cluster;
+    if (!cluster_of(*config, cluster) || config->shared > function->shared || cluster > (function->large_clusters ? 16 : 8))
+        return INVALID_VALUE;
+    *clusters = (int)number("EMULATED_CLUSTERS", 112) / (int)cluster;
+    return OK;
 }
 API Result cuGetErrorName(Result code, const char** text) { *text = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR"; return OK; }
 API Result cuGetErrorString(Result code, const char** text) { *text = code == OUT_OF_MEMORY ? "out of memory" : "emulated error"; return OK; }
@@ -308,8 +361,8 @@ API Result cuGetProcAddress(const char* name, void** function, int version, unsi
 API void emulated_counts(char* text, size_t size)
 {
     LOCKED
-    snprintf(text, size, "{\"launches\": %ld, \"graph_launches\": %ld, \"refused\": %ld, \"bytes\": %zu, \"streams\": %zu, "
-             "\"graphs\": %zu, \"pinned\": %zu}", launches, graph_launches, refused, used, streams.size(), graphs.size(),
+    snprintf(text, size, "{\"launches\": %ld, \"graph_launches\": %ld, \"cluster_launches\": %ld, \"refused\": %ld, \"bytes\": %zu, \"streams\": %zu, "
+             "\"graphs\": %zu, \"pinned\": %zu}", launches, graph_launches, cluster_launches, refused, used, streams.size(), graphs.size(),
              pinned.size());
 }
 API void emulated_limit(size_t bytes) { LOCKED limit = bytes; }
