@@ -24,10 +24,7 @@ def encoded(values: Mapping[str, Any]) -> str:
 
 
 def is_intact(text: bytes) -> bool:
-    """Whether JSON from `encoded` is as it was written; False for any other JSON, whose values `fault` checks.
-
-    A tenth of the time that checking the values takes.
-    """
+    """Whether JSON from `encoded` is as it was written; False for any other JSON, whose values `fault` checks."""
     start = text.rfind(LAST_KEY)
     number = text[start + len(LAST_KEY) : -1]
     if start < 0 or len(number) > 10 or not number.isdigit() or not text.endswith(b"}"):
