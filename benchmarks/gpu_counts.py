@@ -39,17 +39,16 @@ PIXELS_OF_A_THREAD = 8
 FILL, RESAMPLE, FRAME = 30, 60, 400
 """Instructions per pixel, read off the machine code: of reading a pixel into shared memory, of one direction of a
 bilinear resampling, and of everything done for a frame (pyramid, prefilter, step sizes)."""
-CLUSTER, CLUSTER_TILES, CLUSTER_LOOP = 16, ((64, 64), (96, 64)), 6
-"""A cluster's blocks at most (Hopper, if asked for); what a block could hold: in registers, or with the constants in
-shared memory; instructions that reading these and a neighbour's rows adds to an iteration of a pixel (a guess)."""
-CLUSTER_PROCESSORS = (112, 128)
-"""Of 132 multiprocessors, those that clusters of 16 can use: 7 or 8 groups that have so many."""
+CLUSTER_PROCESSORS = 112
+"""Of an H200's 132 multiprocessors, those that run clusters of 16, as the driver answers: 7 clusters."""
 ISSUE_SHARE = 0.6
 """Part of the issue slots that is assumed to be used."""
 LIMITS = {
     ("tvl1 default", "iterate", "loop"): 68,
     ("tvl1 default", "iterate", "around"): 135,
-    ("tvl1 field", "iterate", "loop"): 64,
+    ("tvl1 default", "iterate_cluster", "loop"): 86,
+    ("tvl1 default", "iterate_cluster", "around"): 190,
+    ("tvl1 field", "iterate", "loop"): 66,
     ("tvl1 default", "warp_and_linearise", "all"): 700,
     ("brox default", "relax", "loop"): 26,
     ("brox default", "relax", "around"): 80,
@@ -191,11 +190,13 @@ def outermost(spans: list[tuple[int, int]]) -> Iterator[int]:
 def measure(name: str, kernel: str, what: str, counts: dict[str, dict[str, Counts]]) -> float:
     """The value that a limit is for."""
     found = counts[name][kernel]
-    return {
-        "loop": found.loop / PIXELS_OF_A_THREAD,
-        "around": (found.all - found.loop) / PIXELS_OF_A_THREAD,
-        "all": float(found.all),
-    }[what]
+    loop, around = loop_and_around(found)
+    return {"loop": loop, "around": around, "all": float(found.all)}[what]
+
+
+def loop_and_around(found: Counts) -> tuple[float, float]:
+    """Instructions per pixel of a tile kernel: in the hot loop, and of all the rest."""
+    return found.loop / PIXELS_OF_A_THREAD, (found.all - found.loop) / PIXELS_OF_A_THREAD
 
 
 # --- predictions -------------------------------------------------------------------------------------------------
@@ -226,18 +227,16 @@ def computed_pixels(size: Size, halo: int, tile: int = 64, rows: int = 4) -> int
 
 
 def cluster_pixels(size: Size) -> int:
-    """Pixels that a cluster which holds a level computes: the blocks' tiles do not overlap."""
-    for width, height in CLUSTER_TILES:
-        if -(-size.width // width) * -(-size.height // height) <= CLUSTER:
-            return -(-size.width // width) * width * (-(-size.height // 4) * 4)
-    raise ValueError(f"{size} is larger than a cluster")
+    """Pixels that a cluster which holds a level computes: those of its warps, which do not overlap."""
+    rows = tvl1_cuda.ROWS
+    return -(-size.width // tvl1_cuda.TILE) * tvl1_cuda.TILE * (-(-size.height // rows) * rows)
 
 
 def tvl1_work(counts: dict[str, Counts], size: Size, clusters: bool = False) -> Work:
     """The default preset on rendered frames, as the CPU solver counts iterations and warps.
 
-    With `clusters`, as if one cluster of blocks did all warps of a level that is larger than a tile; there is no such
-    kernel.
+    With `clusters`, one of them does the iterations of a warp where it can hold a level that is larger than a tile.
+    The multiprocessors that they leave idle (`CLUSTER_PROCESSORS`) count as if they worked.
 
     Every level is taken to have as many iterations and warps as the mean; a launch that is repeated in part because a
     pair stopped inside it costs half a launch more.
@@ -255,8 +254,7 @@ def tvl1_work(counts: dict[str, Counts], size: Size, clusters: bool = False) -> 
     per_warp = iterations / warped
     halo = tvl1_cuda.HALO
     launches = np.ceil(per_warp / halo) + 0.5
-    loop = counts["iterate"].loop / PIXELS_OF_A_THREAD
-    around = (counts["iterate"].all - counts["iterate"].loop) / PIXELS_OF_A_THREAD
+    loop, around = loop_and_around(counts["iterate"])
     # A block warps 64 x 16 pixels with a ring of two in its first loop, and linearises them in its last.
     warp = (
         counts["warp_and_linearise"].loops[0] * (68 * 20) / (64 * 16) + counts["warp_and_linearise"].loops[-1]
@@ -273,9 +271,11 @@ def tvl1_work(counts: dict[str, Counts], size: Size, clusters: bool = False) -> 
             total += warps * active * (loop * per_warp + 440)
             continue
         total += warps * warp * area
-        if clusters:  # the state stays, so half of what surrounds the loop
-            total += warps * cluster_pixels(level) * (around / 2 + (loop + CLUSTER_LOOP) * per_warp)
-            moved += 4 * warps * 14 * area
+        if clusters and tvl1_cuda.clusters_for(options, level):
+            held_loop, held_around = loop_and_around(counts["iterate_cluster"])
+            idle = CARDS[0].multiprocessors / CLUSTER_PROCESSORS
+            total += idle * warps * cluster_pixels(level) * (held_around + held_loop * per_warp)
+            moved += 4 * warps * (17 + 14) * area
             continue
         pixels = computed_pixels(level, halo)
         total += warps * launches * pixels * (around + halo * loop)
@@ -286,8 +286,7 @@ def tvl1_work(counts: dict[str, Counts], size: Size, clusters: bool = False) -> 
 def brox_work(counts: dict[str, Counts], size: Size) -> Work:
     """The default preset; every sweep is done, so nothing is estimated but instructions from static counts."""
     options, solver = brox_parameters.PRESETS["default"], brox_cuda
-    loop = counts["relax"].loop / PIXELS_OF_A_THREAD
-    around = (counts["relax"].all - counts["relax"].loop) / PIXELS_OF_A_THREAD
+    loop, around = loop_and_around(counts["relax"])
     equations = sum(counts["make_equations"].loops)
     total, moved = 0.0, 0.0
     for level in solver.level_sizes(options, size):
@@ -362,10 +361,10 @@ def predict(counts: dict[str, dict[str, Counts]]) -> None:
             print(f"    predicted for {card.name}: {arithmetic:.0f} pairs/s by instructions at {ISSUE_SHARE:.0%} of "
                   f"the issue slots, {memory:.0f} by memory")  # fmt: skip
     work = tvl1_work(counts["tvl1 default"], size, clusters=True)
-    arithmetic, _ = work.pairs_per_second(CARDS[0])
-    few, many = (f"{arithmetic * share / CARDS[0].multiprocessors:.0f}" for share in CLUSTER_PROCESSORS)
-    print(f"tvl1 default, a cluster for each level (not written): {work.instructions / 1e6:.0f} M warp instructions "
-          f"a pair; predicted for {CARDS[0].name}: {few} to {many} pairs/s, cluster barriers not counted")  # fmt: skip
+    arithmetic, memory = work.pairs_per_second(CARDS[0])
+    print(f"tvl1 default by clusters of blocks, 340x256: {work.instructions / 1e6:.0f} M warp instructions and "
+          f"{work.bytes / 1e6:.0f} MB a pair\n    predicted for {CARDS[0].name}: {arithmetic:.0f} pairs/s by "
+          f"instructions, {memory:.0f} by memory; what barriers across a cluster take is not counted")  # fmt: skip
 
 
 def main() -> int:

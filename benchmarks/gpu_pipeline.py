@@ -20,9 +20,11 @@ from gpu_report import LeftOut, Report, rate
 from opencv_cuda_peer import PeerError, measure
 
 PROJECT = Path(__file__).resolve().parents[1]
-FRAMES_OF_A_CLIP, CLIPS = 500, 96
-"""So many that each of 4 processes with 4 decoding threads opens several, one after the other."""
-RUNS = (("tvl1", 1, True), ("tvl1", 2, True), ("tvl1", 4, True), ("tvl1", 4, False), ("brox", 4, True))
+FRAMES_OF_A_CLIP, CLIPS = 500, 64
+"""So many that each of 8 processes with 2 decoding threads opens several, one after the other."""
+RUNS = (
+    ("tvl1", 1, True), ("tvl1", 2, True), ("tvl1", 4, True), ("tvl1", 8, True), ("tvl1", 8, False), ("brox", 8, True)
+)  # fmt: skip
 """Extractions: method, processes, and whether frames are stored."""
 EXTRACTION_OPTIONS: tuple[str, ...] = ()
 EXTRACTION_TIMEOUT = 200
@@ -35,7 +37,7 @@ WARM_UP, ITERATIONS = 8, 40
 
 
 def extraction(report: Report, folder: Path) -> None:
-    """From video files to shards with 1, 2 and 4 processes for the GPU, with and without frames: the steady rate."""
+    """From video files to shards with 1, 2, 4 and 8 processes for the GPU, with and without frames: the steady rate."""
     from pipeline.outcome import read_outcomes
     from pipeline.paths import OutputPaths
 
@@ -206,9 +208,9 @@ def fed(
     import torch
 
     from pipeline.shard import open_shard
-    from train.batches import Item, TrainingReader
-    from train.device_feed import DeviceFeed
-    from train.loader import loading
+    from train.batches import Item
+    from train.loader import DeviceFeed, loading
+    from train.sampler import TrainingReader
 
     spec, workers = recipe_spec(recipe), os.cpu_count() or 1
     items = [Item(open_shard(address), i % 101, 0, "") for i, address in enumerate(addresses)]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 5.0
 """For how long a rate is taken."""
+
+
+SECTION_SECONDS = 240
+"""How long a section may take."""
 
 
 class LeftOut(Exception):
@@ -38,15 +43,24 @@ class Report:
             self.file.write_text(json.dumps(self.rows, indent=1) + "\n")
 
 
-def section(report: Report, name: str, run: Callable[[], None]) -> None:
-    """Run a section; what it lacks, or a failure, costs that section only."""
+def section(report: Report, name: str, run: Callable[[], None], seconds: int = SECTION_SECONDS) -> None:
+    """Run a section; what it lacks, a failure or `seconds` that are over (0: no limit) cost only the rest of it."""
+
+    def overran(*_: object) -> None:
+        raise LeftOut(f"the rest was cut off after {seconds} s")
+
     began = time.monotonic()
+    before = signal.signal(signal.SIGALRM, overran)
+    signal.alarm(seconds)
     try:
         run()
     except LeftOut as reason:
         report.add(name, "left out", "", None, str(reason))
     except Exception as error:  # noqa: BLE001  the other sections are still worth their minutes
         report.add(name, type(error).__name__, str(error)[:300], False)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
     report.write()
     print(f"-- {name}: {time.monotonic() - began:.0f} s", flush=True)
 

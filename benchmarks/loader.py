@@ -27,13 +27,11 @@ import torch
 import pipeline.shard
 from pipeline.errors import command_errors
 from pipeline.shard import Shard
-from train.batches import TrainingReader
 from train.loader import AHEAD, loading
-from train.memory import memory_for
 from train.recipe import load_recipe
-from train.sampler import Schedule
+from train.sampler import Schedule, TrainingReader
 from train.training_data import gather
-from train.volume import flow_indices
+from train.volume import flow_indices, memory_for
 
 Measured = tuple[float, float]
 """Samples per second, and seconds of CPU time per sample."""

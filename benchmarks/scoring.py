@@ -35,9 +35,8 @@ from pipeline.request import Request
 from pipeline.shard import ShardAddress, Source, open_shard
 from pipeline.shard_writer import ShardWriter
 from train.batches import read_distinct, shard_positions
-from train.memory import Memory, memory_for
 from train.models import build
-from train.volume import VolumeSpec, flow_indices, position_count, volume
+from train.volume import Memory, VolumeSpec, flow_indices, memory_for, position_count, volume
 
 HEIGHT, WIDTH = 256, 340
 

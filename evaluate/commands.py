@@ -8,13 +8,13 @@ import multiprocessing
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from evaluate import caveats, held_out, results, score_file
 from evaluate import score as scoring
-from evaluate.devices import computing
-from evaluate.inference import Compute
+from evaluate.inference import Compute, computing
 from evaluate.options import (
     EvaluateOptions,
     FeaturesOptions,
@@ -31,7 +31,7 @@ from evaluate.score import Measurement, ScoringState
 from evaluate.score_file import Scores
 from evaluate.views import Views
 from pipeline.catalog import Dataset, choose_dataset, load_dataset
-from pipeline.errors import InputError
+from pipeline.errors import InputError, command_errors
 from pipeline.manifest import read_shard_set
 from pipeline.options import DatasetOptions, ShareOptions
 from pipeline.ownership import owning_name
@@ -422,6 +422,12 @@ def report(
     return path
 
 
+@command_errors
+def _score_share(*arguments: Any) -> None:
+    """`evaluate.score.score` in a process of its own, which reports its errors as a command does."""
+    scoring.score(*arguments)
+
+
 def _score_on_all(
     measurement: Measurement,
     state: ScoringState,
@@ -435,7 +441,7 @@ def _score_on_all(
     scored = context.Queue()
     processes = [
         context.Process(
-            target=scoring.score,
+            target=_score_share,
             args=(measurement, state, compute, share.task * count + number, share.tasks * count, scored.put),
         )
         for number, compute in enumerate(computes)

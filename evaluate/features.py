@@ -27,8 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from evaluate.devices import computing
-from evaluate.inference import features_forward, load_network, view_outputs
+from evaluate.inference import computing, features_forward, load_network, view_outputs
 from evaluate.new_shards import NewVideo, make_shards
 from evaluate.new_videos import Failures, untrained_checkpoint, wanted_request
 from evaluate.options import FeaturesOptions, RunOptions, ScoredShardsOptions
@@ -36,7 +35,7 @@ from evaluate.result_folder import claim, read_settings
 from evaluate.score import Measurement, check_missing, listed_shards
 from evaluate.video_sources import dataset_videos, given_videos
 from pipeline import atomic, hdf5
-from pipeline.errors import DiskFull, InputError, OtherFormat, unreadable
+from pipeline.errors import DeviceFailed, DiskFull, InputError, OtherFormat, unreadable
 from pipeline.ownership import owning_name
 from pipeline.paths import fault_of_part
 from pipeline.progress import Progress
@@ -231,7 +230,7 @@ def _video_features(
                     raise InputError(made.fault)
                 (outputs,) = view_outputs(forward, checkpoint.volume, made.shards, options.views, compute)
                 folder.add(made.video.identity, outputs.outputs)
-            except DiskFull:
+            except (DeviceFailed, DiskFull):
                 raise
             except InputError as error:
                 failures.add(made.video.name, str(error))

@@ -2,6 +2,7 @@
 
 Threads decode each flow or frame of a video once, and the bytes go to the device once. There they become fields of
 floats, which are mirrored and cropped; a view is as many neighbouring fields of such a crop: a window, not a copy.
+On a CPU, views of flow are looked up from the bytes instead, straight into the batch, where nothing has to be resized.
 Views of several videos share a batch, so that the device stays busy however short the videos are.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,23 +20,43 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evaluate.options import ComputeOptions
 from evaluate.views import Views, crop_corners, positions
 from pipeline.errors import InputError
+from pipeline.machine import usable_cores
 from pipeline.shard import Shard, ShardAddress, open_shard
 from pipeline.text import typed
 from train.batches import DistinctFields, read_distinct, shard_positions
 from train.checkpoint import Checkpoint
-from train.loader import ahead
-from train.losses import Readback
-from train.memory import memory_for, volume_memory
+from train.gpu_errors import gpu_errors
+from train.loader import Readback, ahead
 from train.models.network import Network
-from train.volume import VolumeSpec, cut_side, mirror, resize, volume
+from train.volume import (
+    RawFlow,
+    VolumeSpec,
+    cut_side,
+    in_pairs,
+    memory_for,
+    mirror,
+    resize,
+    stack_values,
+    volume,
+    volume_memory,
+)
 
 CHUNK_BYTES = 1 << 26
 """Size of the fields of floats that are made at a time on a CPU; a GPU takes whole videos."""
 
+MOST_WORKERS = 16
+SIGNS_OF_TWO = np.uint64(0x8000000080000000)
+"""The sign bits of two float32."""
+
 Forward = Callable[[list[Tensor]], Tensor]
 """Views, each [N,C,crop,crop] on the device and perhaps a window on a larger tensor -> outputs float32[sum of N,D]."""
+
+
+WriteViews = Callable[[npt.NDArray[np.int64], Tensor], None]
+"""Writes the views of some positions: rows int64[N,k], the fields of each volume -> float32[crops,N,C,crop,crop]."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,44 @@ class Compute:
     batch: int = 256
     workers: int = 0
     bf16: bool = False
+
+
+def devices(name: str) -> list[str]:
+    """The devices of a --device option: every visible GPU for "auto" and "cuda" where there are any, else the CPU.
+
+    Raises:
+        InputError: a GPU is asked for that cannot be used.
+    """
+    count = torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not count):
+        return ["cpu"]
+    if name in ("auto", "cuda") and count:
+        return [f"cuda:{index}" for index in range(count)]
+    if name.startswith("cuda") and not count:
+        raise InputError(f"--device {name}: torch finds no usable GPU here; use --device cpu")
+    try:
+        index = torch.device(name).index
+    except RuntimeError as error:
+        raise InputError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if not name.startswith("cuda") or index is None or index >= count:
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N with N below {count}")
+    return [name]
+
+
+def computing(options: ComputeOptions, most: int | None = None) -> list[Compute]:
+    """How to compute on each of the requested devices, at most `most` of them; they share the threads that decode.
+
+    Raises:
+        InputError: a GPU is asked for that cannot be used.
+    """
+    places = devices(options.device)[:most]
+    gpu = places[0] != "cpu"
+    workers = options.workers
+    if workers is None:
+        workers = min(usable_cores(), MOST_WORKERS) if gpu else 1
+    each = workers if len(places) == 1 else max(1, workers // len(places))
+    batch = options.batch or (500 if gpu else 100)
+    return [Compute(place, batch, each, options.bf16) for place in places]
 
 
 class ViewOutputs(NamedTuple):
@@ -112,7 +172,19 @@ def view_outputs(
 
     Raises:
         InputError: a damaged shard, or one without what the stream needs.
+        DeviceFailed: the GPU failed or ran out of memory.
     """
+    with gpu_errors("--batch"):
+        yield from _view_outputs(forward, spec, shards, views, compute)
+
+
+def _view_outputs(
+    forward: Forward,
+    spec: VolumeSpec,
+    shards: Sequence[ShardAddress],
+    views: Views,
+    compute: Compute,
+) -> Iterator[ViewOutputs]:
     device = torch.device(compute.device)
     at_once = max(1, compute.batch // views.crops)
     waiting: list[Positions] = []
@@ -125,9 +197,10 @@ def view_outputs(
             yield from partial.add(batch, outputs.wait().numpy())
 
     def run(batch: list[Positions]) -> Iterator[ViewOutputs]:
-        windows = [view for part in batch for crop in part.crops for view in volume_views(crop, part.rows)]
-        count = sum(len(window) for window in windows)
-        together = torch.cat(windows, out=volume_memory((count, *windows[0].shape[1:]), device))
+        counts = [views.crops * len(part.rows) for part in batch]
+        together = volume_memory((sum(counts), spec.channels, spec.crop, spec.crop), device)
+        for part, out in zip(batch, together.split(counts), strict=True):
+            part.write(part.rows, out.view(views.crops, len(part.rows), *out.shape[1:]))
         running.append((batch, Readback(forward([together]).float())))
         # A GPU's outputs are read once it has the next batch to work on.
         yield from finish(most=int(device.type == "cuda"))
@@ -139,18 +212,65 @@ def view_outputs(
             wanted = positions(available_positions(shard, spec), views.frames)
             return read_distinct(shard, spec, wanted, memory)
 
-    with torch.inference_mode(), ahead(read, shards, compute.workers) as videos:
+    with (
+        torch.inference_mode(),
+        ahead(read, shards, compute.workers) as videos,
+        ThreadPoolExecutor(torch.get_num_threads()) as pool,
+    ):
         for video, fields in enumerate(videos):
             partial.expect(video, len(fields.rows))
             for chunk in _chunks(fields, device):
-                values = volume(chunk.raw.to(device), chunk.spec)
-                waiting.append(Positions(video, crop_views(values, spec, views.crops), chunk.rows))
+                write = views_of_bytes(chunk, spec, views.crops, pool) if device.type == "cpu" else None
+                write = write or views_of_fields(chunk, spec, views.crops, device)
+                waiting.append(Positions(video, write, chunk.rows))
                 while sum(len(part.rows) for part in waiting) >= at_once:
                     batch, waiting = _first_positions(waiting, at_once)
                     yield from run(batch)
         if waiting:
             yield from run(waiting)
         yield from finish(most=0)
+
+
+def views_of_fields(fields: DistinctFields, spec: VolumeSpec, crops: int, device: torch.device) -> WriteViews:
+    """Views from fields of floats on the device, each crop of which is cut once for all volumes."""
+    cut = crop_views(volume(fields.raw.to(device), fields.spec), spec, crops)
+
+    def write(rows: npt.NDArray[np.int64], out: Tensor) -> None:
+        for crop, views in zip(cut, out, strict=True):
+            torch.cat(volume_views(crop, rows), out=views)
+
+    return write
+
+
+def views_of_bytes(fields: DistinctFields, spec: VolumeSpec, crops: int, pool: Executor) -> WriteViews | None:
+    """Views straight from the bytes of flow, without fields of floats, on a CPU; None where that is not possible.
+
+    The values are those of `views_of_fields`, bit for bit.
+    """
+    raw = fields.raw
+    if not isinstance(raw, RawFlow) or spec.stacking != "stack" or not in_pairs(spec.crop):
+        return None
+    height, width = raw.levels.shape[-2:]
+    if cut_side(spec, height, width) != spec.crop:
+        return None
+    from pipeline.codec_kernels import look_up_windows
+
+    levels = raw.levels.view(-1, height, width).numpy()
+    values = stack_values(raw, fields.spec).numpy().view(np.uint32)
+    corners = crop_corners(height, width, spec.crop, crops)
+
+    def write(rows: npt.NDArray[np.int64], out: Tensor) -> None:
+        planes = (2 * rows[..., None] + np.arange(2)).reshape(-1)
+        signs = np.where(planes % 2, 0, SIGNS_OF_TWO)
+        bits = out.view(crops, len(planes), spec.crop, spec.crop).numpy().view(np.uint64)
+
+        def one(crop: int) -> None:
+            mirrored = bits[crop + len(corners)] if crops == 2 * len(corners) else bits[:0, 0]
+            look_up_windows(levels, values, planes, signs, *corners[crop], bits[crop], mirrored)
+
+        list(pool.map(one, range(len(corners))))
+
+    return write
 
 
 def volume_views(fields: Tensor, rows: npt.NDArray[np.int64]) -> list[Tensor]:
@@ -197,7 +317,7 @@ def logits_forward(network: Network, columns: npt.NDArray[np.int64], compute: Co
 
     Moves the network to the device.
     """
-    network = network.to(compute.device)
+    network = _moved(network, compute)
     selected = torch.as_tensor(columns, device=compute.device)
 
     def forward(views: list[Tensor]) -> Tensor:
@@ -208,12 +328,17 @@ def logits_forward(network: Network, columns: npt.NDArray[np.int64], compute: Co
     return forward
 
 
+def _moved(network: Network, compute: Compute) -> Network:
+    with gpu_errors("--batch"):
+        return network.to(compute.device)
+
+
 def features_forward(network: Network, compute: Compute) -> Forward:
     """The network as a function from crops to the penultimate layer's outputs, float32[N,F].
 
     Moves the network to the device.
     """
-    network = network.to(compute.device)
+    network = _moved(network, compute)
 
     def forward(views: list[Tensor]) -> Tensor:
         with _precision(compute):
@@ -248,12 +373,12 @@ class Positions(NamedTuple):
 
     Attributes:
         video: index of its shard.
-        crops: each crop of their fields, float32[F,c,crop,crop].
+        write: writes their views.
         rows: int64[N,k], the fields of each position's volume.
     """
 
     video: int
-    crops: list[Tensor]
+    write: WriteViews
     rows: npt.NDArray[np.int64]
 
 

@@ -60,7 +60,7 @@ class TrainViewOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """Where and how networks run; `evaluate.devices.computing` resolves it for this machine."""
+    """Where and how networks run; `evaluate.inference.computing` resolves it for this machine."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", metavar="DEVICE")
     batch: int | None = option(

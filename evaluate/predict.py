@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate import fusion, timeline
-from evaluate.devices import computing
 from evaluate.inference import (
     Compute,
     Forward,
+    computing,
     load_network,
     logits_forward,
     video_scores,
@@ -35,7 +35,7 @@ from evaluate.timeline import TimeLine
 from evaluate.video_sources import dataset_videos, given_videos
 from evaluate.views import Views
 from extract_flow.settings import ExtractionSettings
-from pipeline.errors import DiskFull, InputError
+from pipeline.errors import DeviceFailed, DiskFull, InputError
 from pipeline.ownership import owning_name
 from pipeline.progress import Progress
 from pipeline.request import Request
@@ -218,7 +218,7 @@ def time_lines(
                 with shown.aside():
                     lines = "\n".join(f"saved {path}" for path in written)
                     console.print(lines, markup=False, highlight=False, soft_wrap=True)
-            except DiskFull:
+            except (DeviceFailed, DiskFull):
                 raise
             except InputError as error:
                 failures.add(made.video.name, str(error))

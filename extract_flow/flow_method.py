@@ -16,6 +16,10 @@ class DeviceMemoryError(RuntimeError):
     """The device has too little memory for this many pairs at once; callers halve the batch and retry."""
 
 
+class DeviceLostError(RuntimeError):
+    """The device failed so that this process can compute nothing more on it; a new process perhaps can."""
+
+
 class FlowMethod(ABC):
     """One method with its parameters on one device; made once per process, since solvers keep their buffers.
 

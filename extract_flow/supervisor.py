@@ -28,6 +28,8 @@ from pipeline.errors import InputError
 SECONDS_TO_CLEAN_UP = 5.0
 """Seconds that a worker is given after SIGTERM before it is killed."""
 MOST_FAILED_STARTS = 3
+MOST_LOST_DEVICES = 3
+"""Tasks in a row, each alone in its worker, that may cost a worker its device; then the device counts as broken."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -60,6 +62,12 @@ class Ready(NamedTuple):
 
 class Refused(NamedTuple):
     """No worker can do this work at all, and why."""
+
+    reason: str
+
+
+class DeviceLost(NamedTuple):
+    """A worker's device failed, and why: it can do nothing more, but a new worker perhaps can."""
 
     reason: str
 
@@ -99,7 +107,7 @@ class Lost(NamedTuple):
     reason: str
 
 
-Message = Preparing | Ready | Refused | Busy | Progress | Finished
+Message = Preparing | Ready | Refused | DeviceLost | Busy | Progress | Finished
 Event = Preparing | Started | Progress | Finished | Lost
 
 
@@ -137,6 +145,10 @@ class Link:
     def refuse(self, reason: str) -> None:
         """Report why no worker can do this work at all."""
         self._send(Refused(reason))
+
+    def lose_device(self, reason: str) -> None:
+        """Report that this worker's device failed; it is replaced, and what it was working on is tried again."""
+        self._send(DeviceLost(reason))
 
     def busy(self, task: int, watched: bool) -> None:
         """Report that a task enters (or is still in) a stage that is watched for hanging, or leaves it."""
@@ -177,7 +189,7 @@ def supervise(
         patience: seconds after which a task in a watched stage counts as hung; None: never.
 
     Raises:
-        InputError: a worker refused to work (with its reason), or none can be started.
+        InputError: a worker refused to work (with its reason), none can be started, or all lose their device.
         Stopped: SIGINT, SIGTERM or SIGUSR1 came. After SIGUSR1 the tasks in progress are finished first. Only where
             this runs in the main thread.
     """
@@ -211,6 +223,7 @@ class _Worker:
         tasks: numbers of the tasks that it is working on, in the order they were handed out.
         busy_since: when a task in a watched stage last gave a sign of life, on the monotonic clock.
         hung: the task for which it was killed.
+        lost_device: why its device failed, and it was killed; "" otherwise.
         solitary: it works on a suspect, and gets no other task meanwhile.
     """
 
@@ -221,6 +234,7 @@ class _Worker:
     tasks: dict[int, None] = field(default_factory=dict)
     busy_since: dict[int, float] = field(default_factory=dict)
     hung: int | None = None
+    lost_device: str = ""
     solitary: bool = False
 
 
@@ -249,6 +263,7 @@ class Team:
         """Tasks that were in progress together when their worker died: retried one at a time to find the culprit."""
         self._wanted = 1  # until the first worker has reported what it runs on
         self._failed_starts = 0
+        self._devices_lost = 0
         self._first: Ready | None = None
 
     @property
@@ -288,7 +303,7 @@ class Team:
         """
         part = -(-len(self._tasks) // self._wanted)
         for worker in self.workers:
-            if worker.ready is None:
+            if worker.ready is None or worker.lost_device:
                 continue
             if self._suspects:
                 if not worker.tasks:
@@ -321,7 +336,7 @@ class Team:
         """Handle a worker's messages and its death; kill it if one of its tasks hangs.
 
         Raises:
-            InputError: it refused to work, or no worker can be started.
+            InputError: it refused to work, no worker can be started, or the device is broken.
         """
         for message in _messages(worker):
             if (event := self.on_message(worker, message)) is not None:
@@ -343,11 +358,17 @@ class Team:
                     return Started(message, min(self._wanted, len(self._tasks)))
             case Refused(reason):
                 raise InputError(reason)
+            case DeviceLost(reason):
+                worker.lost_device = reason
+                worker.process.kill()  # it has written what it could, and its driver may hang at the exit
             case Busy(task, watched):
                 worker.busy_since.pop(task, None)
                 if watched:
                     worker.busy_since[task] = time.monotonic()
-            case Preparing() | Progress():
+            case Preparing():
+                return message
+            case Progress():
+                self._devices_lost = 0
                 return message
             case Finished(task, _):
                 worker.tasks.pop(task, None)
@@ -359,7 +380,7 @@ class Team:
         """Remove a dead worker; the task it died of, if that is known. Its other tasks will be handed out again.
 
         Raises:
-            InputError: several workers in a row died before they were ready.
+            InputError: several workers in a row died before they were ready, or lost their device.
         """
         worker.process.join()
         worker.connection.close()
@@ -371,6 +392,8 @@ class Team:
                 raise InputError(
                     f"no worker can be started: {self._failed_starts} in a row ended, the last {reason}"
                 )
+        if worker.lost_device:
+            return self._after_lost_device(worker)
         if worker.hung is not None:
             worker.tasks.pop(worker.hung, None)
             self._waiting.extendleft(reversed(worker.tasks))
@@ -379,6 +402,25 @@ class Team:
             return Lost(next(iter(worker.tasks)), f"the worker {reason}")
         self._suspects.extend(worker.tasks)
         return None
+
+    def _after_lost_device(self, worker: _Worker) -> Lost | None:
+        """Its tasks are tried once more in new workers, each alone; the one that fails there too.
+
+        An error is seen by the next call of the driver, which may belong to another task than the one that caused it.
+        """
+        if not worker.solitary or not worker.tasks:
+            self._suspects.extend(worker.tasks)
+            return None
+        self._devices_lost += 1
+        if self._devices_lost >= MOST_LOST_DEVICES:
+            raise InputError(
+                f"{worker.lost_device}: {self._devices_lost} videos in a row ended so, each alone in a new process, "
+                "and none was computed in between; look at `nvidia-smi` and the kernel's log (Xid), then start again: "
+                "finished videos are kept"
+            )
+        return Lost(
+            next(iter(worker.tasks)), f"{worker.lost_device} (twice, the second time alone in a new process)"
+        )
 
     def _kill_if_hung(self, worker: _Worker) -> None:
         if self._patience is None or worker.hung is not None:

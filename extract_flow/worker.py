@@ -21,7 +21,7 @@ import numpy as np
 
 from extract_flow import methods
 from extract_flow.clip import Clip, Piece, VideoTask, begin, compute
-from extract_flow.flow_method import DeviceMemoryError, FlowMethod
+from extract_flow.flow_method import DeviceLostError, DeviceMemoryError, FlowMethod
 from extract_flow.gpu_use import mps_runs
 from extract_flow.settings import ExtractionSettings
 from extract_flow.supervisor import Link, Ready
@@ -34,7 +34,7 @@ from pipeline.progress import COMPILING, notes_to
 
 BEAT = 1.0
 """Seconds between a decoder's signs of life."""
-MOST_PROCESSES, CORES_OF_A_PROCESS = 4, 4
+MOST_PROCESSES, CORES_OF_A_PROCESS = 8, 2
 """Workers that share a GPU at most, and the cores that one of them keeps busy."""
 DECODED_AHEAD = 2
 """Pieces that wait for the device, for each decoding thread."""
@@ -84,7 +84,7 @@ def serve(
         chosen = f"cuda:{slot % first.gpus}" if first is not None and on_gpus else device
         with notes_to(link.preparing):
             method = methods.load(settings.method, chosen, threads, **settings.parameters)
-    except InputError as error:
+    except (InputError, DeviceLostError) as error:
         link.refuse(str(error))
         return
     on_gpu = method.device != "cpu"
@@ -104,19 +104,22 @@ def serve(
         "side by side by MPS" if sharing > 1 and mps_runs() else "",
     )
     link.ready(ready)
-    if overlap:
-        Overlapped(link, settings, method, ready.device, beside).run()
-        return
-    while (message := link.receive()) is not None:
-        number, task = message
-        link.finish(number, make(number, task, settings, method, ready.device, link))
+    try:
+        if overlap:
+            Overlapped(link, settings, method, ready.device, beside).run()
+            return
+        while (message := link.receive()) is not None:
+            number, task = message
+            link.finish(number, make(number, task, settings, method, ready.device, link))
+    except DeviceLostError as error:
+        link.lose_device(f"{method.device}: {error}")
 
 
 def processes_per_gpu(cores: int) -> int:
     """Workers that share a GPU on a machine with so many cores.
 
-    Each holds Python's lock for 0.6 ms a pair (decoded frames to arrays, Pillow's encoder, launches), so that one
-    process feeds a GPU at 1,600 pairs/s at most.
+    Each holds Python's lock for a good part of a pair's CPU time (Pillow's encoder above all), so one process is far
+    too slow for a GPU. On an H200 with 16 cores, 8 were the fastest (docs/performance/gpu.md).
     """
     return min(MOST_PROCESSES, max(1, cores // CORES_OF_A_PROCESS))
 
@@ -142,7 +145,11 @@ def make(
     device: str,
     link: Link | None = None,
 ) -> Result:
-    """Make one video's shard, one stage after the other."""
+    """Make one video's shard, one stage after the other.
+
+    Raises:
+        DeviceLostError: nothing more can be computed in this process.
+    """
     clip = Clip(task, settings, device)
     try:
         with clip:
@@ -158,6 +165,8 @@ def make(
                     link.progress(number, clip.progress())
             clip.finish()
             return Result(clip.outcome("done"), False, clip.written)
+    except DeviceLostError:
+        raise
     except Exception as error:  # noqa: BLE001  an error in one video must cost that video only
         return failed(clip, error)
 
@@ -175,7 +184,11 @@ def failed(clip: Clip, error: Exception) -> Result:
 def compute_with_care(
     pieces: list[Piece], method: FlowMethod, quantiser: Quantiser
 ) -> list[dict[str, Quantised] | Exception]:
-    """`compute`, but a batch too large for the device is halved, and an error costs only the piece that causes it."""
+    """`compute`, but a batch too large for the device is halved, and an error costs only the piece that causes it.
+
+    Raises:
+        DeviceLostError: nothing more can be computed in this process.
+    """
     try:
         return list(compute(pieces, method, quantiser))
     except DeviceMemoryError as error:
@@ -193,6 +206,8 @@ def compute_with_care(
         assert isinstance(first, dict)
         assert isinstance(second, dict)
         return [{name: _joined(first.get(name), second.get(name)) for name in pieces[0].pairs}]
+    except DeviceLostError:
+        raise
     except Exception as error:  # noqa: BLE001  one clip's error must not cost the others in its batch
         if len(pieces) == 1:
             return [error]
@@ -309,16 +324,24 @@ class Overlapped:
         self._computed: queue.Queue[_Computed | _Last | None] = queue.Queue(DECODED_AHEAD)
 
     def run(self) -> None:
-        """Extract videos until the parent has no more."""
+        """Extract videos until the parent has no more.
+
+        Raises:
+            DeviceLostError: nothing more can be computed in this process; clips with all of their flow are written.
+        """
         receiver = threading.Thread(target=self._receive, daemon=True)
         decoders = [threading.Thread(target=self._decode, daemon=True) for _ in range(self._threads)]
         writer = threading.Thread(target=self._write, daemon=True)
         for thread in (receiver, *decoders, writer):
             thread.start()
         try:
-            self._compute(len(decoders))
-        finally:
-            self._computed.put(None)
+            try:
+                self._compute(len(decoders))
+            finally:
+                self._computed.put(None)
+        except DeviceLostError:
+            writer.join()
+            raise
         writer.join()
 
     def _receive(self) -> None:
@@ -410,6 +433,8 @@ class Overlapped:
             if isinstance(started.results, Exception):
                 raise started.results
             results = list(started.results())
+        except DeviceLostError:
+            raise
         except Exception:  # noqa: BLE001  one clip's error must not cost the others in its batch
             results = compute_with_care(started.batch, self._method, self._settings.codec.quantiser)
         seconds = started.seconds + time.perf_counter() - before

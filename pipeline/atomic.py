@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import itertools
 import os
@@ -275,6 +276,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@functools.cache
 def host_token() -> str:
     """The host's name and a digest of what makes process numbers comparable: the boot and the process namespace."""
     marks = [socket.gethostname()]

@@ -248,8 +248,7 @@ def save(dataset: Dataset, root: Path, data: str | os.PathLike[str] | None = Non
     }
     atomic.sweep(paths.root)
     with atomic.writing(paths.record) as temporary:
-        text = json.dumps(checked_json.with_checksum(record), ensure_ascii=False, separators=(",", ":"))
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(checked_json.encoded(record), encoding="ascii")
     return paths.record
 
 
@@ -295,7 +294,8 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
     """
     paths = DatasetPaths(data_root(data), name)
     try:
-        text = paths.record.read_text(encoding="utf-8")
+        written = paths.record.read_bytes()
+        text = written.decode()
     except (FileNotFoundError, NotADirectoryError):
         command = {"demo": "demo", **{kind: f"import {kind} --videos DIR --lists DIR" for kind in FACTS}}
         known = ", ".join(known_datasets(data)) or "none"
@@ -311,7 +311,7 @@ def load_dataset(name: str, data: str | os.PathLike[str] | None = None) -> Datas
         record = json.loads(text)
         _check_version(record, paths.record)
         dataset = parse_record(record, name, paths.root)
-        if fault := checked_json.fault(record, KEYS):
+        if not checked_json.is_intact(written) and (fault := checked_json.fault(record, KEYS)):
             raise ValueError(fault)
         return dataset
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -354,7 +354,7 @@ def parse_record(record: Any, name: str, folder: Path) -> Dataset:
             int(number): Split(
                 int(number), tuple(map(as_text, ids["train"])), tuple(map(as_text, ids["test"]))
             )
-            for number, ids in record["splits"].items()
+            for number, ids in sorted(record["splits"].items(), key=lambda item: int(item[0]))
         },
         missing=tuple(map(as_text, record["missing"])),
         origin={"kind": as_text(record["origin"]["kind"]), **record["origin"]},

@@ -128,6 +128,62 @@ def store_past_cache(
 
 
 @kernel(fastmath=False)
+def look_up_planes(
+    levels: npt.NDArray[np.uint8], values: npt.NDArray[np.uint32], out: npt.NDArray[np.uint64]
+) -> None:
+    """Two neighbours at a time, out[p] = values[p,levels[p]]: levels[planes,2n], the bits of values float32[planes,256]
+    and of out float32[planes,2n]."""
+    planes, pairs = out.shape
+    flat = out.reshape(-1)
+    for plane in range(planes):
+        for i in range(pairs):
+            first = np.uint64(values[plane, levels[plane, 2 * i]])
+            second = np.uint64(values[plane, levels[plane, 2 * i + 1]])
+            store_past_cache(flat, plane * pairs + i, first | (second << np.uint64(32)))  # type: ignore[call-arg, arg-type]
+
+
+@kernel(fastmath=False)
+def look_up_windows(
+    levels: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.uint32],
+    planes: npt.NDArray[np.int64],
+    signs: npt.NDArray[np.uint64],
+    top: int,
+    left: int,
+    out: npt.NDArray[np.uint64],
+    mirrored: npt.NDArray[np.uint64],
+) -> None:
+    """A window of several planes, and its mirror image, two neighbours at a time as in `look_up_planes`.
+
+    Args:
+        levels: [planes,H,W].
+        values: bits of float32[planes,256].
+        planes: [n], which ones.
+        signs: [n], set bits are those that differ in the mirror image.
+        top, left: the window's upper left; it lies within H and W.
+        out: bits of float32[n,rows,2*pairs], the window.
+        mirrored: of the same shape, the same with columns reversed; empty if it is not wanted.
+    """
+    height, width = levels.shape[1:]
+    count, rows, pairs = out.shape
+    lines, straight, reverse = levels.reshape(-1), out.reshape(-1), mirrored.reshape(-1)
+    at = np.uint64(0)
+    for i in range(count):
+        table, sign = values[planes[i]], signs[i]
+        for row in range(rows):
+            start = np.uint64((planes[i] * height + top + row) * width + left)
+            end = at + np.uint64(pairs - 1)
+            for k in range(pairs):
+                place = start + np.uint64(2 * k)
+                first, second = np.uint64(table[lines[place]]), np.uint64(table[lines[place + np.uint64(1)]])
+                store_past_cache(straight, at + np.uint64(k), first | (second << np.uint64(32)))  # type: ignore[call-arg, arg-type]
+                if reverse.size:
+                    turned = (second | (first << np.uint64(32))) ^ sign
+                    store_past_cache(reverse, end - np.uint64(k), turned)
+            at += np.uint64(pairs)
+
+
+@kernel(fastmath=False)
 def look_up_pairs(
     levels: npt.NDArray[np.uint16], table: npt.NDArray[np.uint64], out: npt.NDArray[np.uint64]
 ) -> None:

@@ -9,7 +9,7 @@ How it is fast: of the blocks of smooth flow four in five hold nothing but a DC 
 decodes the difference and the end of block together, with up to three more empty blocks behind it, and another an AC
 coefficient with, where it fits, the end of block. Blocks outside the region are not transformed, and decoding stops
 behind its last row. The inverse transform is libjpeg's as two integer matrix products with the rounding between them,
-over the columns that are not zero.
+whose right half is left out where it is zero.
 """
 
 # mypy: disable-error-code="assignment, call-arg"
@@ -57,10 +57,7 @@ def _islow(c: list[int]) -> list[int]:
     return [e[i] + o[i] for i in range(4)] + [e[i] - o[i] for i in (3, 2, 1, 0)]
 
 
-_BASIS = np.array([_islow([int(i == k) for i in range(8)]) for k in range(8)], np.int32)  # [frequency, place]
-# Loops over all 64 pixels are vectorised by LLVM as Numba sets it up, loops over eight are not.
-DOWN = np.repeat(_BASIS, 8, axis=1)  # [frequency, 8 row + column]: by the row
-ALONG = np.tile(_BASIS, (1, 8))  # by the column
+BASIS = np.array([_islow([int(i == k) for i in range(8)]) for k in range(8)], np.int32)  # [frequency, place]
 
 
 def _crc_tables() -> np.ndarray:
@@ -261,84 +258,98 @@ def extend(buffer: Any, length: Any, size: Any) -> Any:
     return bits if bits >> (size - 1) else bits - (1 << size) + 1
 
 
-# A block's 64 pixels as one vector, which stays in registers: loops over arrays, as numba compiles them, take twice as
-# long. Numba checks no bounds here; their caller touches the last element that they use.
-LANES = ir.VectorType(ir.IntType(32), 64)
+# The inverse transform on vectors, which stay in registers: a pass over a block's columns in eight lanes, one for each
+# row, and one over its rows in 64. Loops over arrays, as numba compiles them, take twice as long. No bounds are checked
+# here; their caller touches the last element that they use.
+ROWS = ir.VectorType(ir.IntType(32), 8)
+PIXELS = ir.VectorType(ir.IntType(32), 64)
+QUICK = 4  # columns beyond these rarely hold anything
 
 
-def _constant(value: int) -> ir.Constant:
-    return ir.Constant(LANES, [value] * 64)
+def _constant(kind: ir.VectorType, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
 
 
-def _same(builder: Any, value: Any) -> Any:
+def _same(builder: Any, kind: ir.VectorType, value: Any) -> Any:
     """The value in all lanes."""
-    first = builder.insert_element(ir.Constant(LANES, ir.Undefined), value, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, first, ir.Constant(LANES, [0] * 64))
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, first, _constant(kind, 0))
 
 
 def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
     return context.make_array(kind)(context, builder, array).data
 
 
-def _lanes(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-    """Pointer to the 64 int32 of an array from a place on."""
+def _lanes(context: Any, builder: Any, kind: Any, array: Any, at: Any, lanes: ir.VectorType) -> Any:
+    """Pointer to the int32 of an array from a place on."""
     place = builder.gep(_data(context, builder, kind, array), [at])
-    return builder.bitcast(place, LANES.as_pointer())
+    return builder.bitcast(place, lanes.as_pointer())
 
 
 @intrinsic
-def spread(_: Any, wide: Any, at: Any, value: Any) -> Any:
-    """wide[at:at+64] = value."""
+def begin(_: Any, half: Any, mean: Any) -> Any:
+    """half[:8] = mean, the first column, and nothing in the others: half[8:64] = 0."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _lanes(context, builder, signature.args[0], *arguments[:2])
-        builder.store(_same(builder, arguments[2]), place, align=4)
+        (kind, _), zero = signature.args, ir.IntType(64)(0)
+        for lanes, value in ((PIXELS, _constant(PIXELS, 0)), (ROWS, _same(builder, ROWS, arguments[1]))):
+            builder.store(value, _lanes(context, builder, kind, arguments[0], zero, lanes), align=4)
         return context.get_dummy_value()
 
-    return types.void(wide, types.uint64, types.int32), generate
+    return types.void(half, types.int32), generate
 
 
 @intrinsic
-def accumulate(_: Any, wide: Any, at: Any, value: Any, basis: Any, row: Any) -> Any:
-    """wide[at:at+64] += value * basis.flat[row:row+64]."""
+def accumulate(_: Any, half: Any, at: Any, value: Any, basis: Any, row: Any) -> Any:
+    """half[at:at+8] += value * basis.flat[row:row+8]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _lanes(context, builder, signature.args[0], *arguments[:2])
-        along = _lanes(context, builder, signature.args[3], *arguments[3:])
-        product = builder.mul(_same(builder, arguments[2]), builder.load(along, align=4))
+        place = _lanes(context, builder, signature.args[0], *arguments[:2], ROWS)
+        down = _lanes(context, builder, signature.args[3], *arguments[3:], ROWS)
+        product = builder.mul(_same(builder, ROWS, arguments[2]), builder.load(down, align=4))
         builder.store(builder.add(builder.load(place, align=4), product), place, align=4)
         return context.get_dummy_value()
 
-    return types.void(wide, types.uint64, types.int32, basis, types.uint64), generate
+    return types.void(half, types.uint64, types.int32, basis, types.uint64), generate
 
 
 @intrinsic
-def transform(_: Any, wide: Any, last: Any, basis: Any, lowest: Any, pixels: Any, to: Any) -> Any:
-    """The second pass of the inverse transform, over columns 0..last, and its rounding: 64 pixels from `to` on."""
+def transform(_: Any, half: Any, columns: Any, lowest: Any, pixels: Any, to: Any) -> Any:
+    """The second pass of the inverse transform and its rounding: 64 pixels from `to` on.
+
+    Columns from QUICK on are left out if `columns`, an index or several joined by "or", holds none of them.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        columns, last, along, lowest, pixels, to = arguments
-        sums = cgutils.alloca_once(builder, LANES)
+        half, columns, lowest, pixels, to = arguments
+        total = cgutils.alloca_once(builder, PIXELS)
+        row_of = ir.Constant(PIXELS, [place // 8 for place in range(64)])
 
-        def rounded(start: Any) -> Any:
-            column = builder.load(_lanes(context, builder, signature.args[0], columns, start), align=4)
-            return builder.ashr(builder.add(column, _constant(1024)), _constant(11))
+        def rounded(column: int) -> Any:
+            start = ir.IntType(64)(8 * column)
+            down = builder.load(_lanes(context, builder, signature.args[0], half, start, ROWS), align=4)
+            down = builder.ashr(builder.add(down, _constant(ROWS, 1024)), _constant(ROWS, 11))
+            return builder.shuffle_vector(down, down, row_of)
 
-        first = builder.shl(rounded(ir.IntType(64)(0)), _constant(13))
-        builder.store(builder.add(first, _constant((1 << 17) + (128 << 18))), sums)
-        with cgutils.for_range(builder, last) as loop:
-            start = builder.shl(builder.add(loop.index, ir.IntType(64)(1)), ir.IntType(64)(6))
-            by = builder.load(_lanes(context, builder, signature.args[2], along, start), align=4)
-            builder.store(builder.add(builder.load(sums), builder.mul(rounded(start), by)), sums)
-        levels = builder.ashr(builder.load(sums), _constant(18))
-        for limit, worse in ((_same(builder, lowest), "<"), (_constant(255), ">")):
+        def along(value: Any, first: int, stop: int) -> None:
+            for column in range(first, stop):
+                by = ir.Constant(PIXELS, [int(BASIS[column, place % 8]) for place in range(64)])
+                value = builder.add(value, builder.mul(rounded(column), by))
+            builder.store(value, total)
+
+        mean = builder.shl(rounded(0), _constant(PIXELS, 13))
+        along(builder.add(mean, _constant(PIXELS, (1 << 17) + (128 << 18))), 1, QUICK)
+        with builder.if_then(builder.icmp_unsigned(">=", columns, ir.IntType(64)(QUICK))):
+            along(builder.load(total), QUICK, 8)
+        levels = builder.ashr(builder.load(total), _constant(PIXELS, 18))
+        for limit, worse in ((_same(builder, PIXELS, lowest), "<"), (_constant(PIXELS, 255), ">")):
             levels = builder.select(builder.icmp_signed(worse, levels, limit), limit, levels)
         small = builder.trunc(levels, ir.VectorType(ir.IntType(8), 64))
-        place = builder.gep(_data(context, builder, signature.args[4], pixels), [to])
+        place = builder.gep(_data(context, builder, signature.args[3], pixels), [to])
         builder.store(small, builder.bitcast(place, small.type.as_pointer()), align=1)
         return context.get_dummy_value()
 
-    return types.void(wide, types.uint64, basis, types.int32, pixels, types.uint64), generate
+    return types.void(half, types.uint64, types.int32, pixels, types.uint64), generate
 
 
 @intrinsic
@@ -366,7 +377,7 @@ def copy_row(_: Any, out: Any, c: Any, y: Any, strip: Any, row: Any, skip: Any, 
 def scan_blocks(
     scan: Any, size: Any, data: Any, dc: Any, ac: Any, dc_ends: Any, dc_first: Any, dc_symbols: Any,
     ac_ends: Any, ac_first: Any, ac_symbols: Any, steps: Any, across: Any, end_of_block: Any, empty: Any,
-    lower: Any, levels: Any, wide: Any, pixels: Any, words: Any, place: Any, strip: Any,
+    lower: Any, levels: Any, half: Any, pixels: Any, words: Any, place: Any, strip: Any,
     strip_bytes: Any, lowest: Any, top: Any, left: Any, tall: Any, broad: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Entropy decoding and rendering into the upper left, tall x broad, of out[2,h,w]; OK or DAMAGED."""
@@ -414,8 +425,8 @@ def scan_blocks(
                 level += e >> I32(16)
             inside = wanted and block >= first_column and block < end_column
             if inside:
-                spread(wide, U64(0), (level * q0) << I32(13))
-            k, last = I64(0), U64(0)
+                begin(half, (level * q0) << I32(13))
+            k, columns = I64(0), U64(0)
             while True:
                 if count < U64(32):
                     buffer |= big(scan, at) >> count
@@ -453,10 +464,8 @@ def scan_blocks(
                 if value != 0 and inside:
                     z = U64(ZIGZAG[U64(k)])
                     v, column = z >> U64(3), z & U64(7)
-                    while last < column:
-                        last += U64(1)
-                        spread(wide, last << U64(6), I32(0))
-                    accumulate(wide, column << U64(6), I32(value * steps[U64(k)]), DOWN, v << U64(6))
+                    columns |= column
+                    accumulate(half, column << U64(3), I32(value * steps[U64(k)]), BASIS, v << U64(3))
                 if flag != 0:
                     break
             if inside:
@@ -465,15 +474,15 @@ def scan_blocks(
                 to = U64(kept) << U64(6)
                 kept += 1
                 pixels[to + U64(63)] = U8(0)  # where bounds are checked, the next line's are
-                transform(wide, last, ALONG, I32(lowest), pixels, to)
+                transform(half, columns, I32(lowest), pixels, to)
             block += 1
         if wanted:
-            columns = end_column - first_column
-            for i in range(columns):
+            wide = end_column - first_column
+            for i in range(wide):
                 pixel = I32(I32(I32(levels[U64(first_column + i)] * q0) + I32(4)) >> I32(3)) + I32(128)
                 strip[0, U64(i)] = U64(min(max(pixel, I32(lowest)), I32(255))) * ONES
             for row in range(1, 8):
-                for i in range(columns):
+                for i in range(wide):
                     strip[U64(row), U64(i)] = strip[0, U64(i)]
             for i in range(kept):
                 for row in range(8):
@@ -501,7 +510,7 @@ def decode(
 
     Levels are at least `lowest`. OK, or why it was not decoded; `out` may hold anything then.
     """
-    scan, tables, ends, first, steps, levels, wide, pixels, words, place, strip, strip_bytes = s
+    scan, tables, ends, first, steps, levels, half, pixels, words, place, strip, strip_bytes = s
     if (
         stop - start < 4
         or data[start] != 0xFF
@@ -588,7 +597,7 @@ def decode(
     fuse(tables[1], eob)
     n = unstuff(data, at, stop, scan)
     return scan_blocks(scan, n, data, tables[0], tables[1], ends[0], first[0], symbols0, ends[1], first[1], symbols1,
-                       steps, (width + 7) >> 3, eob, empty, lower, levels, wide, pixels, words, place, strip,
+                       steps, (width + 7) >> 3, eob, empty, lower, levels, half, pixels, words, place, strip,
                        strip_bytes, lowest, top, left, tall, broad, out)  # fmt: skip
 
 
@@ -625,6 +634,6 @@ def scratch(longest: int, width: int) -> tuple[npt.NDArray[Any], ...]:
     return (
         np.zeros(longest + PAD, np.uint8), np.zeros((2, SIZE), np.int32), np.zeros((2, 17), np.int64),
         np.zeros((2, 17), np.int64), np.zeros(64, np.int32), np.zeros(across + RUN, np.int32),
-        np.zeros(8 * 64, np.int32), words.view(np.uint8), words, np.zeros(across, np.uint64),
+        np.zeros(64, np.int32), words.view(np.uint8), words, np.zeros(across, np.uint64),
         strip, strip.view(np.uint8),
     )  # fmt: skip

@@ -56,6 +56,10 @@ class DiskFull(InputError):
     """The disk is full or the quota used up, so that nothing else can be written either."""
 
 
+class DeviceFailed(InputError):
+    """The GPU failed or ran out of memory, so that nothing else can be computed on it either."""
+
+
 class OtherFormat(InputError):
     """An intact file of another version or of another program: it cannot be used, and nothing replaces or removes
     it.

@@ -359,14 +359,47 @@ def write_arrays(
         if values.dtype.kind == "S":
             write_texts(file, name, values)
         else:
-            file.create_dataset(name, data=values)
+            write_array(file, name, values)
     write_attributes(file, {**attributes, "crc32": crc32(arrays.values())})
 
 
-def write_texts(file: h5py.File, name: str, values: npt.NDArray[np.bytes_]) -> None:
+# Writing goes through h5py's low-level calls as well: the high-level ones take twice as long for a shard of few
+# frames. They would write the same.
+
+
+def write_texts(file: h5py.Group, name: str, values: npt.NDArray[np.bytes_]) -> None:
     """A dataset of texts from `encoded`."""
     dtype = h5py.string_dtype("utf-8", max(values.dtype.itemsize, 1))
-    file.create_dataset(name, data=values.astype(dtype), dtype=dtype)
+    write_array(file, name, values.astype(dtype), _text_type(dtype.itemsize))
+
+
+def write_array(group: h5py.Group, name: str, values: npt.NDArray[Any], stored: Any = None) -> None:
+    """A contiguous dataset of the values; `stored` is their type in the file, unless it is the array's."""
+    stored = _stored_type(values.dtype.str) if stored is None else stored
+    dataset = h5py.h5d.create(
+        group.id, name.encode(), stored, h5py.h5s.create_simple(values.shape), _untimed()
+    )
+    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values), mtype=stored)
+
+
+def write_bytes(group: h5py.Group, name: str, size: int, blocks: Iterable[bytes]) -> None:
+    """A contiguous dataset uint8[size] of blocks, one after another."""
+    stored, space = _stored_type("|u1"), h5py.h5s.create_simple((size,))
+    dataset = h5py.h5d.create(group.id, name.encode(), stored, space, _untimed())
+    at = 0
+    for block in blocks:
+        space.select_hyperslab((at,), (len(block),))
+        values = np.frombuffer(block, np.uint8)
+        dataset.write(h5py.h5s.create_simple(values.shape), space, values, mtype=stored)
+        at += len(block)
+
+
+@functools.cache
+def _untimed() -> Any:
+    """Properties of datasets that hold no times, so that the same values are the same bytes."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)
+    return properties
 
 
 def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
@@ -375,7 +408,22 @@ def write_attributes(group: h5py.Group, attributes: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             value = json.dumps(value, sort_keys=True)
         if isinstance(value, str):
-            data = value.encode()
-            group.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
+            text = value.encode()
+            data = np.array(text, f"S{max(len(text), 1)}")
+            stored = _text_type(data.itemsize)
         elif value is not None:
-            group.attrs.create(name, value, dtype=np.float64 if isinstance(value, float) else np.int64)
+            data = np.array(value, np.float64 if isinstance(value, float) else np.int64)
+            stored = _stored_type(data.dtype.str)
+        else:
+            continue
+        h5py.h5a.create(group.id, name.encode(), stored, _scalar()).write(data, mtype=stored)
+
+
+@functools.lru_cache(256)
+def _text_type(length: int) -> Any:
+    return h5py.h5t.py_create(h5py.string_dtype("utf-8", length), logical=True)
+
+
+@functools.cache
+def _scalar() -> Any:
+    return h5py.h5s.create(h5py.h5s.SCALAR)

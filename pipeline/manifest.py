@@ -371,7 +371,9 @@ def read_shard_set(folder: str | Path, unusable: dict[ShardAddress, InputError] 
                 found.facts.pop(video, None)
                 if video in known:
                     found.facts[video] = known[video].facts
-    found._order = sorted(files.loose.keys() | found._packed.keys())
+    found._order = sorted(
+        dict.fromkeys((*files.loose, *found._packed))
+    )  # sorted but for packs: no set, which is not
     return found
 
 

@@ -67,6 +67,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
 TEXTS = ("video", "status", "reason", "method", "shard_set")
 COUNTS, TIMES = ("frames", "flows", "bytes"), ("seconds", "time")
 STATUSES = get_args(Status)
+_decode = json.JSONDecoder().decode
 
 
 class OutcomeLog:
@@ -90,9 +91,7 @@ class OutcomeLog:
         """
         if not outcomes:
             return
-        lines = "".join(
-            json.dumps(checked_json.with_checksum(dataclasses.asdict(o))) + "\n" for o in outcomes
-        )
+        lines = "".join(checked_json.encoded(vars(outcome)) + "\n" for outcome in outcomes)
         data = memoryview(lines.encode())
         with atomic.disk_errors(self.path):
             if self._file is None:
@@ -164,27 +163,27 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 def _parse(line: bytes) -> Outcome | None:
     """One record, or None for a line that a crash cut short, or that is not a record."""
     try:
-        values = json.loads(line.decode("utf-8", "surrogatepass"))
+        values = _decode(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or values.get("status") not in STATUSES:
         return None
     if not isinstance(values.get("video"), str):
         return None
-    if checked_json.fault(values, FIELDS) is not None:
+    if not checked_json.is_intact(line.rstrip()) and checked_json.fault(values, FIELDS) is not None:
         return None
-    known: dict[str, Any] = {name: value for name in TEXTS if isinstance(value := values.get(name), str)}
-    for name in COUNTS:
-        if type(value := values.get(name)) is int and _is_amount(value):
+    known: dict[str, Any] = {"time": 0.0}  # a record without a time is older than any other
+    for name, value in values.items():
+        kind = type(value)
+        if kind is str and name in TEXTS:
             known[name] = value
-    for name in TIMES:
-        if _is_amount(value := values.get(name)):
-            known[name] = value
-    if isinstance(notes := values.get("notes"), list):
-        known["notes"] = tuple(str(note) for note in notes)
-    if isinstance(stages := values.get("stages"), dict):
-        known["stages"] = {str(stage): float(value) for stage, value in stages.items() if _is_amount(value)}
-    known.setdefault("time", 0.0)  # a record without a time is older than any other
+        elif (kind is int and name in COUNTS) or (kind in (int, float) and name in TIMES):
+            if 0 <= value <= LARGEST_AMOUNT:  # NaN is outside
+                known[name] = value
+        elif kind is list and name == "notes":
+            known[name] = tuple(map(str, value))
+        elif kind is dict and name == "stages":
+            known[name] = {stage: float(seconds) for stage, seconds in value.items() if _is_amount(seconds)}
     return Outcome(**known)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -17,11 +17,14 @@ import numpy.typing as npt
 from pipeline import atomic
 from pipeline.codec import Codec, Levels, Quantised
 from pipeline.errors import InputError, reading
-from pipeline.hdf5 import new_file, write_attributes
+from pipeline.hdf5 import new_file, write_array, write_attributes, write_bytes
 from pipeline.manifest import Facts, Stamp, facts_of, stamp_of
 from pipeline.request import Request
 from pipeline.shard import BLOCK_BYTES, Flow, Shard, Source, faults, open_shard, parts
 from pipeline.shard_file import DIRECTIONS, FLOW_ATTRIBUTES, FORMAT, VERSION, tables_crc32
+
+SPOOLED_BYTES = 1 << 20
+"""Bytes of a part that are kept in memory until its shard is written; more go to a file."""
 
 
 def encode_frame(frame: Levels, quality: int) -> bytes:
@@ -39,10 +42,12 @@ def encode_frame(frame: Levels, quality: int) -> bytes:
 
 
 class Spool:
-    """Streams on their way into a shard: appended to a nameless file, which no crash leaves behind."""
+    """Streams on their way into a shard: in memory while they are few, else in a nameless file, which no crash
+    leaves behind.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by close()
+        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=str(folder))  # noqa: SIM115  by close()
         self.start = [0]
         self.crc32: list[int] = []
 
@@ -54,12 +59,11 @@ class Spool:
     def tables(self) -> dict[str, npt.NDArray[Any]]:
         return {"start": np.array(self.start, np.int64), "crc32": np.array(self.crc32, np.uint32)}
 
-    def write(self, dataset: h5py.Dataset) -> None:
+    def blocks(self) -> Iterator[bytes]:
+        """The streams' bytes back to back, a block at a time."""
         self.file.seek(0)
-        at = 0
         while block := self.file.read(BLOCK_BYTES):
-            dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
-            at += len(block)
+            yield block
 
     def close(self) -> None:
         with contextlib.suppress(
@@ -198,8 +202,7 @@ class ShardWriter:
                 tables |= self._flow_tables(part)
                 described = {key: getattr(self.request, key) for key in FLOW_ATTRIBUTES if key != "device"}
                 described["device"] = device
-            dataset = write_tables(root.create_group(group_name(part)), tables, described)
-            self._spools[part].write(dataset)
+            write_part(root.create_group(group_name(part)), tables, described, self._spools[part].blocks())
         elif self.keep is not None and part in (
             "frames" if self.keep.has_frames else "",
             *self.keep.directions,
@@ -243,23 +246,24 @@ def copy_part(shard: Shard, part: str, group: h5py.Group) -> None:
         tables |= {"table": streams.table, "scale": streams.scale, "offset": streams.offset}
         tables |= {"mean": streams.mean, "clipped": streams.clipped}
         described = streams.attributes
-    dataset = write_tables(group, tables, described)
-    total = int(streams.start[-1])
     with reading(shard.address), shard.address.file.open("rb") as file:
-        for at in range(0, total, BLOCK_BYTES):
-            file.seek(streams.begin + at)
-            block = file.read(min(BLOCK_BYTES, total - at))
-            dataset[at : at + len(block)] = np.frombuffer(block, np.uint8)
+        file.seek(streams.begin)
+        total = int(streams.start[-1])
+        sizes = (min(BLOCK_BYTES, total - at) for at in range(0, total, BLOCK_BYTES))
+        write_part(group, tables, described, map(file.read, sizes))
 
 
-def write_tables(
-    group: h5py.Group, tables: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Any]
-) -> h5py.Dataset:
-    """Tables and attributes of one part; returns its empty stream dataset, at its final size."""
+def write_part(
+    group: h5py.Group,
+    tables: Mapping[str, npt.NDArray[Any]],
+    attributes: Mapping[str, Any],
+    blocks: Iterable[bytes],
+) -> None:
+    """Tables and attributes of one part into its new group, and the streams' bytes back to back, a block at a time."""
     for name, values in tables.items():
-        group.create_dataset(name, data=values)
+        write_array(group, name, values)
     write_attributes(group, {**attributes, "tables_crc32": tables_crc32(tables)})
-    return group.create_dataset("jpeg", (int(tables["start"][-1]),), np.uint8, fillvalue=None)
+    write_bytes(group, "jpeg", int(tables["start"][-1]), blocks)
 
 
 def verify_written(path: Path) -> tuple[Stamp, Facts]:

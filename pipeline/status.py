@@ -155,7 +155,7 @@ def status_of(
         count: open the shards whose flows are in no record, and count them.
     """
     wanted = set(videos)
-    there = index.keys() & wanted
+    there = wanted.intersection(index)
     made = {video: record for video, record in outcomes.items() if record.flows and video in there}
     fails = sorted(video for video, record in outcomes.items() if record.status == "failed")
     failed = {video: outcomes[video].reason for video in fails}
@@ -171,7 +171,7 @@ def status_of(
         failed={video: reason for video, reason in failed.items() if video not in there},
         stale={video: reason for video, reason in failed.items() if video in there},
         missing=tuple(video for video in videos if video not in there and video not in failed),
-        foreign=tuple(sorted(index.keys() - wanted)),
+        foreign=tuple(video for video in index if video not in wanted),
         flows=sum(flows.values()),
         unrecorded=len(there) - len(flows),
         bytes=index.bytes_of(there),

@@ -1,15 +1,13 @@
 """The bytes of training and test samples: from shards and image files to uint8 arrays.
 
-What a batch holds is drawn for all of its samples at once; then each sample's streams are read and decoded straight
-into the batch, cut to the region that is wanted. Readers may be used by several threads. Nothing is computed on
-pixels here: they are passed on as stored, and `train.volume` turns them into the network's input on the device.
+`train.sampler` decides what a batch holds; then each sample's streams are read and decoded straight into the batch, cut
+to the region that is wanted. Readers may be used by several threads. Nothing is computed on pixels here: they are
+passed on as stored, and `train.volume` turns them into the network's input on the device.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,25 +19,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.decoder import Region
 from pipeline.errors import InputError
 from pipeline.manifest import RecordedShard
 from pipeline.shard import Shard
-from train.augment import Box, centre_box, lighting_noise, lighting_shifts, random_box, region_sides
-from train.memory import Memory, plain_memory
-from train.recipe import Recipe
-from train.sampler import Draws, Key, choose, choose_positions, class_pools, generator
 from train.volume import (
+    Memory,
     RawFlow,
     RawFrames,
     VolumeSpec,
-    cut,
     flow_index_table,
-    mirror_where,
+    plain_memory,
     position_count,
-    upload,
-    volume,
     zoom,
 )
+
+Box = Region
+Key = tuple[int, int]
+"""(iteration, index in the batch)"""
 
 OPEN_FILES = 128
 KEPT_TABLES = 1 << 17
@@ -82,18 +79,6 @@ class Batch(NamedTuple):
     label: Tensor
     head: Tensor
     key: Tensor
-
-
-def network_input(batch: Batch, spec: VolumeSpec, device: torch.device | str) -> Tensor:
-    """The network's input on the device: float32[B,K,C,crop,crop], cropped, resized and flipped."""
-    raw = batch.raw.to(device)
-    noise = upload(batch.noise, device)[:, None] if isinstance(raw, RawFrames) else None
-    volumes = volume(raw, spec, noise)
-    count, snippets = volumes.shape[:2]
-    boxes = batch.boxes.repeat_interleave(snippets, dim=0)
-    inputs = cut(volumes.flatten(0, 1), boxes, spec.crop)
-    inputs = mirror_where(inputs, upload(batch.flip, device).repeat_interleave(snippets), spec)
-    return inputs.unflatten(0, (count, snippets))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -424,167 +409,6 @@ def _least_recent(recent: OrderedDict[int, AnyShard], shard: AnyShard, most: int
     recent[id(shard)] = shard
     recent.move_to_end(id(shard))
     return recent.popitem(last=False)[1] if len(recent) > most else None
-
-
-class Videos(NamedTuple):
-    """What drawing samples needs of every video.
-
-    Attributes:
-        available: positions, int64[videos].
-        height, width: of the stored fields, int64[videos].
-        sides: int64[videos,scales], sides that regions may have.
-    """
-
-    available: npt.NDArray[np.int64]
-    height: npt.NDArray[np.int64]
-    width: npt.NDArray[np.int64]
-    sides: npt.NDArray[np.int64]
-
-
-class TrainingReader(SampleReader):
-    """Random samples, determined by the recipe's seed and the key (iteration, index)."""
-
-    def __init__(self, items: Sequence[Item], spec: VolumeSpec, recipe: Recipe) -> None:
-        super().__init__(items, spec)
-        self.recipe, self.snippets = recipe, recipe.segments
-        self.pools = class_pools([item.label for item in items])
-        # The same as arrays: items class by class, the number of each class, and where it begins.
-        self._by_class, self._sizes = np.concatenate(self.pools), np.array([len(pool) for pool in self.pools])
-        self._begins = np.cumsum(self._sizes) - self._sizes
-
-    def item(self, key: Key) -> tuple[Item, np.random.Generator]:
-        """The video of a key, and the generator that decides the rest of the sample."""
-        random = generator(self.recipe.seed, *key)
-        return self.items[choose(random, self.pools)], random
-
-    def sample(self, key: Key) -> Sample:
-        """The sample that a key stands for; `samples` draws many at once, with the same result."""
-        recipe = self.recipe
-        item, random = self.item(key)
-        image = self.load_image(item)
-        height, width = self.stored_size(item, image)
-        available = shard_positions(item.source, self.spec) if isinstance(item.source, Shard) else 1
-        return Sample(
-            item,
-            image,
-            positions=choose_positions(random, available, recipe.segments),
-            box=random_box(random, height, width, self.spec, recipe.cut, recipe.scales),
-            flip=bool(random.integers(2)) and recipe.flip,
-            noise=lighting_noise(random, self.lighting),
-            key=int(random.integers(-(2**63), 2**63 - 1)),
-        )
-
-    def samples(self, keys: Sequence[Key]) -> list[Sample]:
-        """`sample` of each key, drawn together where the items are videos."""
-        if not all(isinstance(item.source, Shard) for item in self.items[:1]):
-            return super().samples(keys)
-        recipe, videos = self.recipe, self.videos
-        draws = Draws(recipe.seed, keys, 8 + recipe.segments)
-        chosen = self.choose_many(draws)
-        positions = draw_positions(draws, videos.available[chosen], recipe.segments)
-        boxes = map(tuple, self._draw_boxes(draws, chosen).tolist())
-        flips = ((draws.below(2) == 1) & recipe.flip).tolist()
-        normals = np.stack([draws.normal() for _ in range(3)], axis=1)
-        noise = (
-            lighting_shifts(normals, self.lighting) if self.lighting else np.zeros((len(keys), 3), np.float32)
-        )
-        drawn = zip(
-            [self.items[video] for video in chosen.tolist()], itertools.repeat(None), positions, boxes, flips, noise,
-            draws.word().tolist(),
-        )  # fmt: skip
-        return [
-            Sample(*of) if sure else self.sample(key)
-            for key, of, sure in zip(keys, drawn, draws.sure.tolist(), strict=True)
-        ]
-
-    def choose_many(self, draws: Draws) -> npt.NDArray[np.int64]:
-        """The videos of several keys, as `choose` takes them."""
-        of = draws.below(len(self._sizes))
-        return self._by_class[self._begins[of] + draws.below(self._sizes[of])]
-
-    def _draw_boxes(self, draws: Draws, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The regions of videos as `random_box` takes them: int64[n,4]."""
-        videos, scales = self.videos, len(self.recipe.scales)
-        height, width, sides = videos.height[chosen], videos.width[chosen], videos.sides[chosen]
-        rows = columns = sides[:, 0]
-        if scales:
-            first = draws.below(scales)
-            second = np.clip(first + draws.below(3) - 1, 0, scales - 1)
-            each = np.arange(len(chosen))
-            rows, columns = sides[each, first], sides[each, second]
-        if self.recipe.cut == "corner":
-            corner = draws.below(5)
-            top = np.where(corner == 4, (height - rows) // 2, (height - rows) * (corner // 2))
-            left = np.where(corner == 4, (width - columns) // 2, (width - columns) * (corner % 2))
-        else:
-            top = draws.below(height - rows + 1)
-            left = draws.below(width - columns + 1)
-        return np.stack([top, left, rows, columns], axis=1)
-
-    @functools.cached_property
-    def videos(self) -> Videos:
-        """The videos as arrays."""
-        shards = [item.source for item in self.items if isinstance(item.source, Shard)]
-        sizes = {(shard.height, shard.width) for shard in shards}
-        sides = {size: region_sides(*size, self.spec, self.recipe.scales) for size in sizes}
-        return Videos(
-            np.array([shard_positions(shard, self.spec) for shard in shards]),
-            np.array([shard.height for shard in shards]),
-            np.array([shard.width for shard in shards]),
-            np.array([sides[shard.height, shard.width] for shard in shards]),
-        )
-
-    @property
-    def lighting(self) -> float:
-        """Deviation of the colour noise; flow has no colour."""
-        return self.recipe.lighting if self.spec.stream == "spatial" else 0
-
-    def head_counts(self, iteration: int, heads: int) -> list[int]:
-        """How many samples of an iteration's whole batch each head has; the same in every process."""
-        if heads == 1:
-            return [self.recipe.batch]
-        keys = [(iteration, index) for index in range(self.recipe.batch)]
-        draws = Draws(self.recipe.seed, keys, 2)
-        drawn = [
-            (self.items[item] if sure else self.item(key)[0]).head
-            for key, item, sure in zip(
-                keys, self.choose_many(draws).tolist(), draws.sure.tolist(), strict=True
-            )
-        ]
-        return np.bincount(drawn, minlength=heads).tolist()
-
-
-NO_NOISE = np.zeros(3, np.float32)
-
-
-def draw_positions(draws: Draws, available: npt.NDArray[np.int64], segments: int) -> npt.NDArray[np.int64]:
-    """The positions of several samples as `choose_positions` takes them: int64[n,segments]."""
-    few = available < segments
-    drawn = np.empty((len(available), segments), np.int64)
-    for k in range(segments):
-        begin = np.where(few, 0, k * available // segments)
-        end = np.where(few, available, (k + 1) * available // segments)
-        drawn[:, k] = begin + draws.below(end - begin)
-    drawn[few] = np.sort(drawn[few], axis=1)
-    return drawn
-
-
-class ValidationReader(SampleReader):
-    """Fixed samples: key (_, index) is item `index`, its centre crop at a few equally spaced positions, not flipped."""
-
-    def __init__(self, items: Sequence[Item], spec: VolumeSpec, snippets: int) -> None:
-        super().__init__(items, spec)
-        self.snippets = snippets
-
-    def sample(self, key: Key) -> Sample:
-        item = self.items[key[1]]
-        image = self.load_image(item)
-        height, width = self.stored_size(item, image)
-        available = shard_positions(item.source, self.spec) if isinstance(item.source, Shard) else 1
-        # The middles of equal parts of the video.
-        positions = (2 * np.arange(self.snippets) + 1) * available // (2 * self.snippets)
-        box = centre_box(height, width, self.spec)
-        return Sample(item, image, positions, box, False, NO_NOISE, 0)
 
 
 def keep_opencv_to_one_thread() -> None:

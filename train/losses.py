@@ -88,24 +88,3 @@ def validation_stats(
             stats[i, 0] = F.cross_entropy(own, wanted, reduction="sum")
             stats[i, 1], stats[i, 2], stats[i, 3] = ranked[:, 0].sum(), ranked.any(dim=1).sum(), len(wanted)
     return stats
-
-
-class Readback:
-    """A small tensor being copied to the CPU while the device works on.
-
-    `wait` returns it once the kernels queued before have run, without waiting for those queued after: a loss can be
-    looked at while its backward pass is still running, or iterations later.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        """Queue the copy."""
-        self._copy = tensor.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event() if tensor.is_cuda else None
-        if self._copied is not None:
-            self._copied.record()
-
-    def wait(self) -> Tensor:
-        """The tensor on the CPU."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._copy

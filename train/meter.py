@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from train.loader import Readback
 from train.log import RunLog
-from train.losses import Readback, mean_losses
+from train.losses import mean_losses
 
 
 class Unread(NamedTuple):

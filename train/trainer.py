@@ -21,7 +21,7 @@ from pipeline.progress import Progress
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
 from pipeline.text import duration, first_line, many, typed
-from train.batches import Batch, SampleReader, TrainingReader, ValidationReader, network_input
+from train.batches import Batch, Key, SampleReader
 from train.checkpoint import (
     Checkpoint,
     link_best,
@@ -29,14 +29,13 @@ from train.checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
 )
-from train.device_feed import DeviceFeed
 from train.distributed import World
+from train.gpu_errors import gpu_errors
 from train.initialise import freeze, initialise
 from train.interrupt import Interrupt, exit_status, interruptible
-from train.loader import loading
+from train.loader import DeviceFeed, Readback, loading, network_input
 from train.log import RunLog, draw_curves
 from train.losses import (
-    Readback,
     Samples,
     head_losses,
     join,
@@ -50,7 +49,7 @@ from train.options import LoopOptions
 from train.pretrained import FILES, fetch
 from train.recipe import Recipe, to_toml
 from train.resume import find_resumable
-from train.sampler import Key, Schedule, share
+from train.sampler import Schedule, TrainingReader, ValidationReader, share
 from train.training_data import TrainingData
 from train.volume_spec import VolumeSpec
 
@@ -94,6 +93,7 @@ def train(
     Raises:
         InputError: impossible combinations, a different configuration on resuming, a loss that is not finite, a file
             that cannot be written.
+        DeviceFailed: the GPU failed or ran out of memory.
     """
     run, say = RunPaths(folder), say if world.first else lambda _: None
     with interruptible() as interrupt:
@@ -108,9 +108,10 @@ def train(
                     f"{recipe.model}, a checkpoint or run folder of `{typed('train')}`, or {published})"
                 )
         resumed = load_checkpoint(path, optimiser=True) if (path := world.share(path)) else None
-        with world.agreeing():
+        with world.agreeing(), gpu_errors("--micro-batch"):
             trainer = Trainer(recipe, spec, data, record, run, options, world, init, resumed, say)
-        return trainer.loop(interrupt)
+        with gpu_errors("--micro-batch"):
+            return trainer.loop(interrupt)
 
 
 class Trainer:

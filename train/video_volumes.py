@@ -14,9 +14,8 @@ from pipeline.errors import InputError
 from pipeline.manifest import read_shard_set
 from pipeline.paths import DatasetPaths, data_root
 from pipeline.shard_sets import choose_shard_set
-from train.augment import Box, centre_box, lighting_noise, random_box
-from train.batches import keep_opencv_to_one_thread, read_volumes, shard_positions
-from train.sampler import generator
+from train.batches import Box, keep_opencv_to_one_thread, read_volumes, shard_positions
+from train.sampler import centre_box, generator, lighting_noise, random_box
 from train.training_data import Unusable, common_request, explain, usable_shards
 from train.volume import RawFrames, cut, mirror, volume
 from train.volume_spec import VolumeSpec

@@ -8,6 +8,9 @@ are counted from 0; channel 2k is x and 2k + 1 is y of the k-th field.
 from __future__ import annotations
 
 import functools
+import math
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline import memory
 from pipeline.errors import InputError
-from train.memory import volume_memory
 from train.volume_spec import VolumeSpec
+
+Memory = Callable[[tuple[int, ...]], Tensor]
+"""Room for pixels: a uint8 tensor of the shape given, contiguous, with arbitrary content."""
 
 
 class RawFlow(NamedTuple):
@@ -149,22 +155,41 @@ def dequantise(levels: Tensor, table: Tensor, scale: Tensor, offset: Tensor) -> 
     Returns:
         float32[...,2,H,W].
     """
-    # One table of 256 values per component and field, so that every pixel is looked up and nothing more.
-    values = (table[..., None, :] * scale[..., None] + offset[..., None]).view(-1, 256)
+    return _look_up(levels, _plane_values(table, scale, offset))
+
+
+def _plane_values(table: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """table * scale + offset of each component of each field, float32[planes,256], so that every pixel is looked up
+    and nothing more."""
+    if table.device.type == "cpu":  # by NumPy, since torch wakes all of its threads for so little
+        each = table.numpy()[..., None, :] * scale.numpy()[..., None] + offset.numpy()[..., None]
+        return torch.from_numpy(each).view(-1, 256)
+    return (table[..., None, :] * scale[..., None] + offset[..., None]).view(-1, 256)
+
+
+def _look_up(levels: Tensor, values: Tensor) -> Tensor:
+    """float32[...,2,H,W]: each plane's values[level], of levels uint8[...,2,H,W] and values float32[planes,256]."""
     planes = levels.reshape(len(values), -1)
     if levels.device.type == "cpu":
         # Several times as fast as a gather in torch, which has no byte indices.
-        from pipeline.codec_kernels import look_up
+        from pipeline.codec_kernels import look_up, look_up_planes
 
         flow = volume_memory(levels.shape, levels.device)
-        for out, plane, of in zip(
-            flow.view(planes.shape).numpy(), planes.numpy(), values.numpy(), strict=True
-        ):
-            look_up(plane, of, out)
+        source, of, out = planes.numpy(), values.numpy(), flow.view(planes.shape).numpy()
+        if in_pairs(planes.shape[1]):
+            look_up_planes(source, of.view(np.uint32), out.view(np.uint64))
+        else:
+            for plane in range(len(planes)):
+                look_up(source[plane], of[plane], out[plane])
         return flow
     start = torch.arange(len(values), dtype=torch.int32, device=levels.device).mul_(256)
     index = planes.to(torch.int32).add_(start[:, None])
     return values.view(-1).index_select(0, index.view(-1)).view(levels.shape)
+
+
+def in_pairs(count: int) -> bool:
+    """Whether the kernels that look up and store two neighbours at a time can be used for so many pixels."""
+    return count % 2 == 0 and sys.byteorder == "little"
 
 
 def follow(flow: Tensor, size: Tensor) -> Tensor:
@@ -208,12 +233,10 @@ def flow_volume(raw: RawFlow, spec: VolumeSpec) -> Tensor:
     """
     if raw.levels.shape[-4] != spec.length:
         raise ValueError(f"{raw.levels.shape[-4]} flow fields, but L = {spec.length}")
-    gain = (raw.zoom * spec.flow_scale)[..., None, None]
     if spec.stacking == "stack":
-        # Everything after the table is one multiplication and one addition per field.
-        offset = raw.offset - raw.mean if spec.mean_subtraction else raw.offset
-        flow = dequantise(raw.levels, raw.table, raw.scale * gain, offset * gain)
+        flow = _look_up(raw.levels, stack_values(raw, spec))
     else:
+        gain = (raw.zoom * spec.flow_scale)[..., None, None]
         flow = dequantise(raw.levels, raw.table, raw.scale, raw.offset)
         flow = flow.view(-1, *flow.shape[-4:])
         size = raw.size.reshape(-1, 2)
@@ -226,13 +249,23 @@ def flow_volume(raw: RawFlow, spec: VolumeSpec) -> Tensor:
     return flow.flatten(-4, -3)
 
 
+def stack_values(raw: RawFlow, spec: VolumeSpec) -> Tensor:
+    """What each level of each plane of a stack is to the network: float32[planes,256], planes in the order of levels.
+
+    Everything after the table is one multiplication and one addition per value.
+    """
+    gain = (raw.zoom * spec.flow_scale)[..., None, None]
+    offset = raw.offset - raw.mean if spec.mean_subtraction else raw.offset
+    return _plane_values(raw.table, raw.scale * gain, offset * gain)
+
+
 def frame_volume(raw: RawFrames, spec: VolumeSpec, noise: Tensor | None = None) -> Tensor:
     """The spatial stream's input from bytes: float32[...,3,H,W], (colour + noise - mean) / std.
 
     Args:
         raw: frames, uint8[...,H,W,3].
         spec: its colour_mean and colour_std are used.
-        noise: float32[...,3] in 0..255 units, added to every pixel of a frame (`train.augment.lighting_noise`).
+        noise: float32[...,3] in 0..255 units, added to every pixel of a frame (`train.sampler.lighting_noise`).
     """
     mean, std = colour_statistics(spec.colour_mean, spec.colour_std, raw.pixels.device)
     shift = -mean
@@ -321,3 +354,42 @@ def resize(volumes: Tensor, side: int) -> Tensor:
 def mirror_where(inputs: Tensor, flip: Tensor, spec: VolumeSpec) -> Tensor:
     """Volumes [N,C,H,W], of which those with flip[N] set are flipped horizontally."""
     return torch.where(upload(flip, inputs.device)[:, None, None, None], mirror(inputs, spec), inputs)
+
+
+# --- memory that bytes and volumes lie in: `pipeline.memory`, as tensors --------------------------------------------
+
+
+def plain_memory(shape: tuple[int, ...]) -> Tensor:
+    """Newly allocated memory."""
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+def memory_for(device: torch.device) -> Memory:
+    """Room for what is going to a device."""
+    return pinned_memory if device.type == "cuda" else ReusedMemory()
+
+
+def pinned_memory(shape: tuple[int, ...]) -> Tensor:
+    """Pinned memory, which torch reuses once nothing refers to it and the copies from it are done."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+
+class ReusedMemory:
+    """Memory that is reused once nothing refers to it; may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._memory = memory.ReusedMemory()
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """A tensor uint8[shape]; any view of it keeps its memory."""
+        return torch.from_numpy(self._memory(shape))
+
+
+_volumes = ReusedMemory()
+
+
+def volume_memory(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Room for float32[shape] on a device; a GPU's allocator uses its memory again anyway."""
+    if device.type != "cpu":
+        return torch.empty(shape, device=device)
+    return _volumes((4 * math.prod(shape),)).view(torch.float32).view(shape)

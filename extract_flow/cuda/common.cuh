@@ -38,6 +38,25 @@ __device__ __forceinline__ float warp_total(float value)
     return value;
 }
 
+// A value of 0 or more in units, `most` at most. What is summed up as floats first must be the same pixels in the same
+// order however a kernel cuts up the frame: then so is the sum.
+__device__ __forceinline__ Sum in_units(float value, float most) { return __float2ll_rn(fminf(value, most) * UNIT); }
+
+// The warp's total of values of 0 or more that is below 2^63, in every lane.
+__device__ __forceinline__ Sum warp_sum(Sum value)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    #pragma unroll
+    for (int distance = 16; distance; distance >>= 1) value += __shfl_xor_sync(ALL_LANES, value, distance);
+    return value;
+#else
+    const unsigned low = __reduce_add_sync(ALL_LANES, (unsigned)value & 0x7ffffffu);
+    const unsigned middle = __reduce_add_sync(ALL_LANES, (unsigned)(value >> 27) & 0x7ffffffu);
+    const unsigned high = __reduce_add_sync(ALL_LANES, (unsigned)(value >> 54));
+    return ((Sum)high << 54) + ((Sum)middle << 27) + low;
+#endif
+}
+
 __device__ __forceinline__ void add_to(Sum* total, Sum value)
 {
     atomicAdd((unsigned long long*)total, (unsigned long long)value);

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver
 
-from extract_flow.flow_method import DeviceMemoryError
+from extract_flow.flow_method import DeviceLostError, DeviceMemoryError
 from pipeline.errors import InputError
 
 
@@ -29,15 +29,33 @@ class DriverError(RuntimeError):
         self.code = code
 
 
+class DriverLostError(DriverError, DeviceLostError):
+    """One of the errors after which every call of this process fails."""
+
+
+LOST = frozenset(
+    getattr(driver.CUresult, f"CUDA_ERROR_{name}")
+    for name in (
+        "ILLEGAL_ADDRESS", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "HARDWARE_STACK_ERROR", "ILLEGAL_INSTRUCTION",
+        "MISALIGNED_ADDRESS", "INVALID_ADDRESS_SPACE", "INVALID_PC", "ASSERT", "ECC_UNCORRECTABLE",
+        "NVLINK_UNCORRECTABLE", "CONTAINED", "TENSOR_MEMORY_LEAK", "EXTERNAL_DEVICE", "MPS_CLIENT_TERMINATED",
+        "MPS_RPC_FAILURE", "CONTEXT_IS_DESTROYED", "INVALID_CONTEXT", "DEINITIALIZED", "NO_DEVICE",
+        "DEVICE_UNAVAILABLE", "SYSTEM_NOT_READY", "UNKNOWN",
+    )
+    if hasattr(driver.CUresult, f"CUDA_ERROR_{name}")
+)  # fmt: skip
+"""Codes after which the context is of no use, by the driver's documentation, or that say that it or the GPU is gone."""
+
+
 def checked(result: tuple[Any, ...]) -> Any:
     """What a call of the driver returned besides its error code.
 
     Raises:
-        DriverError: the code is not CUDA_SUCCESS.
+        DriverError: the code is not CUDA_SUCCESS; a DriverLostError if nothing will work any more.
     """
     code, *values = result
     if code != driver.CUresult.CUDA_SUCCESS:
-        raise DriverError(code)
+        raise (DriverLostError if code in LOST else DriverError)(code)
     return values[0] if len(values) == 1 else tuple(values)
 
 

@@ -10,7 +10,8 @@ import ctypes
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,11 @@ def run_nvrtc(program: Program, text: str, architecture: str, *options: str) -> 
 
 
 class Kernels:
-    """The kernels of a program on the current device; they stay loaded, since recorded graphs may hold them."""
+    """The kernels of a program on the current device; they stay loaded, since recorded graphs may hold them.
+
+    Attributes:
+        capability: compute capability that they were compiled for.
+    """
 
     def __init__(self, program: Program, capability: tuple[int, int]) -> None:
         """Load them.
@@ -177,6 +182,7 @@ class Kernels:
         Raises:
             InputError: see `compiled`; or the driver refuses the code, or has no memory for it.
         """
+        self.capability = capability
         code = compiled(program, capability)
         try:
             self._module = checked(driver.cuModuleLoadData(code))
@@ -192,6 +198,7 @@ class Kernels:
                 f"{'.'.join(map(str, nvrtc_version()))} compiled ({error}): {advice}; or use --device cpu"
             ) from error
         self._functions: dict[str, Any] = {}
+        self._shared: dict[str, int] = {}
 
     def function(self, name: str) -> Any:
         """The driver's handle of a kernel."""
@@ -212,13 +219,74 @@ class Kernels:
             stream: where.
             *arguments: a buffer or None for a pointer, int for int, float for float, a ctypes value for itself.
         """
-        values = [as_argument(argument) for argument in arguments]
-        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        checked(
-            driver.cuLaunchKernel(
-                self.function(name), *grid, *threads, 0, stream.handle, ctypes.addressof(pointers), 0
+        with packed(arguments) as pointers:
+            checked(
+                driver.cuLaunchKernel(
+                    self.function(name), *grid, *threads, 0, stream.handle, ctypes.addressof(pointers), 0
+                )
             )
-        )
+
+    def launch_clusters(self, name: str, shape: Cluster, grid: Grid, stream: Stream, *arguments: Any) -> None:
+        """Queue a kernel whose blocks form clusters along x; see `launch`.
+
+        `clusters_at_once` must have been asked about this kernel and shape before: it sets what the kernel may use.
+        """
+        config = shape.config(grid, stream)
+        with packed(arguments) as pointers:
+            checked(driver.cuLaunchKernelEx(config, self.function(name), ctypes.addressof(pointers), 0))
+
+    def clusters_at_once(self, name: str, shape: Cluster) -> int:
+        """How many clusters of this shape the device runs at the same time; 0 if it cannot run any."""
+        kind = driver.CUfunction_attribute
+        most = self._shared[name] = max(shape.shared, self._shared.get(name, 0))
+        try:
+            function = self.function(name)
+            for attribute, value in (
+                (kind.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most),
+                (kind.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
+            ):
+                checked(driver.cuFuncSetAttribute(function, attribute, value))
+            config = shape.config((shape.blocks, 1, 1), None)
+            return int(checked(driver.cuOccupancyMaxActiveClusters(function, config)))
+        except DriverError:  # no such clusters on this device
+            return 0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Blocks that run at the same time and reach each other's shared memory.
+
+    Attributes:
+        blocks: of a cluster.
+        threads: of a block.
+        shared: bytes of dynamic shared memory of a block.
+    """
+
+    blocks: int
+    threads: int
+    shared: int
+
+    def config(self, grid: Grid, stream: Stream | None) -> Any:
+        """The driver's description of a launch."""
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size = attribute.value.clusterDim
+        size.x, size.y, size.z = self.blocks, 1, 1
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.sharedMemBytes = self.shared
+        if stream is not None:
+            config.hStream = stream.handle
+        config.attrs, config.numAttrs = [attribute], 1
+        return config
+
+
+@contextmanager
+def packed(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    """The array of pointers to a kernel's arguments, which the driver copies."""
+    values = [as_argument(argument) for argument in arguments]
+    yield (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
 
 
 def as_argument(value: Any) -> Any:

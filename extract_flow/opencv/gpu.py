@@ -13,9 +13,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.flow_method import DeviceMemoryError, FlowMethod
+from extract_flow.flow_method import DeviceLostError, DeviceMemoryError, FlowMethod
 from pipeline.errors import InputError
 
+LOST = (
+    "illegal memory access", "unspecified launch failure", "uncorrectable ECC", "hardware stack error",
+    "illegal instruction", "misaligned address", "device-side assert", "no CUDA-capable device", "unknown error",
+)  # fmt: skip
+"""What CUDA calls the errors after which a process can compute nothing more."""
 INSTEAD = "this project's own `tvl1` and `brox` run on NVIDIA GPUs without OpenCV's help"
 
 
@@ -103,6 +108,8 @@ class OpenCvCudaMethod(FlowMethod):
         except cv2.error as error:
             if "out of memory" in str(error).lower():
                 raise DeviceMemoryError(f"{self.name} on {self.device}: {error}") from error
+            if any(text in str(error) for text in LOST):
+                raise DeviceLostError(f"{self.name}: {error}") from error
             raise
         return result
 

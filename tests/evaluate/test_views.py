@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_shards import make_shard
 
 from evaluate import inference, views
+from pipeline.decoder import StreamBlock, decode_fields
+from pipeline.shard import ShardAddress, open_shard
+from train.batches import read_distinct, shard_positions
 from train.volume_spec import VolumeSpec
 
 
@@ -94,3 +101,57 @@ def test_crops_are_resized_to_the_size_that_the_network_was_trained_for() -> Non
         volume[:, :, :24, 16:], size=(12, 12), mode="bilinear", antialias=True, align_corners=False
     )
     torch.testing.assert_close(cut[:, 1], expected)
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("crops", [1, 5, 10])
+def test_views_straight_from_bytes_are_those_from_fields_bit_for_bit(
+    direction: str, crops: int, tmp_path: Path
+) -> None:
+    path = make_shard(tmp_path / "a.h5", flows=7, directions=("forward", "backward"), height=19, width=23)
+    spec = VolumeSpec(crop=8, short_side=19, length=4, direction=direction, flow_scale=0.3)
+    with open_shard(path) as shard, ThreadPoolExecutor(2) as pool:
+        fields = read_distinct(shard, spec, np.arange(shard_positions(shard, spec)))
+        ways = [
+            inference.views_of_fields(fields, spec, crops, torch.device("cpu")),
+            inference.views_of_bytes(fields, spec, crops, pool),
+        ]
+        found = []
+        for write in ways:
+            assert write is not None
+            rows = fields.rows[1:]
+            found.append(torch.full((crops, len(rows), 8, 8, 8), float("nan")))
+            write(rows, found[-1])
+    assert found[0].numpy().tobytes() == found[1].numpy().tobytes()
+
+
+@pytest.mark.parametrize("changes", [{"crop": 7}, {"short_side": 38}, {"stacking": "trajectory"}])
+def test_views_that_need_more_than_a_look_up_are_not_made_from_bytes(
+    changes: dict[str, int | str], tmp_path: Path
+) -> None:
+    spec = VolumeSpec(**{"crop": 8, "short_side": 19, "length": 4, **changes})  # type: ignore[arg-type]
+    with open_shard(make_shard(tmp_path / "a.h5", height=19)) as shard, ThreadPoolExecutor(1) as pool:
+        fields = read_distinct(shard, spec, np.arange(1))
+        assert inference.views_of_bytes(fields, spec, 1, pool) is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_flow_is_read_and_decoded_once_however_many_views_it_is_part_of(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [make_shard(tmp_path / f"{i}.h5", flows=9 + i, height=19) for i in range(2)]
+    decoded: list[int] = []
+
+    def counted(block: StreamBlock, targets: np.ndarray, *others: object, **more: object) -> None:
+        decoded.append(len(targets))
+        decode_fields(block, targets, *others, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipeline.shard.decode_fields", counted)
+    spec = VolumeSpec(crop=8, short_side=19, length=4)
+    found = inference.view_outputs(
+        lambda batch: batch[0].mean((1, 2, 3))[:, None], spec, [ShardAddress(path) for path in paths],
+        views.Views(frames=5, crops=10), inference.Compute(batch=20, workers=workers),
+    )  # fmt: skip
+    assert [(one.video, one.outputs.shape) for one in found] == [(0, (50, 1)), (1, (50, 1))]
+    # Positions 0, 1, 3, 4, 5 of the first and 0, 2, 3, 5, 6 of the second use every flow of theirs.
+    assert sorted(decoded) == [9, 10]

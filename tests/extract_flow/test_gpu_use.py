@@ -28,7 +28,7 @@ def test_mps_runs_where_its_daemon_has_a_pipe(tmp_path: Path, monkeypatch: pytes
     ("device", "visible", "expected"),
     [
         ("cuda", "", ""), ("auto", "2,3", "2,3"), ("cuda:1", "", "1"), ("cuda:1", "2,3", "3"),
-        ("cuda:0", "GPU-8f2e, GPU-11aa", "GPU-8f2e"),
+        ("cuda:0", "GPU-8f2e, GPU-11aa", "GPU-8f2e"), ("auto", "MIG-3d10", "MIG-3d10"),
     ],
 )  # fmt: skip
 def test_the_gpus_asked_about_are_those_that_are_used(
@@ -54,7 +54,11 @@ def test_the_share_is_the_mean_of_what_nvidia_smi_prints(
     assert "utilization.gpu" in asked.read_text()
 
 
-@pytest.mark.parametrize("script", ["exit 9", None])
+MIG = "echo 'No devices were found'; exit 6", "printf '[N/A]\\n'; exec sleep 9"
+"""nvidia-smi knows no part of a GPU by its name, and no share for a GPU that is divided into parts."""
+
+
+@pytest.mark.parametrize("script", ["exit 9", *MIG, None])
 def test_without_an_answer_the_share_is_unknown(
     script: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

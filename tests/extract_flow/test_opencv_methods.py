@@ -11,7 +11,7 @@ import pytest
 from rendered_clips import moving_texture
 
 from extract_flow import methods
-from extract_flow.flow_method import DeviceMemoryError
+from extract_flow.flow_method import DeviceLostError, DeviceMemoryError
 from extract_flow.methods import load
 from pipeline.codec import codec
 from pipeline.errors import InputError
@@ -161,6 +161,7 @@ class FakeFlow:
     created: tuple = ()
     dtypes: tuple = ()
     fail = False
+    reason = "out of memory"
 
     @classmethod
     def create(cls, *arguments: object) -> FakeFlow:
@@ -169,7 +170,7 @@ class FakeFlow:
 
     def calc(self, before: FakeGpuMat, after: FakeGpuMat, flow: FakeGpuMat) -> FakeGpuMat:
         if FakeFlow.fail:
-            raise cv2.error("(-217:Gpu API call) out of memory in function 'allocate'")
+            raise cv2.error(f"(-217:Gpu API call) {FakeFlow.reason} in function 'allocate'")
         FakeFlow.dtypes = (before.array.dtype, after.array.dtype)
         images = [np.rint(m.array * 255) if m.array.dtype == np.float32 else m.array for m in (before, after)]
         solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -255,6 +256,15 @@ def test_too_little_device_memory_is_told_apart(frames: np.ndarray, monkeypatch:
     method = load("opencv-cuda-tvl1")
     FakeFlow.fail = True
     with pytest.raises(DeviceMemoryError):
+        method.run(frames, np.array([[0, 1]]))
+
+
+def test_a_lost_gpu_is_told_apart(frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda(monkeypatch)
+    method = load("opencv-cuda-tvl1")
+    monkeypatch.setattr(FakeFlow, "fail", True)
+    monkeypatch.setattr(FakeFlow, "reason", "an illegal memory access was encountered")
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
         method.run(frames, np.array([[0, 1]]))
 
 

@@ -58,6 +58,43 @@ def work(link: Link, number: int, task: str) -> None:
     link.finish(number, task)
 
 
+def serve_on_a_device(link: Link, slot: int, first: Ready | None, folder: str, ahead: int) -> None:
+    """A worker of up to `ahead` tasks at a time, whose device fails as the tasks say: once, always or never."""
+    link.ready(Ready("gpu", None, ahead))
+    while (message := link.receive()) is not None:
+        number, task = message
+        once = Path(folder, f"{number}")
+        if task == "always" or (task == "once" and not once.exists()):
+            once.touch()
+            link.lose_device("gpu: illegal address")
+            time.sleep(60)  # a driver that hangs: the parent ends this process
+        link.progress(number, "computed")
+        link.finish(number, task)
+
+
+def on_a_device(tasks: list[str], folder: Path, ahead: int = 3) -> dict[int, str]:
+    events = supervise(tasks, serve_on_a_device, (str(folder), ahead), workers=1)
+    ended: dict[int, str] = {}
+    for event in events:
+        if isinstance(event, Finished | Lost):
+            assert event.task not in ended
+            ended[event.task] = "finished" if isinstance(event, Finished) else event.reason
+    return ended
+
+
+def test_what_a_worker_had_when_its_device_failed_is_tried_again_alone(tmp_path: Path) -> None:
+    ended = on_a_device(["", "once", "", "always", "", "always", "", "always", ""], tmp_path)
+    assert sorted(ended) == list(range(9))
+    assert {task for task, text in ended.items() if text == "finished"} == {0, 1, 2, 4, 6, 8}
+    assert ended[3].startswith("gpu: illegal address (twice")
+
+
+def test_a_device_on_which_nothing_can_be_computed_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^gpu: illegal address: 3 videos in a row"):
+        on_a_device(["always"] * 50, tmp_path)
+    assert len(list(tmp_path.iterdir())) <= 4
+
+
 def prepare_and_serve(link: Link, slot: int, first: Ready | None, ahead: int) -> None:
     if first is None:
         link.preparing("compiling")

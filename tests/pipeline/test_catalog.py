@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -169,6 +170,25 @@ def test_a_failed_write_leaves_the_earlier_record_and_nothing_else(
         catalog.save(dataset(tmp_path, splits={}), tmp_path, tmp_path / "data")
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_record_is_checked_by_its_bytes_and_earlier_ones_by_their_values(tmp_path: Path) -> None:
+    made = dataset(tmp_path)
+    split = made.splits[1]
+    made = dataclasses.replace(
+        made, splits={number: dataclasses.replace(split, number=number) for number in range(1, 12)}
+    )
+    path = catalog.save(made, tmp_path, tmp_path / "data")
+    text = path.read_bytes()
+    assert checked_json.is_intact(text)
+    assert list(catalog.load_dataset("mine", tmp_path / "data").splits) == list(range(1, 12))
+    values = json.loads(text)
+    assert checked_json.fault(values, catalog.KEYS) is None
+    path.write_text(json.dumps(values, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    assert catalog.load_dataset("mine", tmp_path / "data") == made
+    path.write_bytes(text.replace(b'"short_side": 256', b'"short_side": 257'))
+    with pytest.raises(InputError, match="checksum"):
+        catalog.load_dataset("mine", tmp_path / "data")
 
 
 def test_the_published_facts_add_up() -> None:

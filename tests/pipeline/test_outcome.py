@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import checked_json
 from pipeline.outcome import (
+    FIELDS,
     Outcome,
     OutcomeLog,
     describe,
@@ -215,3 +219,29 @@ def test_the_time_of_work_begins_with_the_first_video_worked_on_also_if_it_faile
     ]
     assert seconds_of_work(outcomes) == 12.0
     assert seconds_of_work(outcomes[:2]) == 0.0
+
+
+def test_a_line_is_checked_by_its_bytes_as_by_its_values(tmp_path: Path) -> None:
+    path = log(
+        tmp_path, Outcome('A/é "x"\n\udc80', "done", notes=("crc32",), stages={"flow": 0.25}, time=12.5)
+    )
+    line = path.read_bytes().rstrip()
+    values = json.loads(line)
+    assert checked_json.is_intact(line)
+    assert checked_json.fault(values, FIELDS) is None
+    for place in range(len(line)):
+        damaged = bytearray(line)
+        damaged[place] ^= 1
+        assert not checked_json.is_intact(bytes(damaged)), place
+    assert not checked_json.is_intact(line[:-1])
+    assert not checked_json.is_intact(b"")
+    assert not checked_json.is_intact(b'{"a": 1}')
+
+
+def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    record = Outcome("a/b", "done", time=1.0)
+    written = checked_json.with_checksum(dataclasses.asdict(record))  # unsorted, as they were
+    (tmp_path / "task0.jsonl").write_text(
+        json.dumps(written) + "\n" + json.dumps({**written, "flows": 1}) + "\n"
+    )
+    assert read_outcomes(tmp_path) == {"a/b": record}

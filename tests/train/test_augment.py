@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.augment import centre_box, lighting_noise, random_box
-from train.sampler import generator
+from train.sampler import centre_box, generator, lighting_noise, random_box
 from train.volume import VolumeSpec
 
 SCALES = (1.0, 0.875, 0.75, 0.66)

@@ -14,17 +14,10 @@ from tiny_dataset import RECIPE
 
 from pipeline.errors import InputError
 from pipeline.shard import open_shard
-from train.batches import (
-    Item,
-    TrainingReader,
-    ValidationReader,
-    network_input,
-    read_distinct,
-    read_image,
-    read_volumes,
-    shard_positions,
-)
+from train.batches import Item, read_distinct, read_image, read_volumes, shard_positions
+from train.loader import network_input
 from train.recipe import Recipe
+from train.sampler import TrainingReader, ValidationReader
 from train.volume import RawFlow, VolumeSpec, cut, flow_indices, flow_volume, mirror, volume
 
 SIZES = ((18, 33), (26, 20), (18, 33), (21, 21))

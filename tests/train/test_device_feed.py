@@ -20,12 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import open_shard
 from train.batches import Item
-from train.device_feed import DeviceFeed
 from train.distributed import Place, World
+from train.loader import DeviceFeed
 from train.meter import Meter
 from train.options import LoopOptions
 from train.recipe import Recipe
-from train.sampler import Schedule
+from train.sampler import Schedule, TrainingReader
 from train.trainer import Trainer
 from train.training_data import TrainingData
 
@@ -112,8 +112,6 @@ def test_iterations_wait_for_the_device_only_where_losses_are_logged(
 def test_a_batch_reaches_the_device_as_bytes(tmp_path: Path) -> None:
     """The network's input is four times as large as what is copied."""
     spec = RECIPE.volume("temporal")
-    from train.batches import TrainingReader
-
     reader = TrainingReader(data(tmp_path).train, spec, RECIPE)
     batch = reader.read([(0, index) for index in range(4)])
     sent = []

@@ -13,10 +13,10 @@ from tiny_dataset import RECIPE
 
 from pipeline.errors import InputError
 from pipeline.shard import open_shard
-from train.batches import Item, TrainingReader
+from train.batches import Item
 from train.loader import AHEAD, ahead, loading
-from train.memory import ReusedMemory
-from train.sampler import Schedule
+from train.sampler import Schedule, TrainingReader
+from train.volume import ReusedMemory
 
 CPU = torch.device("cpu")
 

@@ -23,17 +23,17 @@ from pipeline.errors import InputError
 from pipeline.paths import DatasetPaths
 from pipeline.runs import RunPaths, RunRecord
 from pipeline.shard import Shard
-from train.batches import TrainingReader, network_input
 from train.checkpoint import VERSION, load_checkpoint, save_checkpoint
 from train.distributed import Place, World
 from train.interrupt import RESUME_LATER
+from train.loader import network_input
 from train.log import read_log
 from train.losses import Samples, head_losses, join, split
 from train.meter import Meter
 from train.models import build
 from train.options import LoopOptions
 from train.recipe import Recipe, load_recipe
-from train.sampler import Schedule
+from train.sampler import Schedule, TrainingReader
 from train.trainer import Trainer, train
 from train.training_data import TrainingData, gather, gather_images
 

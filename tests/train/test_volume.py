@@ -169,9 +169,10 @@ def test_trajectories_of_uniform_motion_are_that_motion() -> None:
     assert (volumes[:, 1::2] == -1).all()
 
 
-def test_the_device_path_equals_the_cpu_path() -> None:
+@pytest.mark.parametrize(("height", "width"), [(5, 6), (5, 7), (1, 1), (64, 64)])
+def test_the_device_path_equals_the_cpu_path(height: int, width: int) -> None:
     """The gather that GPUs use, run here on the CPU, against the table look-up."""
-    raw = raw_flow(np.random.default_rng(5), 2, 3, 5, 6)
+    raw = raw_flow(np.random.default_rng(5), 2, 3, height, width)
     values = (raw.table[..., None, :] * raw.scale[..., None] + raw.offset[..., None]).view(-1, 256)
     gathered = torch.gather(values, 1, raw.levels.reshape(len(values), -1).long()).view(raw.levels.shape)
     assert torch.equal(dequantise(raw.levels, raw.table, raw.scale, raw.offset), gathered)

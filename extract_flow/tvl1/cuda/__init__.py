@@ -2,6 +2,7 @@
 
 - `tile.cuh`: iterations of a tile whose state stays in registers;
 - `iterate.cu`: large levels, cut into overlapping tiles, and how pairs stop without the host;
+- `cluster.cu`: the same by clusters of blocks that hold a level, on GPUs that have them;
 - `warp.cu`: warping and linearisation in one launch;
 - `level.cu`: a small level, all of it in one block;
 - `median.cu`: the flow out of the state, filtered;

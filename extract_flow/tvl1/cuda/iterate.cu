@@ -19,6 +19,12 @@ struct Pairs {
     Sum epsilon_sum, warp_sum;
 };
 
+// How far a pixel's flow moved, squared.
+__device__ __forceinline__ float squared_change(float u1, float old1, float u2, float old2)
+{
+    return (u1 - old1) * (u1 - old1) + (u2 - old2) * (u2 - old2);
+}
+
 // Whether a pair still takes part in a warp.
 __device__ __forceinline__ bool active(const Pairs& all, int pair, int warp)
 {
@@ -128,14 +134,13 @@ extern "C" __global__ void __launch_bounds__(FINISH_THREADS) finish_warp(
     if (!before) return;
     const float* u = state + image_at((buffer * all.pairs + pair) * STATE, area);
     const float* old = before + image_at(2 * pair, area);
-    float change = 0.f;
+    Sum change = 0;
     for (int i = blockIdx.x * FINISH_THREADS + t; i < height * width; i += gridDim.x * FINISH_THREADS) {
         const int at = i / width * pitch + i % width;
-        const float a = u[at] - old[at], b = u[area + at] - old[area + at];
-        change += a * a + b * b;
+        change += in_units(squared_change(u[at], old[at], u[area + at], old[area + at]), most);
     }
-    change = warp_total(change);
-    if ((t & 31) == 0) add_to(&total, (Sum)(fminf(change, most) * UNIT));
+    change = warp_sum(change);
+    if ((t & 31) == 0) add_to(&total, change);
     __syncthreads();
     if (t == 0) add_to(all.moved + pair * all.warps + warp, total);
 }

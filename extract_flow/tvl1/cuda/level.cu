@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) refine_level(
     __shared__ Sum totals[2];
     __shared__ float warped[TILE_HEIGHT][TILE_WIDTH];
     const int pair = blockIdx.x, area = height * pitch, t = threadIdx.x;
-    const float most = 4294967296.f / WARPS;   // so that no sum overflows
+    const float most = 4294967296.f / TILE_THREADS;   // so that no sum overflows
     const Place place = place_of(0, 0, 0, height, width);
     Tile tile;
     {

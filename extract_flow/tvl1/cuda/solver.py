@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from extract_flow.cuda.device import Buffer, Memory, Part, Stream, floats
+from extract_flow.cuda.device import Buffer, Memory, Part, Pinned, Stream, floats, upload
 from extract_flow.cuda.images import (
     DeviceTaps,
     Resampling,
@@ -21,18 +23,19 @@ from extract_flow.cuda.images import (
     resample,
     upload_taps,
 )
-from extract_flow.cuda.kernels import SHARED, Kernels, Program, pixel_launch
+from extract_flow.cuda.kernels import SHARED, Cluster, Kernels, Program, pixel_launch
 from extract_flow.cuda.method import CudaMethod
 from extract_flow.resampling import Taps, taps_of
 from extract_flow.tvl1 import cpu, interpolation, rules, solver
 from extract_flow.tvl1.cuda.median import median_network
 from extract_flow.tvl1.interpolation import SPLINE_PREFILTER, gaussian
 from extract_flow.tvl1.parameters import GRADIENTS, Parameters
+from pipeline.progress import note
 
 HERE = Path(__file__).parent
 FILES = (
-    *(SHARED / name for name in ("common.cuh", "images.cu", "tile.cuh")),
-    *(HERE / name for name in ("tile.cuh", "iterate.cu", "warp.cu", "level.cu", "median.cu")),
+    *(SHARED / name for name in ("common.cuh", "images.cu", "tile.cuh", "cluster.cuh")),
+    *(HERE / name for name in ("tile.cuh", "iterate.cu", "warp.cu", "level.cu", "median.cu", "cluster.cu")),
 )  # fmt: skip
 TILE, WARPS = 64, 16
 """Side of a tile in pixels and warps that share it, as in `tile.cuh`."""
@@ -41,6 +44,18 @@ HALO = 4
 """Iterations of a launch at most, and pixels that a tile computes beyond those it writes; even."""
 STATE, CONSTANTS = 6, 4
 """Planes of a pair, as in `tile.cuh`."""
+ROWS = 4
+"""Rows of a tile that a warp has, as in `tile.cuh`."""
+CLUSTER_BLOCKS, CLUSTER_WARPS = 16, 24
+"""Blocks of a cluster and warps of its blocks at most, as in `cluster.cu`."""
+BORDER_BYTES, FIXED_BYTES = 1120, 40
+"""Shared memory of a warp, and of a lane's row as in `cluster.cu`; 8 less where pixels have no step of their own."""
+BARRIER_WARPS = 6
+"""The time that a cluster's two barriers take in each iteration, in warps whose instructions would take as long."""
+CLUSTER_CAPABILITIES = ((9, 0), (10, 0))
+"""Compute capabilities whose blocks have room for a level in a cluster of up to 16."""
+CHECKED_SIZE = Size(42, 201)
+"""Frames on which clusters are compared with tiles before they are used: two blocks, each with neighbours in both."""
 WARP_BLOCK, WARP_THREADS = (64, 16), 256
 """Pixels and threads of a block that warps or filters, as in `warp.cu` and `median.cu`."""
 FINISH_THREADS = 256
@@ -87,6 +102,22 @@ def threshold(rms: float, pixels: int) -> int:
 def summand_limit(summands: int) -> float:
     """Largest value of one of `summands` values whose sum still fits an int64."""
     return 2.0**32 / max(1, summands)
+
+
+def lane_groups(size: Size) -> int:
+    """Groups of 2 x `ROWS` pixels whose squared changes are added as floats before they are counted in units."""
+    return -(-size.width // 2) * -(-size.height // ROWS)
+
+
+def clusters_for(parameters: Parameters, size: Size) -> list[Cluster]:
+    """Clusters that have enough warps for a level, from few blocks to many; empty where none has."""
+    units = -(-size.width // TILE) * -(-size.height // ROWS)
+    room = BORDER_BYTES + 32 * ROWS * (FIXED_BYTES if parameters.edges > 0 else FIXED_BYTES - 8)
+    found = []
+    for blocks in range(-(-units // CLUSTER_WARPS), CLUSTER_BLOCKS + 1):
+        warps = -(-units // blocks)
+        found.append(Cluster(blocks, 32 * warps, warps * room))
+    return found
 
 
 def fits(size: Size) -> bool:
@@ -157,11 +188,21 @@ def make_tables(parameters: Parameters, sizes: list[Size]) -> Tables:
 
 
 class Solver:
-    """Device buffers for frames of one size, and the solver that works in them; see `cuda.method.Solver`."""
+    """Device buffers for frames of one size, and the solver that works in them; see `cuda.method.Solver`.
 
-    def __init__(self, parameters: Parameters, kernels: Kernels, size: Size, frames: int, pairs: int) -> None:
+    With `clusters`, a cluster of blocks holds each level that is larger than a tile, where the device can run one;
+    the flow is the same, bit by bit.
+    """
+
+    def __init__(
+        self, parameters: Parameters, clusters: bool, kernels: Kernels, size: Size, frames: int, pairs: int
+    ) -> None:
         self.parameters, self.kernels = parameters, kernels
         self.sizes = level_sizes(parameters, size)
+        self.clusters = [
+            best_cluster(parameters, kernels, level) if clusters and not fits(level) else None
+            for level in self.sizes
+        ]
         self.tables = make_tables(parameters, self.sizes)
         self.images = [floats(frames * level.area) for level in self.sizes]
         spline, edges = parameters.interpolation == "bspline", parameters.edges > 0
@@ -255,25 +296,46 @@ class Solver:
         )  # fmt: skip
         across, down = tiles(size)
         strips = -(-pixels // (8 * FINISH_THREADS))
+        cluster, most = self.clusters[number], summand_limit(lane_groups(size))
         for warp in range(options.warps):
             asked = options.warp_stop > 0 and warp + 1 < options.warps  # how far this warp moves the flow
-            before = self.before if asked else None
+            before = self.before if asked and not cluster else None
             kernels.launch(
                 "warp_and_linearise", blocks(size, pairs), (WARP_THREADS, 1, 1), stream, self.state,
                 self.images[number], self.targets[number], first, second, self.constants, before, counters, warp,
                 *size, size.pitch, options.lambda_ * options.theta,
             )  # fmt: skip
+            if cluster:
+                kernels.launch_clusters(
+                    "iterate_cluster", cluster, (cluster.blocks, pairs, 1), stream, self.state, self.constants,
+                    self.steps[number], first, counters, warp, *size, size.pitch, options.tau,
+                    options.tau / options.theta, most, summand_limit(pixels),
+                )  # fmt: skip
+                continue
             # One launch more than the iterations take, for pairs that stop within the last.
             for launch in range(-(-options.iterations // HALO) + 1):
                 kernels.launch(
                     "iterate", (across, down, pairs), (TILE_THREADS, 1, 1), stream, self.state, self.constants,
                     self.steps[number], first, counters, launch, warp, *size, size.pitch, options.tau,
-                    options.tau / options.theta, summand_limit(across * down * WARPS),
+                    options.tau / options.theta, most,
                 )  # fmt: skip
             kernels.launch(
                 "finish_warp", (strips if asked else 1, pairs, 1), (FINISH_THREADS, 1, 1), stream, self.state, before,
-                counters, warp, *size, size.pitch, summand_limit(strips * FINISH_THREADS // 32),
+                counters, warp, *size, size.pitch, summand_limit(pixels),
             )  # fmt: skip
+
+
+def best_cluster(parameters: Parameters, kernels: Kernels, size: Size) -> Cluster | None:
+    """The cluster that takes least time for a level on this device; None where tiles must do.
+
+    An iteration takes as long as a block's warps, and those of about `BARRIER_WARPS` more, need to issue.
+    """
+    rates = {
+        cluster: kernels.clusters_at_once("iterate_cluster", cluster) / (cluster.threads / 32 + BARRIER_WARPS)
+        for cluster in clusters_for(parameters, size)
+    }
+    best = max(rates, key=lambda cluster: rates[cluster], default=None)
+    return best if best and rates[best] > 0 else None
 
 
 def blocks(size: Size, count: int) -> tuple[int, int, int]:
@@ -305,21 +367,67 @@ def bytes_per_pair(parameters: Parameters, size: Size) -> int:
     return math.ceil(4 * (planes * size.area + 2 * per_frame * pyramid) + 4 * size.area + counters)
 
 
-def create(parameters: Parameters, device: str) -> CudaMethod:
+def make_solver(
+    parameters: Parameters,
+    decide: Callable[[Kernels], bool],
+    kernels: Kernels,
+    size: Size,
+    frames: int,
+    pairs: int,
+) -> Solver:
+    """A solver; where levels are larger than a tile, `decide` says whether it uses clusters."""
+    large = not all(map(fits, level_sizes(parameters, size)))
+    return Solver(parameters, large and decide(kernels), kernels, size, frames, pairs)
+
+
+def clusters_agree(parameters: Parameters, kernels: Kernels) -> bool:
+    """Whether clusters can be used here: solves a small pair with them and with tiles, which must be equal bit by bit.
+
+    A difference is noted. Takes milliseconds, once for each method.
+    """
+    if kernels.capability not in CLUSTER_CAPABILITIES:
+        return False
+    options = dataclasses.replace(parameters, scales=1, warps=2, iterations=9)
+    if best_cluster(options, kernels, CHECKED_SIZE) is None:
+        return False
+    y, x = np.mgrid[: CHECKED_SIZE.height, : CHECKED_SIZE.width].astype(float)
+    frames = upload(
+        np.stack([128 + 60 * np.sin((x - k) / 2.3 + y / 4.1) * np.cos(x / 17) for k in (0, 1)]).astype(
+            np.uint8
+        )
+    )
+    first, second = (upload(np.array([side, 1 - side], np.int32)) for side in (0, 1))
+    stream, flows = Stream(), []
+    for clusters in (True, False):
+        solver = Solver(options, clusters, kernels, CHECKED_SIZE, 2, 2)
+        host = Pinned((2, 2, CHECKED_SIZE.height, CHECKED_SIZE.pitch), np.float32)
+        stream.download(host.array, solver.solve(frames, 2, first, second, 2, stream))
+        stream.wait()
+        flows.append(host.array[..., : CHECKED_SIZE.width].tobytes())
+    if flows[0] != flows[1]:
+        note("tvl1: on this GPU clusters of blocks give another flow than tiles do; tiles are used")
+    return flows[0] == flows[1]
+
+
+def create(parameters: Parameters, device: str, clusters: bool | None = None) -> CudaMethod:
     """TV-L1 on a GPU.
 
     Args:
         parameters: the method's options.
         device: "auto", "cuda" or "cuda:N".
+        clusters: whether clusters of blocks hold the levels that are larger than a tile, on GPUs that have them; by
+            default where `clusters_agree` finds that they give the flow of the tiles.
 
     Raises:
         InputError: there is no usable GPU, or not that one; or the kernels cannot be compiled.
     """
+    agree = functools.cache(functools.partial(clusters_agree, parameters))
+    decide = agree if clusters is None else lambda _: bool(clusters)
     return CudaMethod(
         "tvl1",
         parameters,
         device,
         program(parameters),
-        functools.partial(Solver, parameters),
+        functools.partial(make_solver, parameters, decide),
         functools.partial(bytes_per_pair, parameters),
     )

@@ -41,6 +41,41 @@ __device__ __forceinline__ void dual_step(
     p22 = (p22 + tau * by) * inverse_b;
 }
 
+// The flow of two neighbouring pixels after an iteration; adds the squares of what it changes where that `counts`.
+__device__ __forceinline__ void flow_step(
+    float2& u1, float2& u2, float2 move, float2 nx, float2 ny, float2 p11, float2 p12, float2 p21, float2 p22,
+    float left11, float left21, float2 above12, float2 above22, bool counts, float& change_left, float& change_right)
+{
+    const float2 a = u1, b = u2;
+    u1.x = a.x - move.x * nx.x + (p11.x - left11 + p12.x - above12.x);
+    u1.y = a.y - move.y * nx.y + (p11.y - p11.x + p12.y - above12.y);
+    u2.x = b.x - move.x * ny.x + (p21.x - left21 + p22.x - above22.x);
+    u2.y = b.y - move.y * ny.y + (p21.y - p21.x + p22.y - above22.y);
+    if (counts) {
+        change_left += (u1.x - a.x) * (u1.x - a.x) + (u2.x - b.x) * (u2.x - b.x);
+        change_right += (u1.y - a.y) * (u1.y - a.y) + (u2.y - b.y) * (u2.y - b.y);
+    }
+}
+
+// 1 where an index has a successor inside, else 0: a forward difference is zero in the last row and column.
+__device__ __forceinline__ float lies_above_last(int index, int count)
+{
+    return (unsigned)index < (unsigned)(count - 1) ? 1.f : 0.f;
+}
+
+// The duals of two neighbouring pixels after an iteration, from their flow and that to the right and below.
+__device__ __forceinline__ void dual_steps(
+    float2& p11, float2& p12, float2& p21, float2& p22, float2 a, float2 b, float right1, float right2, float2 down1,
+    float2 down2, float inside_left, float inside_right, float inside, float tau, float2 steps)
+{
+    dual_step(
+        p11.x, p12.x, p21.x, p22.x, (a.y - a.x) * inside_left, (down1.x - a.x) * inside, (b.y - b.x) * inside_left,
+        (down2.x - b.x) * inside, tau, steps.x);
+    dual_step(
+        p11.y, p12.y, p21.y, p22.y, (right1 - a.y) * inside_right, (down1.y - a.y) * inside,
+        (right2 - b.y) * inside_right, (down2.y - b.y) * inside, tau, steps.y);
+}
+
 // The last row of every warp's dual for the warp below; call before the first iteration, then a barrier.
 __device__ __forceinline__ void hand_down_duals(const Tile& tile, Rows& duals, const Place& place)
 {
@@ -76,53 +111,41 @@ __device__ __forceinline__ void iterate_once(
             float left11 = __shfl_up_sync(ALL_LANES, tile.p11[r].y, 1);
             float left21 = __shfl_up_sync(ALL_LANES, tile.p21[r].y, 1);
             if (FRAME && lane == 0) left11 = left21 = 0.f;
-            const float2 a = tile.u1[r], b = tile.u2[r], nx = tile.nx[r], ny = tile.ny[r];
-            const float2 move = data_step(tile.residual[r], nx, ny, a, b, tile.limit[r]);
-            float2 new_a, new_b;
-            new_a.x = a.x - move.x * nx.x + (tile.p11[r].x - left11 + tile.p12[r].x - above12.x);
-            new_a.y = a.y - move.y * nx.y + (tile.p11[r].y - tile.p11[r].x + tile.p12[r].y - above12.y);
-            new_b.x = b.x - move.x * ny.x + (tile.p21[r].x - left21 + tile.p22[r].x - above22.x);
-            new_b.y = b.y - move.y * ny.y + (tile.p21[r].y - tile.p21[r].x + tile.p22[r].y - above22.y);
-            if (r >= place.first_inner && r < place.end_inner) {   // the same for the whole warp
-                change_left += (new_a.x - a.x) * (new_a.x - a.x) + (new_b.x - b.x) * (new_b.x - b.x);
-                change_right += (new_a.y - a.y) * (new_a.y - a.y) + (new_b.y - b.y) * (new_b.y - b.y);
-            }
+            const float2 move = data_step(tile.residual[r], tile.nx[r], tile.ny[r], tile.u1[r], tile.u2[r], tile.limit[r]);
+            const bool counts = r >= place.first_inner && r < place.end_inner;   // the same for the whole warp
+            flow_step(
+                tile.u1[r], tile.u2[r], move, tile.nx[r], tile.ny[r], tile.p11[r], tile.p12[r], tile.p21[r], tile.p22[r],
+                left11, left21, above12, above22, counts, change_left, change_right);
             above12 = tile.p12[r];
             above22 = tile.p22[r];
-            tile.u1[r] = new_a;
-            tile.u2[r] = new_b;
         }
         flow.first[warp][lane] = tile.u1[0];
         flow.second[warp][lane] = tile.u2[0];
-        const float change =
-            warp_total((place.inner_left ? change_left : 0.f) + (place.inner_right ? change_right : 0.f));
-        if (lane == 0) add_to(total, (Sum)(fminf(change, most) * UNIT));
+        const float change = (place.inner_left ? change_left : 0.f) + (place.inner_right ? change_right : 0.f);
+        const Sum sum = warp_sum(in_units(change, most));
+        if (lane == 0) add_to(total, sum);
     }
     __syncthreads();
     if (FRAME && threadIdx.x == 0) *next = 0;
     if (place.at_frame) {
         const float2 below1 = flow.first[warp + 1][lane], below2 = flow.second[warp + 1][lane];
-        const float inside_left = place.x >= 0 && place.x < place.width - 1 ? 1.f : 0.f;
-        const float inside_right = place.x + 1 >= 0 && place.x + 1 < place.width - 1 ? 1.f : 0.f;
+        const float inside_left = lies_above_last(place.x, place.width);
+        const float inside_right = lies_above_last(place.x + 1, place.width);
         #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             const float right1 = __shfl_down_sync(ALL_LANES, tile.u1[r].x, 1);
             const float right2 = __shfl_down_sync(ALL_LANES, tile.u2[r].x, 1);
-            const float2 a = tile.u1[r], b = tile.u2[r];
             const float2 down1 = r + 1 < ROWS ? tile.u1[r + 1 < ROWS ? r + 1 : 0] : below1;
             const float2 down2 = r + 1 < ROWS ? tile.u2[r + 1 < ROWS ? r + 1 : 0] : below2;
-            const float inside = place.y + r >= 0 && place.y + r < place.height - 1 ? 1.f : 0.f;
+            const float inside = lies_above_last(place.y + r, place.height);
 #if EDGES
             const float2 steps = tile.steps[r];
 #else
             const float2 steps = make_float2(step, step);
 #endif
-            dual_step(
-                tile.p11[r].x, tile.p12[r].x, tile.p21[r].x, tile.p22[r].x, (a.y - a.x) * inside_left,
-                (down1.x - a.x) * inside, (b.y - b.x) * inside_left, (down2.x - b.x) * inside, tau, steps.x);
-            dual_step(
-                tile.p11[r].y, tile.p12[r].y, tile.p21[r].y, tile.p22[r].y, (right1 - a.y) * inside_right,
-                (down1.y - a.y) * inside, (right2 - b.y) * inside_right, (down2.y - b.y) * inside, tau, steps.y);
+            dual_steps(
+                tile.p11[r], tile.p12[r], tile.p21[r], tile.p22[r], tile.u1[r], tile.u2[r], right1, right2, down1, down2,
+                inside_left, inside_right, inside, tau, steps);
         }
         hand_down_duals(tile, duals, place);
     }

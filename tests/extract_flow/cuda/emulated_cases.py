@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,12 @@ from extract_flow.flow_method import DeviceMemoryError
 from extract_flow.methods import load
 from extract_flow.resampling import taps_of
 from extract_flow.tvl1 import cuda, solver
+from extract_flow.tvl1.cuda import solver as tvl1_cuda
 from extract_flow.tvl1.cuda.solver import HALO, fits, level_sizes
 from extract_flow.tvl1.parameters import PRESETS, Parameters
 from pipeline.codec import Quantised, codec
 from pipeline.errors import InputError
+from pipeline.progress import notes_to
 
 PAIRS = np.array([[0, 1], [2, 0], [0, 0]])
 SIZES = ((1, 1), (5, 300), (85, 64), (341, 255))
@@ -66,10 +69,14 @@ def tvl1(preset: str) -> dict[str, Any]:
             options = dataclasses.replace(options, iterations=33)
         frames = moving(height, width)
         expected = solver.TVL1(options, 2).run(frames, PAIRS)
-        found = cuda.create(options, "cuda").run(frames, PAIRS)
+        before = emulated()["cluster_launches"]
+        found, by_tiles = (
+            cuda.create(options, "cuda", clusters).run(frames, PAIRS) for clusters in (True, False)
+        )
         levels = level_sizes(options, Size(height, width))
         results[f"{height}x{width}"] = differences(found, expected) | {
-            "small": sum(map(fits, levels)), "levels": len(levels)
+            "small": sum(map(fits, levels)), "levels": len(levels), "equal": bool((found == by_tiles).all()),
+            "clusters": emulated()["cluster_launches"] - before,
         }  # fmt: skip
     return results
 
@@ -96,7 +103,9 @@ def stops() -> list[dict[str, Any]]:
                 next((k for k, change in enumerate(by_count, 1) if change <= epsilon), most)
                 for by_count in changes
             ]
-            flow = cuda.create(stopping, "cuda").run(frames, pairs)
+            flow, by_tiles = (
+                cuda.create(stopping, "cuda", clusters).run(frames, pairs) for clusters in (True, False)
+            )
             apart = [float(np.abs(flow[pair] - after[due[pair]][pair]).max()) for pair in range(2)]
             next_best = min(
                 float(np.abs(flow[pair] - after[count][pair]).max())
@@ -110,9 +119,36 @@ def stops() -> list[dict[str, Any]]:
                     "due": due,
                     "apart": max(apart),
                     "next_best": next_best,
+                    "equal": bool((flow == by_tiles).all()),
                     "halo": HALO,
                 }
             )
+    return found
+
+
+def choices() -> dict[str, Any]:
+    """How often clusters are launched by default, and what is noted, on several devices and where they go wrong."""
+    options, frames = Parameters(scales=2, warps=2, iterations=5), moving(80, 130)
+    expected = cuda.create(options, "cuda", clusters=False).run(frames, PAIRS)
+    found = {}
+
+    def launched() -> dict[str, Any]:
+        before = emulated()["cluster_launches"]
+        with notes_to(notes.append):
+            flow = cuda.create(options, "cuda").run(frames, PAIRS)
+        return {
+            "clusters": emulated()["cluster_launches"] - before, "equal": bool((flow == expected).all()),
+            "notes": [note for note in notes if "clusters" in note],
+        }  # fmt: skip
+
+    notes: list[str] = []
+    found["with clusters"] = launched()
+    with mock.patch.object(tvl1_cuda, "CLUSTER_CAPABILITIES", ()):
+        found["without"] = launched()
+    with mock.patch.dict(os.environ, EMULATED_CLUSTERS="1"):
+        found["with too few for a cluster"] = launched()
+    with mock.patch.object(kernels.Kernels, "launch_clusters"):  # as if they did nothing
+        found["with clusters that are wrong"] = launched()
     return found
 
 
@@ -390,8 +426,8 @@ def refusals() -> dict[str, list[str]]:
 
 CASES = {
     case.__name__: case
-    for case in (stops, refusals, levels, quantisers, resampling, repeatable, overlapping, not_finite, out_of_memory,
-                 leaks, graphs, attributes)
+    for case in (stops, choices, refusals, levels, quantisers, resampling, repeatable, overlapping, not_finite,
+                 out_of_memory, leaks, graphs, attributes)
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ pytestmark = [needs_emulator, pytest.mark.xdist_group("emulated GPU")]
 CASES = Path(__file__).with_name("emulated_cases.py")
 HALO = 4
 GROUPS = (
-    ("tvl1 default", "tvl1 default-1"), ("tvl1 field",), ("tvl1 accurate",), ("stops",),
+    ("tvl1 default", "tvl1 default-1"), ("tvl1 field",), ("tvl1 accurate",), ("stops", "choices"),
     ("brox default", "brox tiles", "brox one launch", "brox many launches", "brox opencv", "brox one pixel",
      "brox flat"),
     ("levels", "quantisers", "resampling", "repeatable", "overlapping", "not_finite", "leaks", "graphs", "attributes",
@@ -42,6 +42,8 @@ def test_every_tvl1_preset_gives_the_flow_of_the_cpu_on_every_size(preset: str, 
     assert result["mean"] < 1e-5
     assert result["most"] < 1e-3
     assert result["flow"] > 0.5 or size == "1x1"
+    assert result["equal"], "clusters of blocks and tiles give different bits"
+    assert (result["clusters"] > 0) == (result["small"] < result["levels"])
 
 
 def test_the_sizes_reach_levels_in_one_block_and_levels_in_several_tiles() -> None:
@@ -59,6 +61,19 @@ def test_pairs_stop_where_the_cpu_does_inside_at_the_end_of_and_after_a_launch()
         assert any(first // HALO != second // HALO for first, second in due), "no two pairs stop apart"
     for result in runs:
         assert result["apart"] < 1e-4 < result["next_best"], result
+        assert result["equal"], "clusters and tiles stop apart"
+
+
+def test_clusters_are_used_where_the_device_has_them_and_they_give_the_bits_of_tiles() -> None:
+    result = found("choices")
+    assert all(run["equal"] for run in result.values())
+    assert result["with clusters"]["clusters"] > 0
+    for device in ("without", "with too few for a cluster", "with clusters that are wrong"):
+        assert result[device]["clusters"] == 0
+    assert [bool(run["notes"]) for run in result.values()] == [False, False, False, True]
+    assert result["with clusters that are wrong"]["notes"] == [
+        "tvl1: on this GPU clusters of blocks give another flow than tiles do; tiles are used"
+    ]
 
 
 @pytest.mark.parametrize(

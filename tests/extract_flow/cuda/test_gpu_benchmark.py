@@ -7,18 +7,24 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from emulator import environment, needs_emulator
 from made_shards import make_shard
 from torch import nn
 
+from extract_flow.methods import load
 from pipeline.outcome import Outcome
 
 pytest.importorskip("cuda.bindings", reason="needs cuda-bindings: pip install -e .[cuda]")
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
+import gpu  # noqa: E402
+import gpu_frames  # noqa: E402
 import gpu_pipeline  # noqa: E402
 import gpu_report  # noqa: E402
 
@@ -88,7 +94,7 @@ sys.path.insert(0, "benchmarks")
 import gpu, gpu_frames, gpu_pipeline, gpu_report
 gpu_frames.HEIGHT, gpu_frames.WIDTH = 6, int(sys.argv.pop(1))
 gpu_report.SECONDS = 0.01
-gpu.SIZES, gpu.SMALL_SIZES, gpu.SMALL_BATCHES = ((20, 28), (1, 1)), ((9, 11),), (8, 9, 3)
+gpu.SIZES, gpu.SMALL_SIZES, gpu.SMALL_BATCHES = ((20, 28), (1, 1), (6, 70)), ((9, 11),), (8, 9, 3)
 gpu.PRESETS = {"tvl1": ("default",), "brox": ("default",)}
 gpu.MOST_PAIRS, gpu.PAIRS_OF_BATCHES, gpu.HELD_BYTES, gpu.BATCHES = 2, 4, 4096, (1, 2)
 gpu_pipeline.FRAMES_OF_A_CLIP, gpu_pipeline.CLIPS = 3, 4
@@ -117,7 +123,9 @@ def test_sections_that_compute_flow_find_nothing_wrong_on_the_emulated_gpu(tmp_p
     assert ("correctness", "brox: 4 pairs; in batches of 1 and 16; again") in found
     assert ("kernels", "brox: 2 pairs") in found
     assert ("speed", "tvl1, 2 pairs, the next handed over ahead") in found
-    for kernel in ("tvl1 iterate", "brox relax"):
+    assert found["correctness", "tvl1 default 70x6: by clusters and by tiles"] == ["the same bits", "ok"]
+    assert "% of the memory's)" in found["kernels", "tvl1 iterate_cluster"][1]
+    for kernel in ("tvl1 by tiles iterate", "brox relax"):
         judgement = found["kernels", kernel][1]
         assert "% of the memory's) and " in judgement
         assert "% of the arithmetic's) without halos" in judgement
@@ -135,7 +143,7 @@ def test_the_small_run_for_the_sanitizers_is_the_device_and_correctness(tmp_path
 @needs_emulator
 @pytest.mark.xdist_group("emulated GPU")
 def test_extraction_is_timed_from_files_to_shards_on_the_emulated_gpu(tmp_path: Path) -> None:
-    assert [processes for name, processes, _ in gpu_pipeline.RUNS if name == "tvl1"] == [1, 2, 4, 4]
+    assert [processes for name, processes, _ in gpu_pipeline.RUNS if name == "tvl1"] == [1, 2, 4, 8, 8]
     found = rows_in_small(tmp_path, "--only", "extraction")
     for what in ("tvl1, 1 processes, flow only", "brox, 2 processes"):
         value, judgement = found["extraction", what]
@@ -155,6 +163,42 @@ def test_a_peer_that_fails_costs_its_own_row_only(tmp_path: Path) -> None:
     assert "px from OpenCV's" in found["peers", "ours, tvl1 field, batched"][1]
     assert found["peers", "OpenCV CUDA brox"][0] == "left out"
     assert "NotImplementedError" in found["peers", "OpenCV CUDA brox"][1]
+
+
+class Apart:
+    """A GPU whose Brox is so many pixels from the CPU's."""
+
+    def __init__(self, pixels: float) -> None:
+        self.pixels = pixels
+
+    def run(self, frames: Any, pairs: Any, kind: str = "flow", quantiser: Any = None) -> Any:
+        flow = load("brox", "cpu").run(frames, pairs) + np.float32(self.pixels)
+        return flow if kind == "flow" else quantiser.quantise(flow)
+
+
+@pytest.mark.parametrize(("pixels", "wrong"), [(1e-5, False), (0.5, True)])
+def test_a_difference_is_wrong_unless_the_cpu_itself_moves_as_far_for_less_than_rounding(
+    pixels: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LESS", {"brox": ()})
+    report, frames = gpu_report.Report(), gpu_frames.waves(2, 16, 20)
+    gpu.compare(report, "it", load("brox", "cpu"), Apart(pixels), frames, ("brox", "default"))
+    assert report.wrong == wrong
+    assert ("the CPU's own flow moves by" in report.rows[0][3]) == wrong
+
+
+def test_a_section_is_cut_off_at_its_limit_and_keeps_its_rows(tmp_path: Path) -> None:
+    def endless() -> None:
+        report.add("slow", "first", "1")
+        time.sleep(60)
+
+    report = gpu_report.Report(tmp_path / "table.json")
+    gpu_report.section(report, "slow", endless, seconds=1)
+    gpu_report.section(report, "next", lambda: report.add("next", "it", "2"))
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row[1] for row in rows] == ["first", "left out", "it"]
+    assert "cut off after 1 s" in rows[1][3]
+    assert gpu_report.SECTION_SECONDS == 240
 
 
 def test_the_steady_rate_is_that_of_the_time_in_which_all_processes_work() -> None:

@@ -18,11 +18,15 @@ pytestmark = [needs_emulator, pytest.mark.xdist_group("emulated GPU")]
 FEW = ("--scales", "1", "--warps", "1", "--iterations", "3", "--short-side", "none", "--codec", "lossless")
 
 
-def extract(folder: Path, output: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+def attempt(folder: Path, output: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "extract_flow", str(folder), "--output", str(output), *FEW, *options]
-    finished = subprocess.run(
+    return subprocess.run(
         command, env=environment(**more), cwd=PROJECT, capture_output=True, text=True, check=False
     )
+
+
+def extract(folder: Path, output: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    finished = attempt(folder, output, *options, **more)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished
 
@@ -61,6 +65,43 @@ def test_processes_that_share_gpus_make_every_shard_as_the_cpu_does(clips: Path,
 def test_a_gpu_of_little_memory_makes_every_shard(clips: Path, tmp_path: Path) -> None:
     finished = extract(clips, tmp_path, "--device", "cuda:0", "--jobs", "1", EMULATED_MEMORY=str(4_000_000))
     assert "24 done, 0 skipped (already valid), 0 failed" in finished.stdout
+
+
+def test_a_process_that_loses_its_gpu_is_replaced_and_every_shard_made(clips: Path, tmp_path: Path) -> None:
+    """Once, an illegal address: every later call of that process fails."""
+    finished = extract(
+        clips, tmp_path / "shards", "--device", "cuda:0", "--jobs", "2", "--processes", "1",
+        EMULATED_FAULT_AT="3", EMULATED_FAULT_ONCE=str(tmp_path / "once"),
+    )  # fmt: skip
+    assert (tmp_path / "once").exists()
+    assert "24 done, 0 skipped (already valid), 0 failed" in finished.stdout
+
+
+def test_a_gpu_that_fails_in_every_process_ends_the_extraction_with_the_error(
+    clips: Path, tmp_path: Path
+) -> None:
+    finished = attempt(
+        clips, tmp_path, "--device", "cuda", "--jobs", "2", "--processes", "1", EMULATED_FAULT_AT="1"
+    )
+    assert finished.returncode == 1
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("error: cuda:0: CUDA_ERROR_ILLEGAL_ADDRESS")
+    assert "3 videos in a row" in last
+    assert "Traceback" not in finished.stderr
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_a_gpu_that_is_gone_after_an_error_ends_the_extraction_and_not_on_the_cpu(
+    clips: Path, tmp_path: Path
+) -> None:
+    once = str(tmp_path / "once")
+    finished = attempt(
+        clips, tmp_path / "shards", "--device", "auto", "--jobs", "2", "--processes", "1",
+        EMULATED_FAULT_AT="3", EMULATED_FAULT_ONCE=once, EMULATED_INIT_AFTER=once,
+    )  # fmt: skip
+    assert finished.returncode == 1
+    assert "no usable NVIDIA GPU is visible: CUDA_ERROR_NO_DEVICE" in finished.stderr.splitlines()[-1]
+    assert "Traceback" not in finished.stderr
 
 
 SMALL = """

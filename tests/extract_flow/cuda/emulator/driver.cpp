@@ -4,10 +4,14 @@
 //
 // EMULATED_GPUS: devices (1); EMULATED_MEMORY: bytes of device memory (8 GiB); EMULATED_DRIVER: its CUDA (13000);
 // EMULATED_INIT, EMULATED_CONTEXT and EMULATED_LOAD: what starting, making a context and loading a module return (0).
+// EMULATED_FAULT_AT: the wait, counted from 1, that returns EMULATED_FAULT (700), as every later call does; with
+// EMULATED_FAULT_ONCE only in the process that makes the file of this name. EMULATED_INIT_AFTER: a file; where it is,
+// starting returns NO_DEVICE.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <functional>
 #include <map>
 #include <memory>
@@ -28,7 +32,13 @@ typedef std::function<void()> Work;
 struct Stream { std::vector<Work> queue; std::vector<Work>* recorded; };
 struct Graph { std::vector<Work> work; };
 struct Module { void* library; };
-struct Function { void* (*bind)(void**); void (*release)(void*); void (*run)(void*, const unsigned*, const unsigned*); };
+struct Function {
+    void* (*bind)(void**);
+    void (*release)(void*);
+    void (*run)(void*, const unsigned*, const unsigned*, unsigned);
+    unsigned shared;        // bytes of dynamic shared memory that were asked for
+    bool large_clusters;    // whether more than 8 blocks to a cluster were asked for
+};
 struct Block { void* start; size_t mapped, size; };
 
 static std::recursive_mutex lock;
@@ -37,7 +47,7 @@ static std::map<void*, size_t> pinned;
 static std::set<Stream*> streams;
 static std::set<Graph*> graphs;
 static size_t used, limit;
-static long launches, graph_launches, refused;
+static long launches, graph_launches, cluster_launches, refused;
 static const size_t PAGE = 4096;
 #define LOCKED std::lock_guard<std::recursive_mutex> guard(lock);
 
@@ -45,7 +55,23 @@ static long number(const char* name, long otherwise) { const char* text = getenv
 static int devices() { const char* visible = getenv("CUDA_VISIBLE_DEVICES"); return visible && !*visible ? 0 : (int)number("EMULATED_GPUS", 1); }
 static size_t memory() { return limit ? limit : (size_t)number("EMULATED_MEMORY", 8l << 30); }
 
-API Result cuInit(unsigned) { return devices() ? (Result)number("EMULATED_INIT", OK) : NO_DEVICE; }
+static bool there(const char* name) { const char* file = getenv(name); return file && !access(file, F_OK); }
+static bool made_now(const char* name)
+{
+    const char* file = getenv(name);
+    const int made = file ? open(file, O_CREAT | O_EXCL, 0600) : 0;
+    if (file && made >= 0) close(made);
+    return made >= 0;
+}
+static Result broken;
+static Result fault_of_wait()
+{
+    static long waits;
+    if (++waits == number("EMULATED_FAULT_AT", 0) && made_now("EMULATED_FAULT_ONCE")) broken = (Result)number("EMULATED_FAULT", 700);
+    return broken;
+}
+
+API Result cuInit(unsigned) { return devices() && !there("EMULATED_INIT_AFTER") ? (Result)number("EMULATED_INIT", OK) : NO_DEVICE; }
 API Result cuDriverGetVersion(int* version) { *version = (int)number("EMULATED_DRIVER", 13000); return OK; }
 API Result cuDeviceGetCount(int* count) { *count = devices(); return OK; }
 API Result cuDeviceGet(int* device, int ordinal) { *device = ordinal; return ordinal < devices() ? OK : INVALID_DEVICE; }
@@ -79,6 +105,7 @@ API Result cuMemGetInfo_v2(size_t* left, size_t* total) { LOCKED *total = memory
 API Result cuMemAlloc_v2(Pointer* pointer, size_t size)
 {
     LOCKED
+    if (broken) return broken;
     if (used + size > memory()) {
         refused++;
         return OUT_OF_MEMORY;
@@ -126,6 +153,7 @@ static bool is_pinned(const void* at, size_t size)
 static Result queue(void* handle, Work work)
 {
     LOCKED
+    if (broken) return broken;
     Stream* stream = (Stream*)handle;
     if (!streams.count(stream)) return INVALID_VALUE;   // the default stream would hold up the others
     (stream->recorded ? *stream->recorded : stream->queue).push_back(std::move(work));
@@ -155,7 +183,13 @@ API Result cuStreamCreate(void** stream, unsigned flags)
     return OK;
 }
 API Result cuStreamDestroy_v2(void* stream) { LOCKED flush((Stream*)stream); streams.erase((Stream*)stream); delete (Stream*)stream; return OK; }
-API Result cuStreamSynchronize(void* stream) { LOCKED if (((Stream*)stream)->recorded) return 900; flush((Stream*)stream); return OK; }
+API Result cuStreamSynchronize(void* stream)
+{
+    LOCKED
+    if (((Stream*)stream)->recorded) return 900;
+    flush((Stream*)stream);
+    return fault_of_wait();
+}
 API Result cuCtxSynchronize() { LOCKED flush_all(); return OK; }
 API Result cuStreamBeginCapture_v2(void* stream, int) { LOCKED ((Stream*)stream)->recorded = new std::vector<Work>; return OK; }
 API Result cuStreamEndCapture(void* handle, void** graph)
@@ -183,6 +217,7 @@ API Result cuGraphExecDestroy(void* graph) { return cuGraphDestroy(graph); }
 API Result cuGraphLaunch(void* graph, void* stream)
 {
     LOCKED
+    if (broken) return broken;
     graph_launches++;
     for (const Work& work : ((Graph*)graph)->work)
         if (Result result = queue(stream, work)) return result;
@@ -230,25 +265,72 @@ API Result cuModuleGetFunction(void** function, void* module, const char* name)
     if (!bind) return NOT_FOUND;
     *function = new Function{
         (void* (*)(void**))bind, (void (*)(void*))dlsym(library, "emulated_release"),
-        (void (*)(void*, const unsigned*, const unsigned*))dlsym(library, "emulated_run")};
+        (void (*)(void*, const unsigned*, const unsigned*, unsigned))dlsym(library, "emulated_run"), 0, false};
     return OK;
 }
 API Result cuFuncGetAttribute(int* value, int, void*) { *value = 64; return OK; }
-API Result cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                          unsigned shared, void* stream, void** parameters, void** extra)
+API Result cuFuncSetAttribute(void* handle, int attribute, int value)
+{
+    Function* function = (Function*)handle;
+    switch (attribute) {
+        case 8: function->shared = value; return value >= 0 && value <= 232448 - 1024 ? OK : INVALID_VALUE;
+        case 14: function->large_clusters = value; return OK;
+        default: return INVALID_VALUE;
+    }
+}
+static Result launch(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                     unsigned shared, unsigned cluster, void* stream, void** parameters, void** extra)
 {
     LOCKED
     launches++;
     const unsigned long threads = (unsigned long)bx * by * bz;
     if (!gx || !gy || !gz || !threads || gx > 2147483647 || gy > 65535 || gz > 65535 || bx > 1024 || by > 1024 || bz > 64 ||
-        threads > 1024 || shared || extra)
+        threads > 1024 || extra)
         return INVALID_VALUE;
     Function* function = (Function*)handle;
+    if (shared > function->shared || !cluster || gx % cluster || cluster > (function->large_clusters ? 16 : 8))
+        return INVALID_VALUE;
     std::shared_ptr<void> call(function->bind(parameters), function->release);
     return queue(stream, [=] {
         const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-        function->run(call.get(), grid, block);
+        function->run(call.get(), grid, block, cluster);
     });
+}
+API Result cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                          unsigned shared, void* stream, void** parameters, void** extra)
+{
+    return launch(handle, gx, gy, gz, bx, by, bz, shared, 1, stream, parameters, extra);
+}
+struct Attribute { int id; char padding[4]; union { unsigned cluster[3]; char room[64]; }; };
+struct Config { unsigned grid[3], block[3], shared; void* stream; Attribute* attributes; unsigned count; };
+static bool cluster_of(const Config& config, unsigned& cluster)
+{
+    cluster = 1;
+    for (unsigned k = 0; k < config.count; k++) {
+        const Attribute& given = config.attributes[k];
+        if (given.id != 4 || given.cluster[1] != 1 || given.cluster[2] != 1) return false;   // only clusters along x
+        cluster = given.cluster[0];
+    }
+    return true;
+}
+API Result cuLaunchKernelEx(const Config* config, void* handle, void** parameters, void** extra)
+{
+    unsigned cluster;
+    if (!cluster_of(*config, cluster)) return INVALID_VALUE;
+    cluster_launches++;
+    const unsigned *grid = config->grid, *block = config->block;
+    return launch(handle, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->shared, cluster, config->stream,
+                  parameters, extra);
+}
+// EMULATED_CLUSTERS: multiprocessors that run clusters (112).
+API Result cuOccupancyMaxActiveClusters(int* clusters, void* handle, const Config* config)
+{
+    const Function* function = (Function*)handle;
+    unsigned cluster;
+    if (!cluster_of(*config, cluster) || config->shared > function->shared || cluster > (function->large_clusters ? 16 : 8))
+        return INVALID_VALUE;
+    *clusters = (int)number("EMULATED_CLUSTERS", 112) / (int)cluster;
+    return OK;
 }
 API Result cuGetErrorName(Result code, const char** text) { *text = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR"; return OK; }
 API Result cuGetErrorString(Result code, const char** text) { *text = code == OUT_OF_MEMORY ? "out of memory" : "emulated error"; return OK; }
@@ -279,8 +361,8 @@ API Result cuGetProcAddress(const char* name, void** function, int version, unsi
 API void emulated_counts(char* text, size_t size)
 {
     LOCKED
-    snprintf(text, size, "{\"launches\": %ld, \"graph_launches\": %ld, \"refused\": %ld, \"bytes\": %zu, \"streams\": %zu, "
-             "\"graphs\": %zu, \"pinned\": %zu}", launches, graph_launches, refused, used, streams.size(), graphs.size(),
+    snprintf(text, size, "{\"launches\": %ld, \"graph_launches\": %ld, \"cluster_launches\": %ld, \"refused\": %ld, \"bytes\": %zu, \"streams\": %zu, "
+             "\"graphs\": %zu, \"pinned\": %zu}", launches, graph_launches, cluster_launches, refused, used, streams.size(), graphs.size(),
              pinned.size());
 }
 API void emulated_limit(size_t bytes) { LOCKED limit = bytes; }
