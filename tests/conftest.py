@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
-
-PROJECT = Path(__file__).resolve().parent.parent
+from real_data import REAL_DATA
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell script ignores Ctrl-C for what it starts in the background, and the commands under test would inherit it.
@@ -18,7 +16,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real clips, ground-truth flow and official splits; skips with the reason where it is absent."""
-    folder = Path(os.environ.get("TWO_STREAM_TEST_DATA", PROJECT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real test data at {folder}: set TWO_STREAM_TEST_DATA to the folder that holds it")
-    return folder
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real test data at {REAL_DATA}: set TWO_STREAM_TEST_DATA to the folder that holds it")
+    return REAL_DATA

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from real_data import FAULTS
 
 import evaluate.__main__
 import train.__main__
@@ -16,7 +17,6 @@ from evaluate import score_file_v1
 from pipeline import export, pack, verify, view
 
 PROJECT = Path(__file__).resolve().parents[2]
-FAULTS = PROJECT.parent / "shared" / "data" / "faults"
 FILES = sorted(path.name for path in FAULTS.iterdir() if path.suffix != ".md") if FAULTS.is_dir() else []
 
 sys.path.insert(0, str(PROJECT / "tests" / "pipeline"))
@@ -36,7 +36,7 @@ PLACES: dict[str, tuple[str, object, Sequence[str]]] = {
 }
 
 
-@pytest.mark.skipif(not FILES, reason="the shared collection of damaged files is not here")
+@pytest.mark.skipif(not FILES, reason=f"no damaged files at {FAULTS}: see TWO_STREAM_TEST_DATA")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_damaged_file_is_an_error_that_names_it_wherever_it_is(

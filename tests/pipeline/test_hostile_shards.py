@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from made_shards import make_shard
+from real_data import FAULTS
 
 from pipeline import export, pack, verify, view
 from pipeline.errors import Damaged, InputError, Unreadable
@@ -24,7 +25,6 @@ from pipeline.shard_file import FLOW_TABLES, STREAM_TABLES, tables_crc32
 from pipeline.shard_index import index_pack, index_shards
 
 PROJECT = Path(__file__).resolve().parents[2]
-FAULTS = PROJECT.parent / "shared" / "data" / "faults"
 
 
 def invoke(command: object, *arguments: object) -> Result:
@@ -174,7 +174,7 @@ def test_a_size_that_the_images_do_not_have_takes_no_memory(tmp_path: Path, side
     assert "x.h5" in done.stdout, done.stderr
 
 
-@pytest.mark.skipif(not FAULTS.is_dir(), reason="the shared collection of damaged files is not here")
+@pytest.mark.skipif(not FAULTS.is_dir(), reason=f"no damaged files at {FAULTS}: see TWO_STREAM_TEST_DATA")
 @pytest.mark.parametrize(
     "name", ["attr_overflow", "attr_width_empty", "dims_huge_attr", "fps_nan", "step_huge"]
 )
