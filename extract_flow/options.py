@@ -182,7 +182,7 @@ class Execution:
         None,
         "Worker processes for each GPU, which share it and the cores.",
         minimum=1,
-        shown_default="1 to 4, one for every 4 cores",
+        shown_default="1 to 8, one for every 2 cores",
     )
     threads: int = option(1, "Threads of each process's method on a CPU.", minimum=1)
     patience: float = option(

@@ -371,9 +371,8 @@ def read_shard_set(folder: str | Path, unusable: dict[ShardAddress, InputError] 
                 found.facts.pop(video, None)
                 if video in known:
                     found.facts[video] = known[video].facts
-    found._order = sorted(
-        dict.fromkeys((*files.loose, *found._packed))
-    )  # sorted but for packs: no set, which is not
+    # Loose files are in order already, which a dict keeps and a set would not: sorting them again is quick.
+    found._order = sorted(dict.fromkeys((*files.loose, *found._packed)))
     return found
 
 
